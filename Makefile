@@ -1,0 +1,43 @@
+# Every target sets up what it needs: Python 3.11 or later and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint check torture bench docs captures wheel clean
+
+demo: $(STAMP)
+	$(BIN)/upcall-trace demo
+
+test: lint check
+	$(BIN)/python -m pytest -n auto -m "not torture"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: $(STAMP)
+	$(BIN)/mypy
+
+torture: $(STAMP)
+	$(BIN)/python -m pytest -m torture --timeout 3600
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python -m tools.generate_docs
+
+captures: $(STAMP)
+	$(BIN)/python -m tools.generate_captures
+
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@

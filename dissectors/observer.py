@@ -1,0 +1,324 @@
+"""Watches both directions of one connection: any bytes in, events out, nothing raised.
+
+The real peers break their own rules (docs/protocol.md section 4), so here a violation is a fact on
+an event, not an error. Bytes from the guest are a stream and give the same events however they are
+sliced. Bytes to the guest are not: each recorded send, cut every `request_size` bytes, is one
+receive in the guest, laid over the bytes of the one before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+
+from .constants import MAGIC_VERSION, UPCALL_PORT, Arch
+from .events import (
+    ConnectLine,
+    Event,
+    Hello,
+    Incomplete,
+    Lost,
+    OkLine,
+    Opaque,
+    PassFd,
+    ReplyReceived,
+    RequestReceived,
+    ServiceByte,
+)
+from .hvsock import PASSFD_LINE, line_end, ok_line_end, parse_connect, parse_ok
+from .messages import decode_reply
+from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
+
+_KEPT_OPEN = 64
+"""Open requests whose messages are kept for decoding their replies; a peer has one or two."""
+_MAGIC = MAGIC_VERSION.to_bytes(4, "little")
+
+
+class Start(Enum):
+    """What the recording of a connection begins with."""
+
+    LINE = auto()
+    """The CONNECT line: the VMM's Unix socket."""
+    SERVICE = auto()
+    """The service byte: a vsock connection to the upcall port seen from inside the guest."""
+    MIDDLE = auto()
+    """Anything: the recording began after the connection did."""
+    OTHER = auto()
+    """Another port's traffic, which has no meaning here."""
+
+
+class _Phase(Enum):
+    LINE = auto()
+    SERVICE = auto()
+    MIDDLE = auto()
+    HELLO = auto()
+    MESSAGES = auto()
+    OPAQUE = auto()
+
+
+_FIRST_PHASE = {
+    Start.LINE: (_Phase.LINE, _Phase.LINE),
+    Start.SERVICE: (_Phase.SERVICE, _Phase.HELLO),
+    Start.MIDDLE: (_Phase.MIDDLE, _Phase.MIDDLE),
+    Start.OTHER: (_Phase.OPAQUE, _Phase.OPAQUE),
+}
+
+
+class Observer:
+    """Give it what was recorded, in order; it returns what that means.
+
+    `arch` is what the capture says of the guest, used for CPU messages that do not tell;
+    `upcall_port` is the port whose connections carry upcall.
+    """
+
+    def __init__(
+        self,
+        start: Start = Start.LINE,
+        arch: Arch = Arch.X86_64,
+        upcall_port: int = UPCALL_PORT,
+    ) -> None:
+        self._arch = arch
+        self._upcall_port = upcall_port
+        self._to_phase, self._from_phase = _FIRST_PHASE[start]
+        self._service: Service | None = DEVICE_MANAGER if start is Start.MIDDLE else None
+        self._accepted = start is not Start.LINE
+        self._line = b""
+        self._from = b""
+        self._request_buffer = b""
+        self._next_number = 0
+        self._open: deque[tuple[int, ServiceRequest | None]] = deque()
+        self._skip = 0
+        self._resync = False
+        self._split_number: int | None = None
+        self._split_size = 0
+
+    def to_guest(self, sent: bytes) -> list[Event]:
+        """Events of one send from the VMM's side, as it was recorded."""
+        events: list[Event] = []
+        if self._resync:
+            self._forget(events)
+        if self._to_phase is _Phase.MESSAGES:
+            return events + self._requests(sent, 0)
+        position = 0
+        while position < len(sent):
+            match self._to_phase:
+                case _Phase.LINE:
+                    position = self._connect_line(sent, events)
+                case _Phase.SERVICE:
+                    position = self._service_byte(sent, position, events)
+                case _Phase.MIDDLE:
+                    self._to_phase = _Phase.SERVICE if len(sent) == 1 else _Phase.MESSAGES
+                    if self._to_phase is _Phase.MESSAGES:
+                        self._request_buffer = bytes(DEVICE_MANAGER.request_size)
+                case _Phase.MESSAGES:
+                    events += self._requests(sent, position)
+                    position = len(sent)
+                case _:
+                    events.append(Opaque(True, sent[position:]))
+                    position = len(sent)
+        return events
+
+    def from_guest(self, received: bytes) -> list[Event]:
+        """Events of bytes from the guest's side, in any slicing."""
+        service = self._service
+        if (
+            self._from_phase is _Phase.MESSAGES
+            and service is not None
+            and len(received) == service.reply_size
+            and not self._from
+            and not self._skip
+        ):
+            return [self._reply(service, received)]
+        events: list[Event] = []
+        if self._skip:
+            skipped, received = received[: self._skip], received[self._skip :]
+            self._skip -= len(skipped)
+            events.append(Incomplete(False, skipped))
+        self._from += received
+        while self._from:
+            before = len(self._from)
+            match self._from_phase:
+                case _Phase.LINE:
+                    self._ok_line(events)
+                case _Phase.HELLO | _Phase.MESSAGES if self._service is not None:
+                    self._message(self._service, events)
+                case _Phase.MIDDLE if self._from.startswith(_MAGIC):
+                    if len(self._from) < DEVICE_MANAGER.reply_size:
+                        break
+                    first = decode_reply(self._from[: DEVICE_MANAGER.reply_size])
+                    self._from_phase = _Phase.HELLO if first.is_hello else _Phase.MESSAGES
+                    continue
+                case _:
+                    events.append(Opaque(False, self._from))
+                    self._from = b""
+            if len(self._from) == before:
+                break
+        return events
+
+    def lost(self, to_guest: bool, size: int) -> list[Event]:
+        """`size` bytes were on the wire here and were not recorded.
+
+        Whole messages among them are counted, so that what follows is still paired rightly.
+        """
+        if size <= 0:
+            return []
+        replies: list[int] = []
+        service = self._service
+        if to_guest:
+            if service and self._to_phase is _Phase.MESSAGES:
+                for _ in range(-(-size // service.request_size)):
+                    self._open.append((self._next_number, None))
+                    self._next_number += 1
+                self._split_number = None
+        elif service and self._from_phase in (_Phase.HELLO, _Phase.MESSAGES):
+            missing = len(self._from) + size
+            if self._from_phase is _Phase.HELLO and missing >= service.hello_size:
+                missing -= service.hello_size
+                self._from_phase = _Phase.MESSAGES
+            whole, part = divmod(missing, service.reply_size)
+            for _ in range(whole + (part > 0)):
+                if self._open:
+                    replies.append(self._open.popleft()[0])
+            self._from = b""
+            self._skip = service.reply_size - part if part else 0
+        return [Lost(to_guest, size, tuple(replies))]
+
+    def end(self) -> list[Event]:
+        """The connection is over: what either side had begun and not finished."""
+        events: list[Event] = []
+        if self._line:
+            events.append(Incomplete(True, self._line))
+        if self._from:
+            events.append(Incomplete(False, self._from))
+        self._line = self._from = b""
+        return events
+
+    def resync(self) -> None:
+        """An unknown part of the recording is missing here.
+
+        A client sends its next request only once the last was answered, so what is open when
+        the next one comes has lost its reply, and bytes of an unfinished message their rest.
+        """
+        self._resync = True
+
+    def awaited(self) -> list[tuple[int, int]]:
+        """(request, bytes still to come) of each reply that is due, oldest first."""
+        if self._service is None or self._from_phase is not _Phase.MESSAGES:
+            return []
+        size = self._service.reply_size
+        begun = len(self._from)
+        return [
+            (number, size - begun if place == 0 else size)
+            for place, (number, _) in enumerate(self._open)
+        ]
+
+    @property
+    def open_requests(self) -> tuple[int, ...]:
+        """Numbers of the requests that have no reply yet, oldest first."""
+        return tuple(number for number, _ in self._open)
+
+    def _forget(self, events: list[Event]) -> None:
+        self._resync = False
+        if self._from_phase is _Phase.MESSAGES and (self._open or self._from):
+            events.append(Lost(False, len(self._from), tuple(n for n, _ in self._open)))
+            self._open.clear()
+            self._from = b""
+
+    def _connect_line(self, sent: bytes, events: list[Event]) -> int:
+        begun = len(self._line)
+        self._line += sent
+        end = line_end(self._line)
+        if end == 0:
+            return len(sent)
+        line, self._line = self._line[:end] if end > 0 else self._line, b""
+        if line == PASSFD_LINE:
+            events.append(PassFd(line))
+            self._to_phase = _Phase.OPAQUE
+        else:
+            port = parse_connect(line)
+            events.append(ConnectLine(line, port))
+            self._to_phase = _Phase.SERVICE if port == self._upcall_port else _Phase.OPAQUE
+        return len(line) - begun
+
+    def _service_byte(self, sent: bytes, position: int, events: list[Event]) -> int:
+        value = sent[position]
+        self._service = service_for(value)
+        events.append(ServiceByte(value, self._service, early=not self._accepted))
+        if self._service is None:
+            self._to_phase = _Phase.OPAQUE
+        else:
+            self._to_phase = _Phase.MESSAGES
+            self._request_buffer = bytes(self._service.request_size)
+        return position + 1
+
+    def _requests(self, sent: bytes, start: int) -> list[Event]:
+        service = self._service
+        assert service is not None  # the phase is MESSAGES only with a service
+        size = service.request_size
+        events: list[Event] = []
+        for position in range(start, len(sent), size):
+            piece = sent[position : position + size]
+            number = self._next_number
+            continues = rest_of = None
+            if len(piece) == size:
+                raw = piece
+                self._split_number = None
+            else:
+                raw = piece + self._request_buffer[len(piece) :]
+                fresh = piece.startswith(_MAGIC)
+                first = self._split_number if position == start and not fresh else None
+                if first is not None and self._split_size + len(piece) <= size:
+                    continues = first
+                    self._split_size += len(piece)
+                    if self._split_size == size:
+                        self._split_number = None
+                elif position > start and not fresh:
+                    rest_of = number - 1
+                    self._split_number = None
+                else:
+                    self._split_number = number
+                    self._split_size = len(piece)
+            self._request_buffer = raw
+            message = service.decode_request(raw, self._arch)
+            overlaps = self._open[0][0] if self._open else None
+            events.append(
+                RequestReceived(
+                    number, len(piece), message, raw, position, continues, rest_of, overlaps
+                )
+            )
+            self._open.append((number, message if len(self._open) < _KEPT_OPEN else None))
+            self._next_number = number + 1
+        return events
+
+    def _ok_line(self, events: list[Event]) -> None:
+        end = ok_line_end(self._from)
+        if end == 0:
+            return
+        line = self._from[:end] if end > 0 else self._from
+        self._from = self._from[len(line) :]
+        port = parse_ok(line)
+        events.append(OkLine(line, port))
+        self._accepted = True
+        expected = port is not None and self._to_phase is not _Phase.OPAQUE
+        self._from_phase = _Phase.HELLO if expected else _Phase.OPAQUE
+
+    def _message(self, service: Service, events: list[Event]) -> None:
+        hello = self._from_phase is _Phase.HELLO and service.hello_size > 0
+        size = service.hello_size if hello else service.reply_size
+        if len(self._from) < size:
+            return
+        raw, self._from = self._from[:size], self._from[size:]
+        if hello:
+            message = service.decode_reply(raw, None, self._arch)
+            events.append(Hello(message, raw, _is_hello(message)))
+        else:
+            events.append(self._reply(service, raw))
+        self._from_phase = _Phase.MESSAGES
+
+    def _reply(self, service: Service, raw: bytes) -> ReplyReceived:
+        number, request = self._open.popleft() if self._open else (None, None)
+        return ReplyReceived(number, service.decode_reply(raw, request, self._arch), raw)
+
+
+def _is_hello(message: object) -> bool:
+    return bool(getattr(message, "is_hello", True))

@@ -1,0 +1,210 @@
+"""vsockmon packets (LINKTYPE_VSOCK) and the connections they belong to.
+
+`decode_packet` takes one captured packet apart; `Connections` follows every connection in it and
+says what each packet means for its streams. Which of them carry upcall is the listener's port.
+docs/protocol.md section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from struct import Struct
+
+from .constants import UPCALL_PORT
+
+_VSOCKMON = Struct("<QQIIHHH2s")
+_VIRTIO = Struct("<QQIIIHHIII")
+VSOCKMON_SIZE = _VSOCKMON.size
+VIRTIO_SIZE = _VIRTIO.size
+
+
+class Operation(IntEnum):
+    """`op` of af_vsockmon_hdr."""
+
+    UNKNOWN = 0
+    CONNECT = 1
+    DISCONNECT = 2
+    CONTROL = 3
+    PAYLOAD = 4
+
+
+class Transport(IntEnum):
+    """`t` of af_vsockmon_hdr: which transport header follows."""
+
+    UNKNOWN = 0
+    NO_INFO = 1
+    VIRTIO = 2
+
+
+class VirtioOp(IntEnum):
+    """`op` of virtio_vsock_hdr."""
+
+    REQUEST = 1
+    RESPONSE = 2
+    RST = 3
+    SHUTDOWN = 4
+    RW = 5
+    CREDIT_UPDATE = 6
+    CREDIT_REQUEST = 7
+
+
+_SHUTDOWN_BOTH = 3
+
+
+class NotAPacket(ValueError):
+    """Bytes too short for the headers they announce."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet; `virtio_op` and `virtio_flags` are None without a virtio header."""
+
+    src_cid: int
+    dst_cid: int
+    src_port: int
+    dst_port: int
+    op: int
+    virtio_op: int | None
+    virtio_flags: int | None
+    payload: bytes = field(repr=False)
+    missing: int
+    """Payload bytes that the capture's packet size limit cut off."""
+
+
+def decode_packet(raw: bytes, original_size: int | None = None) -> Packet:
+    """Decode one captured packet; `original_size` is its length on the wire in bytes.
+
+    Raises NotAPacket when the headers are not all there.
+    """
+    if len(raw) < VSOCKMON_SIZE:
+        raise NotAPacket(f"{len(raw)} bytes are too few for a vsockmon header")
+    src_cid, dst_cid, src_port, dst_port, op, t, header_size, _ = _VSOCKMON.unpack_from(raw)
+    begin = VSOCKMON_SIZE + header_size
+    if len(raw) < begin:
+        raise NotAPacket(f"{len(raw)} bytes are too few for the transport header")
+    payload = raw[begin:]
+    missing = max(0, (original_size or len(raw)) - len(raw))
+    virtio_op = virtio_flags = None
+    if t == Transport.VIRTIO and header_size >= VIRTIO_SIZE:
+        size, _, virtio_op, virtio_flags = _VIRTIO.unpack_from(raw, VSOCKMON_SIZE)[4:8]
+        if virtio_op == VirtioOp.RW and op == Operation.PAYLOAD:
+            missing = max(missing, size - len(payload))
+    return Packet(
+        src_cid, dst_cid, src_port, dst_port, op, virtio_op, virtio_flags, payload, missing
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection begins; not `seen` when the capture began after it did."""
+
+    conn: int
+    port: int
+    seen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    conn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Payload of one packet of an upcall connection; `missing` bytes of it were not captured."""
+
+    conn: int
+    to_guest: bool
+    payload: bytes = field(repr=False)
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One side closed; `reset` when it did so without a shutdown before, or refused."""
+
+    conn: int
+    by_guest: bool
+    reset: bool
+
+
+StreamEvent = Opened | Accepted | Carried | Ended
+
+
+@dataclass(slots=True)
+class _Connection:
+    number: int
+    server: tuple[int, int]
+    accepted: bool
+    ending: bool = False
+
+
+class Connections:
+    """Numbers connections from 1 in the order of their first packet, and follows each."""
+
+    def __init__(self, upcall_port: int = UPCALL_PORT) -> None:
+        self._upcall_port = upcall_port
+        self._known: dict[frozenset[tuple[int, int]], _Connection] = {}
+        self._count = 0
+
+    def packet(self, packet: Packet) -> list[StreamEvent]:
+        """What `packet` means; payload of other ports is never returned."""
+        src = (packet.src_cid, packet.src_port)
+        dst = (packet.dst_cid, packet.dst_port)
+        key = frozenset((src, dst))
+        connection = self._known.get(key)
+        events: list[StreamEvent] = []
+        if self._is_first(packet, connection):
+            connection = self._open(key, server=dst, accepted=False)
+            return [Opened(connection.number, packet.dst_port, seen=True)]
+        if connection is None:
+            if packet.op == Operation.DISCONNECT:
+                return []
+            server = src if packet.src_port == self._upcall_port else dst
+            connection = self._open(key, server, accepted=True)
+            events.append(Opened(connection.number, server[1], seen=False))
+        from_server = src == connection.server
+        match packet.op:
+            case Operation.CONNECT if from_server and not connection.accepted:
+                connection.accepted = True
+                events.append(Accepted(connection.number))
+            case Operation.PAYLOAD if connection.server[1] == self._upcall_port:
+                if packet.payload or packet.missing:
+                    events.append(
+                        Carried(connection.number, not from_server, packet.payload, packet.missing)
+                    )
+            case Operation.DISCONNECT:
+                events += self._end(key, connection, packet, from_server)
+        return events
+
+    def _is_first(self, packet: Packet, connection: _Connection | None) -> bool:
+        if packet.op != Operation.CONNECT:
+            return False
+        if packet.virtio_op is not None:
+            return packet.virtio_op == VirtioOp.REQUEST
+        return connection is None
+
+    def _open(
+        self, key: frozenset[tuple[int, int]], server: tuple[int, int], accepted: bool
+    ) -> _Connection:
+        self._count += 1
+        connection = self._known[key] = _Connection(self._count, server, accepted)
+        return connection
+
+    def _end(
+        self,
+        key: frozenset[tuple[int, int]],
+        connection: _Connection,
+        packet: Packet,
+        by_guest: bool,
+    ) -> list[StreamEvent]:
+        shutdown = packet.virtio_op == VirtioOp.SHUTDOWN
+        if shutdown and packet.virtio_flags != _SHUTDOWN_BOTH:
+            return []  # half-closed: the other direction may still carry bytes
+        if not shutdown:
+            del self._known[key]
+        if connection.ending:
+            return []  # the answer to a shutdown that was already told
+        connection.ending = True
+        refused = not connection.accepted
+        return [Ended(connection.number, by_guest, reset=not shutdown and not refused)]

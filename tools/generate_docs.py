@@ -1,0 +1,288 @@
+"""Makes the tables of the documentation from the definitions they describe.
+
+A page marks where a table goes, and `python -m tools.generate_docs` rewrites what is between the
+markers; with `--check` it writes nothing and exits 1 when a page is stale. Another table is one
+function and one row of `BLOCKS`. Pages are README.md and every Markdown file under docs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from dissectors import wire
+from dissectors.channel import CLIENT_SENDS, SERVER_SENDS, TRANSITIONS, Client, Signal
+from dissectors.constants import (
+    EEXIST,
+    EPERM,
+    HEADER_SIZE,
+    MESSAGE_SIZE,
+    RESERVED_TYPES,
+    RESULT_MEANINGS,
+    Arch,
+    MessageType,
+    errno_name,
+    result_meaning,
+)
+from dissectors.messages import mmio_request
+from dissectors.vsockmon import Operation, Transport, VirtioOp
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+_MARKER: Final = re.compile(r"^(<!-- (?:generated: (.+)|end generated) -->)$\n?", re.MULTILINE)
+_ARCH_NAMES: Final = {Arch.X86_64: "x86-64", Arch.AARCH64: "aarch64"}
+
+Blocks = Mapping[str, Callable[[], str]]
+"""What a marker's name makes: Markdown, without the markers."""
+
+
+class BrokenMarkers(ValueError):
+    """A page whose markers cannot be followed: unpaired, or of a name that nothing makes."""
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, its columns aligned for whoever reads the source."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = (" | ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _code(text: object) -> str:
+    return f"`{text}`"
+
+
+def _layout_table(fmt: Any) -> str:  # construct ships no annotations
+    return table(
+        ("offset", "field", "type", "meaning"),
+        [(row.offset, _code(row.name), row.type_name, row.meaning) for row in wire.layout(fmt)],
+    )
+
+
+def _after_header(fmt: Any) -> list[wire.FieldLayout]:
+    rows = wire.layout(fmt)
+    return [row for row in rows if row.offset >= HEADER_SIZE and row.name != "padding"]
+
+
+def _load(fmt: Any) -> list[wire.FieldLayout]:
+    return [row for row in _after_header(fmt) if row.name != "ret"]
+
+
+def _load_cells(fmt: Any) -> tuple[str, int]:
+    load = _load(fmt)
+    return ", ".join(_code(row.name) for row in load) or "none", sum(row.size for row in load)
+
+
+def _message_rows(msg_type: MessageType) -> Iterator[tuple[object, ...]]:
+    start = (msg_type.value, msg_type.name)
+    if msg_type in RESERVED_TYPES:
+        yield *start, "any", "reserved: no kernel has a handler", "-", "-", "-"
+        return
+    if msg_type is MessageType.CONNECT:
+        answer = _load_cells(wire.reply_format(msg_type))
+        yield *start, "any", "none: only the guest sends it, once, first", "-", *answer
+        return
+    cells = {
+        arch: (
+            *_load_cells(wire.REQUESTS[arch].get(msg_type, wire.BARE_REQUEST)),
+            *_load_cells(wire.reply_format(msg_type, arch)),
+        )
+        for arch in Arch
+    }
+    if len(set(cells.values())) == 1:
+        yield *start, "any", *cells[Arch.X86_64]
+        return
+    for arch, row in cells.items():
+        yield *start, _ARCH_NAMES[arch], *row
+
+
+def header() -> str:
+    """The header that every message begins with."""
+    return _layout_table(wire.HEADER)
+
+
+def messages() -> str:
+    """Every message type with the loads and sizes of its request and its reply."""
+    headings = ("msg_type", "name", "guest", "request load", "msg_size", "reply load", "msg_size")
+    return table(headings, [row for msg_type in MessageType for row in _message_rows(msg_type)])
+
+
+def loads() -> str:
+    """What stands between the header and the padding, field by field."""
+    rows = [
+        (title, row.offset, _code(row.name), row.type_name, row.meaning)
+        for title, fmt in wire.FORMATS.items()
+        if fmt.sizeof() == MESSAGE_SIZE
+        for row in _after_header(fmt)
+    ]
+    return table(("message", "offset", "field", "type", "meaning"), rows)
+
+
+def connect_message() -> str:
+    """The guest's first message, whole."""
+    return _layout_table(wire.CONNECT)
+
+
+def example() -> str:
+    """A request and its refusal, byte by byte up to the padding."""
+    request = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
+    refusal = request.reply(ret=EEXIST)
+    rows = [
+        (title, row.offset, _code(raw[row.offset : row.offset + row.size].hex(" ")), row.name)
+        for title, fmt, raw in (
+            ("request", wire.MMIO_REQUEST, request.encode()),
+            ("reply", wire.REPLY, refusal.encode()),
+        )
+        for row in wire.layout(fmt)[:-1]
+    ]
+    return table(("message", "offset", "bytes", "field"), rows)
+
+
+def af_vsockmon_hdr() -> str:
+    """The header of every vsockmon packet."""
+    return _layout_table(wire.VSOCKMON_HEADER)
+
+
+def virtio_vsock_hdr() -> str:
+    """The transport header that follows it for `t` 2."""
+    return _layout_table(wire.VIRTIO_VSOCK_HEADER)
+
+
+def vsockmon_values() -> str:
+    """The values of the enumerated fields of both headers."""
+    fields = (
+        ("af_vsockmon_hdr", "op", Operation),
+        ("af_vsockmon_hdr", "t", Transport),
+        ("virtio_vsock_hdr", "op", VirtioOp),
+    )
+    rows = [
+        (owner, _code(name), ", ".join(f"{value.value} {value.name}" for value in values))
+        for owner, name, values in fields
+    ]
+    return table(("header", "field", "values"), rows)
+
+
+def results() -> str:
+    """What the values of `ret` say, in a few words."""
+    rows = [
+        (request.name, ret, errno_name(ret) or "", meaning)
+        for (request, ret), meaning in RESULT_MEANINGS.items()
+    ]
+    no_handler = result_meaning(MessageType.ADD_MEM, EPERM)
+    rows.append(("any without a handler", EPERM, errno_name(EPERM) or "", no_handler))
+    return table(("request", "ret", "errno", "meaning"), rows)
+
+
+def _sender(signal: Signal) -> str:
+    if signal in CLIENT_SENDS:
+        return "client"
+    return "server" if signal in SERVER_SENDS else "either"
+
+
+def transitions() -> str:
+    """The state machine of a connection as a table."""
+    rows = [
+        (_code(state.name), signal.value, _sender(signal), _code(following.name))
+        for state, signals in TRANSITIONS.items()
+        for signal, following in signals.items()
+    ]
+    return table(("state", "signal", "sent by", "next state"), rows)
+
+
+def state_diagram() -> str:
+    """The state machine of a connection as a drawing."""
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {Client().state.name}"]
+    for state, signals in TRANSITIONS.items():
+        for signal, following in signals.items():
+            target = "[*]" if following is state else f"{following.name} : {signal.value}"
+            lines.append(f"    {state.name} --> {target}")
+    return "\n".join([*lines, "```"])
+
+
+BLOCKS: Final[Blocks] = {
+    "header": header,
+    "messages": messages,
+    "loads": loads,
+    "connect-message": connect_message,
+    "example": example,
+    "af-vsockmon-hdr": af_vsockmon_hdr,
+    "virtio-vsock-hdr": virtio_vsock_hdr,
+    "vsockmon-values": vsockmon_values,
+    "results": results,
+    "transitions": transitions,
+    "state-diagram": state_diagram,
+}
+
+
+def pages(root: Path) -> list[Path]:
+    """The Markdown pages that may hold generated blocks."""
+    readme = root / "README.md"
+    return [*([readme] if readme.exists() else []), *sorted((root / "docs").rglob("*.md"))]
+
+
+def block_names(text: str) -> list[str]:
+    """The names of a page's markers, in order."""
+    return [name for _, name in _MARKER.findall(text) if name]
+
+
+def render(text: str, blocks: Blocks) -> str:
+    """The page with every block made anew; raises BrokenMarkers and makes nothing up."""
+    before, *pieces = _MARKER.split(text)
+    made = [before]
+    inside: str | None = None
+    for marker, name, following in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        if (name is None) == (inside is None):
+            raise BrokenMarkers(f"{marker} is not expected {f'in {inside}' if inside else 'here'}")
+        if name is not None and name not in blocks:
+            raise BrokenMarkers(f"nothing generates {name}")
+        made.append(f"{marker}\n")
+        made.append(following if name is None else f"\n{blocks[name]()}\n\n")
+        inside = name
+    if inside is not None:
+        raise BrokenMarkers(f"{inside} has no end")
+    return "".join(made)
+
+
+def update(root: Path, blocks: Blocks, check: bool) -> list[str]:
+    """Rewrite the stale pages under `root`, or with `check` only name them.
+
+    Returns what is wrong, one line each. A broken marker, or a block that no page uses, is wrong
+    either way, and then nothing is written.
+    """
+    complaints: list[str] = []
+    used: set[str] = set()
+    stale: dict[Path, str] = {}
+    for page in pages(root):
+        text = page.read_text(encoding="utf-8")
+        used.update(block_names(text))
+        try:
+            made = render(text, blocks)
+        except BrokenMarkers as error:
+            complaints.append(f"{page.relative_to(root)}: {error}")
+            continue
+        if made != text:
+            stale[page] = made
+    complaints += [f"no page uses the block {name}" for name in blocks if name not in used]
+    if check:
+        complaints += [f"{page.relative_to(root)}: stale" for page in stale]
+    elif not complaints:
+        for page, made in stale.items():
+            page.write_text(made, encoding="utf-8", newline="\n")
+    return complaints
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.generate_docs", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when stale")
+    complaints = update(ROOT, BLOCKS, parser.parse_args(arguments).check)
+    sys.stderr.writelines(f"{complaint}\n" for complaint in complaints)
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""`python -m upcall_trace` is `upcall-trace`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""Writing a capture: append-only, one frame a record, nothing ever rewritten."""
+
+from __future__ import annotations
+
+import os
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .records import MAGIC, End, Header, Record, encode
+
+
+class CaptureWriter:
+    """A new capture at `path`, as a context manager.
+
+    Leaving the context closes the file cleanly, with an `End` record; an exception leaves it
+    without one, so that readers see that the recording broke off. Raises OSError.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self._file: BufferedWriter = path.open("wb")
+        self._last_ns = 0
+        self._file.write(MAGIC + encode(header))
+
+    def write(self, record: Record) -> int:
+        """Append `record`; returns the offset at which it stands."""
+        offset = self._file.tell()
+        self._file.write(encode(record))
+        t_ns = getattr(record, "t_ns", None)
+        if t_ns is not None:
+            self._last_ns = max(self._last_ns, t_ns)
+        return offset
+
+    def flush(self) -> None:
+        """Hand everything written so far to the kernel: it survives a kill of this process."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the recording cleanly and put it on the disk."""
+        self.write(End(self._last_ns))
+        self._file.flush()
+        os.fdatasync(self._file.fileno())
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()

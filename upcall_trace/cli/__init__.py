@@ -1,0 +1,87 @@
+"""The command line: a table of commands, each in its own module that is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from .. import __version__
+from ..errors import ExitCode, UserError
+from .console import talk
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("demo", "Open a bundled recording of a real guest and explain what is seen."),
+    "record": ("record", "Record upcall traffic: a proxy on the VMM's socket, or an interface."),
+    "show": ("show", "List a capture's operations, each request with its reply."),
+    "info": ("info", "Counts, times, latencies and completeness of a capture."),
+    "import": ("convert", "Turn a transcript, pcap or pcapng file into a capture."),
+    "export": ("convert", "Write a capture in another format."),
+    "filter": ("compose", "Keep the operations that match an expression."),
+    "merge": ("compose", "Put several captures together into one."),
+    "split": ("compose", "Write each connection of a capture to a file of its own."),
+    "recover": ("compose", "Save what is whole of a damaged capture, with a new index."),
+}
+"""Name -> (module of this package, one line of help). The module holds `NAME_command`."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f".{COMMANDS[cmd_name][0]}", __name__)
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = _nearest(args[0])
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise click.UsageError(error.message.rstrip(".") + hint, ctx) from None
+
+
+def _nearest(name: str) -> str | None:
+    import difflib  # only on a mistyped command
+
+    return next(iter(difflib.get_close_matches(name, COMMANDS, n=1)), None)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="upcall-trace")
+def cli() -> None:
+    """Record, decode and explain guest hotplug over Dragonball's upcall channel."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; the process ends with one of `ExitCode`."""
+    try:
+        code = cli.main(arguments, prog_name="upcall-trace", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        talk("interrupted")
+        code = ExitCode.INTERRUPTED
+    except UserError as error:
+        talk(f"upcall-trace: {error}")
+        code = error.exit_code
+    except SystemExit as stop:
+        # click ends so, with 1, when the reader of our output left, as head does.
+        code = ExitCode.EXPECTED if isinstance(stop.__context__, BrokenPipeError) else stop.code
+    sys.exit(int(code or 0))

@@ -1,0 +1,125 @@
+"""`filter`, `merge`, `split` and `recover`: captures made from captures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from ..capture.records import DAMAGED, End, Gap, Header, Record
+from ..capture.writer import CaptureWriter
+from ..composing import keep_connections, keep_operations, merge, with_dependencies
+from ..errors import ExitCode, SomethingLost, WrongUsage
+from ..filters import parse
+from ..formats import Source, open_source
+from ..opening import build_index
+from .console import talk
+from .files import CAPTURE, open_capture, replacing, tell_losses
+
+_OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
+
+
+def _write(path: Path, header: Header, records: Iterable[Record], *inputs: Path) -> None:
+    with replacing(path, *inputs) as temporary:
+        with CaptureWriter(temporary, header) as writer:
+            for record in records:
+                writer.write(record)
+        build_index(temporary)
+
+
+def _all_records(source: Source) -> Iterable[Record]:
+    return (record for _, record in source.records() if not isinstance(record, End))
+
+
+@click.command("filter")
+@click.argument("capture", type=CAPTURE)
+@click.argument("expression", metavar="EXPR")
+@_OUTPUT
+def filter_command(capture: Path, expression: str, output: Path) -> ExitCode:
+    """Keep the operations of CAPTURE that match EXPR, as in show --filter.
+
+    Connections and requests keep their numbers. An operation that the guest executed over the
+    bytes of earlier requests brings those along.
+    """
+    wanted = parse(expression)
+    opened = open_capture(capture)
+    keys = with_dependencies(opened.operations, wanted.mask(opened.operations))
+    if not keys:
+        talk(f"no operation of {capture} matches; {output} was not written")
+        return ExitCode.NOTHING_RUN
+    with open_source(capture) as source:
+        header = dataclasses.replace(
+            source.header, notes=source.header.notes | {"filter": expression}
+        )
+        _write(output, header, keep_operations(header, _all_records(source), keys), capture)
+    talk(f"{output}: {len(keys)} of {len(opened.operations)} operations")
+    return tell_losses(capture, opened)
+
+
+@click.command("merge")
+@click.argument("captures", type=CAPTURE, nargs=-1, required=True)
+@_OUTPUT
+def merge_command(captures: tuple[Path, ...], output: Path) -> ExitCode:
+    """Put several captures together into one, by their wall clocks where they have one.
+
+    Connections are numbered anew, in the order in which they were opened.
+    """
+    code = ExitCode.EXPECTED
+    with ExitStack() as stack:
+        sources = [stack.enter_context(open_source(path)) for path in captures]
+        header, records = merge([(s.header, _all_records(s)) for s in sources])
+        _write(output, header, records, *captures)
+    for path in captures:
+        code = max(code, tell_losses(path, open_capture(path)))
+    return code
+
+
+@click.command("split")
+@click.argument("capture", type=CAPTURE)
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The directory to write to.")
+def split_command(capture: Path, output: Path) -> ExitCode:
+    """Write each connection of CAPTURE to a file of its own: NAME.conn1.upcap and so on."""
+    opened = open_capture(capture)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongUsage(f"{output} cannot be made: {error.strerror}") from None
+    for connection in opened.connections:
+        path = output / f"{capture.stem}.conn{connection.number}.upcap"
+        with open_source(capture) as source:
+            records = keep_connections(_all_records(source), {connection.number})
+            _write(path, source.header, records, capture)
+        talk(str(path))
+    if not opened.connections:
+        raise SomethingLost(f"{capture} has no connection to write")
+    return tell_losses(capture, opened)
+
+
+@click.command("recover")
+@click.argument("capture", type=CAPTURE)
+@_OUTPUT
+def recover_command(capture: Path, output: Path) -> ExitCode:
+    """Save every whole record of a damaged or unfinished capture, with a new index.
+
+    What is missing stays marked in the new capture, as a gap.
+    """
+    with open_source(capture) as source:
+        if source.live:
+            raise WrongUsage(f"{capture} is still being recorded; stop the recording first")
+        _write(output, source.header, _with_torn_end(source), capture)
+        saved = open_capture(output)
+    talk(f"{output}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost")
+    return ExitCode.LOST if source.damage else ExitCode.EXPECTED
+
+
+def _with_torn_end(source: Source) -> Iterable[Record]:
+    last_ns = 0
+    for record in _all_records(source):
+        last_ns = getattr(record, "t_ns", last_ns)
+        yield record
+    for damage in source.damage:
+        if damage.at_end:
+            yield Gap(last_ns, 0, False, damage.size, DAMAGED)

@@ -1,0 +1,53 @@
+"""The only way out to the terminal: data to stdout, talk to stderr, both made safe first."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ..render import safe
+
+
+def out(text: str, colour: str | None = None) -> None:
+    """One or more lines of data; colour is dropped when stdout is not a terminal."""
+    for line in text.split("\n"):
+        click.secho(safe(line), fg=colour, color=None if _colour_allowed() else False)
+
+
+def out_json(value: Any) -> None:
+    """One JSON value on one line, in ASCII."""
+    click.echo(json.dumps(value))
+
+
+def talk(text: str) -> None:
+    """A remark for the person at the terminal."""
+    for line in text.split("\n"):
+        click.echo(safe(line), err=True)
+
+
+def _colour_allowed() -> bool:
+    import os
+
+    return "NO_COLOR" not in os.environ
+
+
+@contextmanager
+def progress(what: str, size: int) -> Iterator[Any]:
+    """A progress bar over `size` bytes on a terminal's stderr; elsewhere nothing is shown.
+
+    Yields a function that takes the offset reached.
+    """
+    if not sys.stderr.isatty() or size < (8 << 20):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=size)
+        yield lambda offset: bar.update(task, completed=offset)

@@ -1,0 +1,79 @@
+"""`import` and `export`: between captures and foreign formats."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from ..capture.reader import CaptureReader
+from ..capture.records import Record
+from ..capture.writer import CaptureWriter
+from ..errors import ExitCode, WrongUsage
+from ..formats import open_source
+from ..formats.transcript import write as write_transcript
+from ..opening import build_index
+from .console import talk
+from .files import CAPTURE, open_capture, replacing, tell_losses
+
+EXPORTS = ("transcript",)
+
+
+@click.command("import")
+@click.argument("file", type=CAPTURE)
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
+@click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
+@click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Kept in the capture.")
+def import_command(file: Path, output: Path, arch: str | None, notes: tuple[str, ...]) -> ExitCode:
+    """Turn a transcript, or a pcap or pcapng file with link type VSOCK, into a capture.
+
+    What FILE is, is told from its content. An existing output is replaced once the new one is
+    whole.
+    """
+    added = dict(_note(note) for note in notes)
+    with open_source(file) as source:
+        if isinstance(source, CaptureReader):
+            raise WrongUsage(f"{file} is a capture already; use filter or merge to copy it")
+        header = dataclasses.replace(
+            source.header,
+            arch=arch or source.header.arch,
+            notes=source.header.notes | added,
+        )
+        with replacing(output, file) as temporary:
+            with CaptureWriter(temporary, header) as writer:
+                for _, record in source.records():
+                    writer.write(record)
+            build_index(temporary)
+        opened = open_capture(output)
+        code = tell_losses(output, opened)
+        for damage in source.damage:
+            where = "its end is torn" if damage.at_end else "damaged"
+            talk(f"{file}: {where} at offset {damage.offset}: {damage.size} bytes left out")
+            code = ExitCode.LOST
+    talk(f"{output}: {len(opened.connections)} connections, {len(opened.operations)} operations")
+    return code
+
+
+def _note(note: str) -> tuple[str, str]:
+    key, sign, text = note.partition("=")
+    if not sign or not key:
+        raise WrongUsage(f"a note is KEY=TEXT, not {note!r}")
+    return key, text
+
+
+@click.command("export")
+@click.argument("capture", type=CAPTURE)
+@click.option("--format", "name", type=click.Choice(EXPORTS), required=True, help="What to write.")
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The file to write.")
+def export_command(capture: Path, name: str, output: Path) -> ExitCode:
+    """Write a capture in another format."""
+    with open_source(capture) as source, replacing(output, capture) as temporary:
+        records: list[Record] = [record for _, record in source.records()]
+        with temporary.open("w", encoding="ascii") as file:
+            left_out = write_transcript(source.header, records, file)
+    code = tell_losses(capture, open_capture(capture))
+    if left_out:
+        talk(f"{output}: {left_out} records have no place in a {name} and were left out")
+        code = ExitCode.LOST
+    return code

@@ -1,0 +1,63 @@
+"""`info`: what a capture holds, and whether it is all there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ExitCode
+from ..render import duration
+from ..shapes import info_object
+from .console import out, out_json
+from .files import CAPTURE, open_capture, tell_losses
+
+
+@click.command("info")
+@click.argument("capture", type=CAPTURE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def info_command(capture: Path, as_json: bool) -> ExitCode:
+    """Counts, times, latencies and completeness of a capture."""
+    opened = open_capture(capture)
+    info = info_object(opened)
+    if as_json:
+        out_json(info)
+    else:
+        for name, text in _rows(info):
+            out(f"{name:<12} {text}")
+    return tell_losses(capture, opened)
+
+
+def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+    state = "complete" if info["complete"] else "still recording" if info["recording"] else "torn"
+    traffic = ", ".join(
+        f"{info[name]} {name}" for name in ("connections", "requests", "replies", "bytes")
+    )
+    rows = [
+        ("file", f"{state}, {info['lost_bytes']} bytes lost"),
+        ("recorded", _origin(info)),
+        ("started", f"{info['started'] or 'unknown'}, lasted {duration(info['duration_ns'])}"),
+        ("traffic", traffic),
+    ]
+    for key, value in info["notes"].items():
+        rows.append(("note", f"{key}: {value}"))
+    if info["latency_ns"]:
+        named = ", ".join(f"{name} {duration(ns)}" for name, ns in info["latency_ns"].items())
+        rows.append(("latency", named))
+    rows.append(("results", f"{info['failed']} failed, {info['unanswered']} unanswered"))
+    for op, counts in info["operations"].items():
+        text = f"{counts['count']:>6} sent, {counts['failed']} failed"
+        rows.append((op, f"{text}, {counts['unanswered']} unanswered"))
+    for name, count in info["anomalies"].items():
+        rows.append(("anomaly", f"{count:>6} {name}"))
+    if info["marks"] or info["vmm"]:
+        rows.append(("beside", f"{info['vmm']} VMM records, {info['marks']} marks"))
+    return rows
+
+
+def _origin(info: dict[str, Any]) -> str:
+    arch = info["arch"] or "architecture not stated"
+    host = f" on {info['host']}" if info["host"] else ""
+    clock = f", clock steps of {duration(info['resolution_ns'])}" if info["resolution_ns"] else ""
+    return f"from {info['source']}{host}, {arch}{clock}"

@@ -1,0 +1,134 @@
+"""`show`: a capture's operations, or its frames, as text or JSON lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ..capture.reader import CaptureReader
+from ..errors import ExitCode, WrongUsage
+from ..filters import Filter, parse
+from ..formats import open_source
+from ..frames import frames
+from ..opening import capture_of
+from ..operations import Operation, Operations
+from ..render import HEADING, hex_lines, operation_text, seconds
+from ..session import Session
+from ..shapes import frame_object, operation_object
+from .console import out, out_json
+from .files import CAPTURE, open_capture, tell_losses
+
+_POLL_S = 0.05
+
+
+@click.command("show")
+@click.argument("capture", type=CAPTURE)
+@click.option("--frames", "as_frames", is_flag=True, help="Everything that crossed, in order.")
+@click.option("--hex", "with_hex", is_flag=True, help="Frames with their bytes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--filter", "expression", metavar="EXPR", help="Only operations that match.")
+@click.option("--follow", is_flag=True, help="Go on with what is recorded from now on.")
+def show_command(
+    capture: Path,
+    as_frames: bool,
+    with_hex: bool,
+    as_json: bool,
+    expression: str | None,
+    follow: bool,
+) -> ExitCode:
+    """List a capture's operations, one line each, every request with its reply.
+
+    A line gives connection.request, seconds since the capture's first record, the latency, the
+    operation and what came back. CAPTURE may also be a transcript or a packet capture.
+    """
+    wanted = parse(expression) if expression is not None else None
+    if follow:
+        if as_frames or with_hex:
+            raise WrongUsage("--follow shows operations; leave --frames and --hex out")
+        return _follow(capture, wanted, as_json)
+    opened = open_capture(capture)
+    if as_frames or with_hex:
+        keys = None if wanted is None else _keys(opened.operations, wanted)
+        _show_frames(capture, keys, with_hex, as_json)
+    else:
+        _heading(as_json)
+        rows: Iterable[int] = range(len(opened.operations))
+        if wanted is not None:
+            rows = np.flatnonzero(wanted.mask(opened.operations)).tolist()
+        for row in rows:
+            _show_operation(opened.operations.operation(row), as_json)
+    return tell_losses(capture, opened)
+
+
+def _heading(as_json: bool) -> None:
+    if not as_json:
+        out(HEADING)
+
+
+def _show_operation(operation: Operation, as_json: bool) -> None:
+    if as_json:
+        out_json(operation_object(operation))
+    else:
+        colour = "red" if operation.failed else "yellow" if operation.anomalies else None
+        out(operation_text(operation), colour)
+
+
+def _keys(operations: Operations, wanted: Filter) -> set[tuple[int, int]]:
+    rows = np.flatnonzero(wanted.mask(operations))
+    conns, requests = operations.column("conn")[rows], operations.column("request")[rows]
+    return set(zip(conns.tolist(), requests.tolist(), strict=True))
+
+
+def _show_frames(
+    path: Path, keys: set[tuple[int, int]] | None, with_hex: bool, as_json: bool
+) -> None:
+    with open_source(path) as source:
+        for frame in frames(source):
+            if keys is not None and (frame.conn, frame.request) not in keys:
+                continue
+            if as_json:
+                out_json(frame_object(frame))
+                continue
+            arrow = frame.direction or "-"
+            out(f"{frame.number:>6} {seconds(frame.t_ns):>11} {frame.conn:>4} {arrow} {frame.text}")
+            if with_hex:
+                for line in hex_lines(frame.raw):
+                    out(line)
+
+
+def _follow(path: Path, wanted: Filter | None, as_json: bool) -> ExitCode:
+    """Show operations as they are finished, until the recording is closed."""
+    with open_source(path) as source:
+        if not isinstance(source, CaptureReader):
+            raise WrongUsage(f"{path} is not a capture: only captures grow")
+        _heading(as_json)
+        session = Session(source.header)
+        while True:
+            live = source.live
+            for offset, record in source.grow():
+                session.feed(record, offset)
+            if not live and not source.live:
+                session.finish()
+            _show_finished(session, wanted, as_json)
+            if not live and not source.live:
+                return tell_losses(path, capture_of(session, source))
+            sys.stdout.flush()
+            time.sleep(_POLL_S)
+
+
+def _show_finished(session: Session, wanted: Filter | None, as_json: bool) -> None:
+    finished = sorted(session.finished_rows)
+    session.finished_rows.clear()
+    if not finished:
+        return
+    first = finished[0]
+    operations = Operations(session.table.columns(first), session.first_ns or 0)
+    mask = None if wanted is None else wanted.mask(operations)
+    for row in finished:
+        if mask is None or mask[row - first]:
+            _show_operation(operations.operation(row - first), as_json)

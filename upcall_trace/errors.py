@@ -1,0 +1,59 @@
+"""What a user can be told, each with its exit code; the table is in docs/exit-codes.md."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes, the same for every command."""
+
+    EXPECTED = 0
+    DIFFERENT = 1
+    USAGE = 2
+    LOST = 3
+    UNREACHABLE = 4
+    UNREADABLE = 5
+    NOTHING_RUN = 6
+    INTERRUPTED = 130
+
+
+EXIT_MEANINGS: dict[ExitCode, str] = {
+    ExitCode.EXPECTED: "as expected",
+    ExitCode.DIFFERENT: "replies differ, or the peer died on the way",
+    ExitCode.USAGE: "wrong usage, or a plan refused",
+    ExitCode.LOST: "finished, but something was lost on the way: a torn file, a truncated import, "
+    "a gap in the recording",
+    ExitCode.UNREACHABLE: "the peer cannot be reached, or is not ready",
+    ExitCode.UNREADABLE: "the input cannot be read",
+    ExitCode.NOTHING_RUN: "nothing was run, so nothing was shown to work",
+    ExitCode.INTERRUPTED: "interrupted; the file was closed cleanly",
+}
+
+
+class UserError(Exception):
+    """One clear sentence for the user; subclasses own the exit code."""
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+
+class WrongUsage(UserError):
+    """What was asked for cannot be done like this."""
+
+
+class Unreachable(UserError):
+    """Nobody listens, or nobody answers, where we were told to connect."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class UnreadableInput(UserError):
+    """A file that is missing, not ours to read, damaged beyond use or of an unknown format."""
+
+    exit_code = ExitCode.UNREADABLE
+
+
+class SomethingLost(UserError):
+    """Finished, but not everything is there."""
+
+    exit_code = ExitCode.LOST

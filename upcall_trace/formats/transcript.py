@@ -1,0 +1,198 @@
+"""The "upcall-transcript" format, version 1: JSON lines, one send or receive each.
+
+A line's bytes are `hex` followed by `zeros` zero bytes. docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from ..capture.reader import Damage
+from ..capture.records import (
+    MAX_CHUNK,
+    Begins,
+    Chunk,
+    Close,
+    End,
+    Gap,
+    GaveUp,
+    Header,
+    How,
+    Open,
+    Record,
+    Vmm,
+)
+from ..errors import UnreadableInput
+
+FORMAT = "upcall-transcript"
+VERSION = 1
+_LINE_LIMIT = 4 << 20
+_SEND_LIMIT = 1 << 20
+_INT_LIMIT = 1 << 62
+_NANOSECONDS = 1_000_000_000
+
+
+class TranscriptSource:
+    """A transcript as a `Source`; lines that are not what they should be become `damage`."""
+
+    live = False
+
+    def __init__(self, path: Path) -> None:
+        self.damage: list[Damage] = []
+        self.complete = False
+        self._file: IO[bytes] = path.open("rb")
+        try:
+            self.header = _header(path, self._file.readline(_LINE_LIMIT))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        offset = self._file.tell()
+        while line := self._file.readline(_LINE_LIMIT):
+            if line.strip():
+                try:
+                    records = list(_records(json.loads(line)))
+                except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+                    at_end = not line.endswith(b"\n")
+                    self.damage.append(Damage(offset, len(line), at_end))
+                else:
+                    for record in records:
+                        yield offset, record
+            offset += len(line)
+        self.complete = not any(damage.at_end for damage in self.damage)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> TranscriptSource:
+    """Open the transcript at `path`; raises OSError and UnreadableInput."""
+    return TranscriptSource(path)
+
+
+def _header(path: Path, line: bytes) -> Header:
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise UnreadableInput(f"{path}: the first line is not a transcript's header") from None
+    if values.get("version") != VERSION:
+        raise UnreadableInput(
+            f"{path} is a transcript of version {values.get('version')!r}; "
+            f"this program knows {VERSION}"
+        )
+    notes = {
+        str(key): value
+        for key, value in values.items()
+        if isinstance(value, str) and key not in ("kind", "format")
+    }
+    return Header(source="transcript", arch=notes.get("arch"), notes=dict(list(notes.items())[:64]))
+
+
+def _number(values: dict[str, Any], key: str, low: int = 0, high: int = _INT_LIMIT) -> int:
+    value = values[key]
+    if type(value) is not int or not low <= value < high:
+        raise ValueError(key)
+    return value
+
+
+def _records(values: dict[str, Any]) -> Iterator[Record]:
+    kind = values["kind"]
+    if kind == "header":
+        return
+    t_ns = _number(values, "t_ns", -_INT_LIMIT)
+    conn = _number(values, "conn", 0, 1 << 32)
+    match kind:
+        case "bytes":
+            to_guest = {">": True, "<": False}[values["dir"]]
+            zeros = _number(values, "zeros", 0, _SEND_LIMIT)
+            sent = bytes.fromhex(values["hex"]) + bytes(zeros)
+            for begin in range(0, max(1, len(sent)), MAX_CHUNK):
+                yield Chunk(t_ns, conn, to_guest, sent[begin : begin + MAX_CHUNK])
+        case "open":
+            begins = Begins(values.get("begins", Begins.LINE))
+            port = _number(values, "port", 0, 1 << 32) if "port" in values else None
+            yield Open(t_ns, conn, begins, port, values.get("accepted"))
+        case "close":
+            yield Close(t_ns, conn, by_guest=False, how=How(values.get("how", How.CLOSE)))
+        case "closed_by_guest":
+            yield Close(t_ns, conn, by_guest=True)
+        case "reset_by_guest":
+            yield Close(t_ns, conn, by_guest=True, how=How.RESET)
+        case "gave_up":
+            after_s = float(values["after_s"])
+            if not 0 <= after_s < 1e9:
+                raise ValueError("after_s")
+            yield GaveUp(t_ns, conn, round(after_s * _NANOSECONDS))
+        case "vmm":
+            yield Vmm(t_ns, str(values["action"])[:4096], conn)
+        case _:
+            raise ValueError(f"unknown kind {kind!r}")
+
+
+def write(header: Header, records: Iterable[Record], file: IO[str]) -> int:
+    """Write records as a transcript; returns how many had no place in it (gaps, half-closes)."""
+    notes = dict(header.notes)
+    if header.arch:
+        notes.setdefault("arch", header.arch)
+    _line(file, {"kind": "header", "format": FORMAT, "version": VERSION, **notes})
+    left_out = 0
+    for record in records:
+        values = _values(record)
+        if values:
+            _line(file, values)
+        elif not isinstance(record, End):
+            left_out += 1
+    return left_out
+
+
+def _line(file: IO[str], values: dict[str, Any]) -> None:
+    file.write(json.dumps(values) + "\n")
+
+
+def _values(record: Record) -> dict[str, Any]:
+    match record:
+        case Chunk(t_ns=t_ns, conn=conn):
+            literal = record.data.rstrip(b"\0")
+            return {
+                "kind": "bytes", "t_ns": t_ns, "conn": conn, "dir": ">" if record.to_guest else "<",
+                "hex": literal.hex(), "zeros": len(record.data) - len(literal),
+            }  # fmt: skip
+        case Open(t_ns=t_ns, conn=conn):
+            values: dict[str, Any] = {"kind": "open", "t_ns": t_ns, "conn": conn}
+            if record.begins is not Begins.LINE:
+                values["begins"] = str(record.begins)
+                values |= {"port": record.port} if record.port is not None else {}
+                values |= {"accepted": record.accepted} if record.accepted is not None else {}
+            return values
+        case Close(t_ns=t_ns, conn=conn, how=How.HALF):
+            return {}
+        case Close(t_ns=t_ns, conn=conn, by_guest=True):
+            kind = "reset_by_guest" if record.how is How.RESET else "closed_by_guest"
+            return {"kind": kind, "t_ns": t_ns, "conn": conn}
+        case Close(t_ns=t_ns, conn=conn):
+            how = {} if record.how is How.CLOSE else {"how": str(record.how)}
+            return {"kind": "close", "t_ns": t_ns, "conn": conn, **how}
+        case GaveUp(t_ns=t_ns, conn=conn):
+            return {
+                "kind": "gave_up", "t_ns": t_ns, "conn": conn,
+                "after_s": record.after_ns / _NANOSECONDS,
+            }  # fmt: skip
+        case Vmm(t_ns=t_ns, conn=conn):
+            return {"kind": "vmm", "t_ns": t_ns, "conn": conn, "action": record.action}
+        case Gap() | _:
+            return {}

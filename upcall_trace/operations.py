@@ -1,0 +1,298 @@
+"""Operations, a request and its reply, kept as rows of one packed table.
+
+A row costs no Python object, so a million of them stay small, and a column of them is an array:
+filters and statistics read columns. `OperationTable.operation` makes one row an object again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dissectors.constants import errno_name, op_name, result_meaning
+from dissectors.messages import (
+    CpuReplyArm,
+    CpuReplyX86,
+    CpuRequestArm,
+    CpuRequestX86,
+    MmioRequest,
+    PciRequest,
+    Reply,
+    Request,
+)
+from dissectors.services import ServiceReply, ServiceRequest
+
+MAX_ROWS: Final = 1 << 23
+"""Operations in one table at most: about a gigabyte of rows."""
+
+ANOMALIES: Final = (
+    "bad-magic",
+    "stale-success",
+    "stale-error",
+    "stale-load",
+    "split-request",
+    "short-request",
+    "overlapping-requests",
+    "over-long-request",
+    "reply-mismatch",
+)
+"""Doubts that the wire alone raises; bit n of the `anomalies` column is the n-th name."""
+ANOMALY_BIT: Final = {name: 1 << bit for bit, name in enumerate(ANOMALIES)}
+
+# Which of a row's columns its request fills.
+BARE, CPU_X86, CPU_ARM, MMIO, PCI, OTHER_SERVICE = range(6)
+
+_COLUMNS: Final = (
+    ("conn", "I"),
+    ("request", "I"),
+    ("t_ns", "q"),
+    ("offset", "Q"),
+    ("position", "I"),
+    ("size", "I"),
+    ("layout", "B"),
+    ("msg_type", "I"),
+    ("msg_size", "I"),
+    ("mmio_base", "Q"),
+    ("mmio_size", "Q"),
+    ("mmio_irq", "I"),
+    ("count", "B"),
+    ("apic_ver", "B"),
+    ("busno", "B"),
+    ("devfn", "B"),
+    ("anomalies", "I"),
+    ("extra_end", "Q"),
+    ("extra_size", "I"),
+    ("answered", "B"),
+    ("ret", "i"),
+    ("reply_type", "I"),
+    ("reply_size", "I"),
+    ("reply_load", "q"),
+    ("latency_ns", "q"),
+    ("reply_offset", "q"),
+)
+"""Name and `struct` code of each column. `offset` and `reply_offset` are of the records in the
+file, `position` is in the record; `reply_load` and `reply_offset` are -1 where there is none;
+`extra_end` and `extra_size` say which of the `extra` bytes are the row's."""
+_ROW: Final = Struct("<" + "".join(code for _, code in _COLUMNS))
+_DTYPE: Final = np.dtype([(name, "<" + code) for name, code in _COLUMNS])
+_ANSWER_AT: Final = _DTYPE.fields["answered"][1] if _DTYPE.fields else 0
+_ANSWER: Final = Struct("<BiIIqqq")
+_ANOMALIES_AT: Final = _DTYPE.fields["anomalies"][1] if _DTYPE.fields else 0
+_U32: Final = Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One request as the guest saw it, and what came back.
+
+    `t_ns` counts from the capture's first record; `latency_ns` runs from the last byte of the
+    request to the last byte of its reply. `ret`, `latency_ns` and `reply` are None while
+    unanswered.
+    """
+
+    row: int
+    conn: int
+    request: int
+    t_ns: int
+    op: str
+    msg_type: int | None
+    fields: Mapping[str, Any]
+    size: int
+    ret: int | None
+    latency_ns: int | None
+    reply: Mapping[str, int] | None
+    anomalies: tuple[str, ...]
+
+    @property
+    def errno(self) -> str | None:
+        """The name of a negative `ret`, None for success and unknown numbers."""
+        return None if self.ret is None else errno_name(self.ret)
+
+    @property
+    def meaning(self) -> str:
+        """What `ret` says in a few words; empty for plain success."""
+        if self.ret is None or self.msg_type is None:
+            return ""
+        return result_meaning(self.msg_type, self.ret)
+
+    @property
+    def failed(self) -> bool:
+        """True when it was answered with an error, or not at all."""
+        return self.ret is None or self.ret < 0
+
+
+class OperationTable:
+    """Rows of operations in the order in which the requests were sent."""
+
+    def __init__(self) -> None:
+        self._rows = bytearray()
+        self._extra = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._rows) // _ROW.size
+
+    def append(
+        self,
+        conn: int,
+        number: int,
+        t_ns: int,
+        offset: int,
+        position: int,
+        size: int,
+        request: ServiceRequest,
+        anomalies: int,
+    ) -> int:
+        """Add a request that is not answered yet; returns its row."""
+        extra_begin = len(self._extra)
+        base = window = irq = count = apic_ver = busno = devfn = 0
+        msg_type = msg_size = 0
+        if isinstance(request, Request):
+            msg_type, msg_size = request.msg_type, request.msg_size
+            layout = BARE
+            if isinstance(request, MmioRequest):
+                layout = MMIO
+                base, window, irq = request.mmio_base, request.mmio_size, request.mmio_irq
+            elif isinstance(request, PciRequest):
+                layout = PCI
+                busno, devfn = request.busno, request.devfn
+            elif isinstance(request, CpuRequestX86):
+                layout = CPU_X86
+                count, apic_ver = request.count, request.apic_ver
+                self._extra += request.apic_ids[:count]
+            elif isinstance(request, CpuRequestArm):
+                layout = CPU_ARM
+                count = request.count
+        else:
+            layout = OTHER_SERVICE
+            self._extra += json.dumps([request.op, dict(request.fields())]).encode()
+        row = len(self._rows) // _ROW.size
+        self._rows += _ROW.pack(
+            conn, number, t_ns, offset, position, size, layout, msg_type, msg_size,
+            base, window, irq, count, apic_ver, busno, devfn, anomalies, len(self._extra),
+            len(self._extra) - extra_begin,            0, 0, 0, 0, -1, -1, -1,
+        )  # fmt: skip
+        return row
+
+    def answer(self, row: int, reply: ServiceReply, latency_ns: int, offset: int) -> None:
+        """Add the reply to a row; the latency is in nanoseconds."""
+        msg_type = msg_size = 0
+        load = -1
+        if isinstance(reply, Reply):
+            msg_type, msg_size = reply.msg_type, reply.msg_size
+            if isinstance(reply, CpuReplyX86):
+                load = reply.apic_index
+            elif isinstance(reply, CpuReplyArm):
+                load = reply.cpu_id
+        _ANSWER.pack_into(
+            self._rows, row * _ROW.size + _ANSWER_AT,
+            1, reply.ret, msg_type, msg_size, load, latency_ns, offset,
+        )  # fmt: skip
+
+    def change_anomalies(self, row: int, add: int = 0, remove: int = 0) -> None:
+        """Set and clear bits of a row's anomalies."""
+        at = row * _ROW.size + _ANOMALIES_AT
+        (bits,) = _U32.unpack_from(self._rows, at)
+        _U32.pack_into(self._rows, at, (bits | add) & ~remove)
+
+    def columns(self, first: int = 0) -> dict[str, NDArray[Any]]:
+        """A copy of every column from row `first` on, and the bytes in `extra`."""
+        rows = np.frombuffer(bytes(self._rows[first * _ROW.size :]), _DTYPE)
+        named: dict[str, NDArray[Any]] = {name: rows[name] for name, _ in _COLUMNS}
+        named["extra"] = np.frombuffer(bytes(self._extra), np.uint8)
+        return named
+
+
+class Operations:
+    """A view of columns as operations: of a table that was decoded, or of a capture's index.
+
+    `column` gives one column as an array; it is fetched when it is first asked for.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray[Any]], first_ns: int) -> None:
+        self._columns = columns
+        self._first_ns = first_ns
+
+    def __len__(self) -> int:
+        return len(self._columns["conn"])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column by its name in the table."""
+        return self._columns[name]
+
+    def names(self) -> list[str]:
+        """The columns there are."""
+        return list(self._columns)
+
+    def t_ns(self) -> NDArray[Any]:
+        """When each request was sent, in nanoseconds since the capture's first record."""
+        times: NDArray[Any] = self._columns["t_ns"] - self._first_ns
+        return times
+
+    def extra(self, row: int) -> bytes:
+        """The row's bytes of variable length: APIC ids, or another service's fields as JSON."""
+        end = int(self._columns["extra_end"][row])
+        begin = end - int(self._columns["extra_size"][row])
+        return self._columns["extra"][begin:end].tobytes()
+
+    def operation(self, row: int) -> Operation:
+        """One row as an object."""
+        cell = {name: self._columns[name][row].item() for name in _SHOWN}
+        layout = cell["layout"]
+        op, msg_type = op_name(cell["msg_type"]), cell["msg_type"]
+        fields: dict[str, Any] = {}
+        if layout == MMIO:
+            fields = {key: cell[key] for key in ("mmio_base", "mmio_size", "mmio_irq")}
+        elif layout == PCI:
+            devfn = cell["devfn"]
+            fields = {"busno": cell["busno"], "devfn": devfn, "slot": devfn >> 3,
+                      "function": devfn & 7}  # fmt: skip
+        elif layout == CPU_X86:
+            fields = {"count": cell["count"], "apic_ver": cell["apic_ver"],
+                      "apic_ids": list(self.extra(row))}  # fmt: skip
+        elif layout == CPU_ARM:
+            fields = {"count": cell["count"]}
+        elif layout == OTHER_SERVICE:
+            op, fields = json.loads(self.extra(row))
+            msg_type = None
+        reply: dict[str, int] | None = None
+        if cell["answered"]:
+            reply = {"msg_type": cell["reply_type"], "msg_size": cell["reply_size"]}
+            if cell["reply_load"] >= 0:
+                arm = layout == CPU_ARM
+                reply["cpu_id" if arm else "apic_index"] = cell["reply_load"]
+        return Operation(
+            row=row,
+            conn=cell["conn"],
+            request=cell["request"],
+            t_ns=cell["t_ns"] - self._first_ns,
+            op=op,
+            msg_type=msg_type,
+            fields=fields,
+            size=cell["size"],
+            ret=cell["ret"] if cell["answered"] else None,
+            latency_ns=cell["latency_ns"] if cell["answered"] else None,
+            reply=reply,
+            anomalies=anomaly_names(cell["anomalies"]),
+        )
+
+    def __iter__(self) -> Iterator[Operation]:
+        for row in range(len(self)):
+            yield self.operation(row)
+
+
+_SHOWN: Final = tuple(
+    name
+    for name, _ in _COLUMNS
+    if name not in ("offset", "position", "msg_size", "extra_end", "extra_size", "reply_offset")
+)
+
+
+def anomaly_names(bits: int) -> tuple[str, ...]:
+    """The names of the bits that are set, in the order of `ANOMALIES`."""
+    return tuple(name for name, bit in ANOMALY_BIT.items() if bits & bit)
