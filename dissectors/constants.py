@@ -83,8 +83,9 @@ ENODEV: Final = -19
 EIO: Final = -5
 EPERM: Final = -1
 
+NOT_A_RESULT: Final = "not a known result"
 RESULT_MEANINGS: Final[dict[tuple[MessageType, int], str]] = {
-    (MessageType.ADD_CPU, EINVAL): "known id, or no number free",
+    (MessageType.ADD_CPU, EINVAL): "id known, not listed, or none free",
     (MessageType.ADD_CPU, EIO): "vCPU did not start, VMM never ran it",
     (MessageType.ADD_CPU, 1): "CPU was already online",
     (MessageType.DEL_CPU, EINVAL): "would remove all, or the boot CPU",
@@ -123,6 +124,6 @@ def result_meaning(msg_type: int, ret: int) -> str:
     ):
         return "the guest has no handler for it"
     try:
-        return RESULT_MEANINGS.get((MessageType(msg_type), ret), "not a known result")
+        return RESULT_MEANINGS.get((MessageType(msg_type), ret), NOT_A_RESULT)
     except ValueError:
-        return "not a known result"
+        return NOT_A_RESULT

@@ -163,8 +163,12 @@ class Observer:
         if size <= 0:
             return []
         replies: list[int] = []
+        if to_guest and self._to_phase in (_Phase.LINE, _Phase.SERVICE):
+            self._to_phase, self._service, self._line = _Phase.MIDDLE, DEVICE_MANAGER, b""
         service = self._service
-        if to_guest:
+        if not to_guest and (self._from_phase is _Phase.LINE or service is None):
+            self._from_phase, self._from = _Phase.MIDDLE, b""
+        elif to_guest:
             if service and self._to_phase is _Phase.MESSAGES:
                 for _ in range(-(-size // service.request_size)):
                     self._open.append((self._next_number, None))

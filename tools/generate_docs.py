@@ -39,7 +39,7 @@ Blocks = Mapping[str, Callable[[], str]]
 """What a marker's name makes: Markdown, without the markers."""
 
 
-class BrokenMarkers(ValueError):
+class MarkerError(ValueError):
     """A page whose markers cannot be followed: unpaired, or of a name that nothing makes."""
 
 
@@ -48,7 +48,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
-    lines = (" | ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    lines = (" | ".join(map(str.ljust, row, widths)) for row in cells)
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -230,20 +230,20 @@ def block_names(text: str) -> list[str]:
 
 
 def render(text: str, blocks: Blocks) -> str:
-    """The page with every block made anew; raises BrokenMarkers and makes nothing up."""
+    """The page with every block made anew; raises MarkerError and makes nothing up."""
     before, *pieces = _MARKER.split(text)
     made = [before]
     inside: str | None = None
     for marker, name, following in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
         if (name is None) == (inside is None):
-            raise BrokenMarkers(f"{marker} is not expected {f'in {inside}' if inside else 'here'}")
+            raise MarkerError(f"{marker} is not expected {f'in {inside}' if inside else 'here'}")
         if name is not None and name not in blocks:
-            raise BrokenMarkers(f"nothing generates {name}")
+            raise MarkerError(f"nothing generates {name}")
         made.append(f"{marker}\n")
         made.append(following if name is None else f"\n{blocks[name]()}\n\n")
         inside = name
     if inside is not None:
-        raise BrokenMarkers(f"{inside} has no end")
+        raise MarkerError(f"{inside} has no end")
     return "".join(made)
 
 
@@ -261,7 +261,7 @@ def update(root: Path, blocks: Blocks, check: bool) -> list[str]:
         used.update(block_names(text))
         try:
             made = render(text, blocks)
-        except BrokenMarkers as error:
+        except MarkerError as error:
             complaints.append(f"{page.relative_to(root)}: {error}")
             continue
         if made != text:

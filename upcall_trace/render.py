@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from dissectors.constants import NOT_A_RESULT
+
 from .operations import Operation
 
 WIDTH: Final = 100
 _INDENT: Final = " " * 30
 _RESULT_COLUMN: Final = 59
-_ID_LIST_WIDTH: Final = 14
 _HEX_ROW: Final = 16
 
 
@@ -41,15 +42,19 @@ def seconds(t_ns: int) -> str:
     return f"{t_ns / 1e9:.6f}"
 
 
-def fields_text(fields: Mapping[str, Any]) -> str:
-    """An operation's key fields in a few words: `0xe0006000+0x2000 irq=5`, `apic_ids=1-3`."""
+def fields_text(fields: Mapping[str, Any], room: int = 60) -> str:
+    """An operation's key fields in a few words: `0xe0006000+0x2000 irq=5`, `apic_ids=1-3`.
+
+    A list of ids is cut to end within `room` columns.
+    """
     if "mmio_base" in fields:
         base, size, irq = fields["mmio_base"], fields["mmio_size"], fields["mmio_irq"]
         return f"{base:#x}+{size:#x} irq={irq}"
     if "devfn" in fields:
         return f"bus={fields['busno']} slot={fields['slot']}.{fields['function']}"
     if "apic_ids" in fields:
-        return f"apic_ids={_id_list(fields['apic_ids'])}"
+        ids = f"apic_ids={_id_list(fields['apic_ids'])}"
+        return ids if len(ids) <= room else f"{ids[: max(room, 12) - 1]}…"
     return safe(" ".join(f"{name}={value}" for name, value in fields.items()))
 
 
@@ -68,8 +73,7 @@ def _id_list(ids: list[int]) -> str:
         else:
             parts.append(str(ids[begin]))
             begin += 1
-    text = ",".join(parts) or "none"
-    return text if len(text) <= _ID_LIST_WIDTH else f"{text[: _ID_LIST_WIDTH - 1]}…"
+    return ",".join(parts) or "none"
 
 
 def result_text(operation: Operation) -> str:
@@ -85,17 +89,20 @@ def result_text(operation: Operation) -> str:
         reply = operation.reply or {}
         load = [f"{name}={reply[name]}" for name in ("apic_index", "cpu_id") if name in reply]
         return " ".join(["ok", *load])
-    doubt = ", or stale" if "stale-error" in operation.anomalies else ""
-    return f"{number} {operation.meaning}{doubt}".rstrip()
+    if "stale-error" not in operation.anomalies:
+        return f"{number} {operation.meaning}"
+    if operation.meaning == NOT_A_RESULT:
+        return f"{number} left over from an earlier reply"
+    return f"{number} {operation.meaning}, or stale"
 
 
 def operation_text(operation: Operation) -> str:
     """One operation in lines of at most `WIDTH` columns, nearly always one line."""
     key = f"{operation.conn}.{operation.request}"
     latency = "" if operation.latency_ns is None else duration(operation.latency_ns)
-    what = f"{safe(operation.op)} {fields_text(operation.fields)}".rstrip()
-    line = f"{key:>6} {seconds(operation.t_ns):>9} {latency:>7}  {what}"
     result = result_text(operation)
+    line = f"{key:>6} {seconds(operation.t_ns):>9} {latency:>7}  {safe(operation.op)} "
+    line += fields_text(operation.fields, room=WIDTH - len(line) - len(result) - 1)
     column = min(_RESULT_COLUMN, WIDTH - len(result))
     lines = [line.ljust(column - 1)]
     tags = f"[{', '.join(operation.anomalies)}]" if operation.anomalies else ""

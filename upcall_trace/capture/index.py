@@ -86,8 +86,22 @@ def append_index(
 ) -> None:
     """Append the index of a capture that is closed; `covers` must be the file's size.
 
-    Raises OSError; a file that was cut off on the way is a capture without an index.
+    When it cannot be written whole, the file is left as it was. Raises OSError.
     """
+    try:
+        _append(path, version, covers, tables, summary)
+    except BaseException:
+        os.truncate(path, covers)
+        raise
+
+
+def _append(
+    path: Path,
+    version: int,
+    covers: int,
+    tables: Mapping[str, Mapping[str, Column]],
+    summary: Mapping[str, Any],
+) -> None:
     with path.open("ab") as file:
         described: dict[str, dict[str, list[Any]]] = {}
         for table, columns in tables.items():

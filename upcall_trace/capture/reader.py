@@ -124,7 +124,8 @@ class CaptureReader:
             elif self.live and length <= MAX_PAYLOAD:
                 break  # its end is still to be written
             position = self._skip_damage(position)
-        if position < self.size and not self.live:
+        # Behind the End record there are only the index and marks, and no traffic to lose.
+        if position < self.size and not self.live and not self.complete:
             self.damage.append(Damage(position, self.size - position, at_end=True))
             position = self.size
         self.next_offset = position

@@ -31,7 +31,7 @@ def import_command(file: Path, output: Path, arch: str | None, notes: tuple[str,
     What FILE is, is told from its content. An existing output is replaced once the new one is
     whole.
     """
-    added = dict(_note(note) for note in notes)
+    added = parse_notes(notes)
     with open_source(file) as source:
         if isinstance(source, CaptureReader):
             raise WrongUsage(f"{file} is a capture already; use filter or merge to copy it")
@@ -55,11 +55,12 @@ def import_command(file: Path, output: Path, arch: str | None, notes: tuple[str,
     return code
 
 
-def _note(note: str) -> tuple[str, str]:
-    key, sign, text = note.partition("=")
-    if not sign or not key:
-        raise WrongUsage(f"a note is KEY=TEXT, not {note!r}")
-    return key, text
+def parse_notes(notes: tuple[str, ...]) -> dict[str, str]:
+    """The KEY=TEXT notes of a command line; raises WrongUsage."""
+    for note in notes:
+        if not note.partition("=")[0] or "=" not in note:
+            raise WrongUsage(f"a note is KEY=TEXT, not {note!r}")
+    return {key: text for key, _, text in (note.partition("=") for note in notes)}
 
 
 @click.command("export")

@@ -1,0 +1,206 @@
+"""`record`: the capture proxy on the VMM's socket, or a vsockmon interface inside a guest."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from .. import __version__
+from ..capture.records import Header
+from ..errors import ExitCode, SomethingLost, WrongUsage
+from ..interface import dropped_packets, open_interface, record_packets
+from ..listening import InPlace, Listener
+from ..opening import build_index, load
+from ..proxy import GuestRoute, Proxy
+from ..recorder import OnStoreError, Recorder
+from ..transport import (
+    Address,
+    UnixAddress,
+    check_reachable,
+    check_socket_path,
+    parse_address,
+)
+from .console import progress, talk
+from .convert import parse_notes
+from .files import CAPTURE
+
+# A forwarding thread that becomes ready must not wait Python's default 5 ms for its turn.
+_SWITCH_INTERVAL_S = 0.0005
+_LOOK_UP_S = 0.1
+
+
+@click.command("record")
+@click.option("--listen", type=CAPTURE, metavar="PATH", help="Where clients connect from now on.")
+@click.option("--upstream", metavar="ADDRESS", help="The VMM's socket, or vsock://CID[:PORT].")
+@click.option("--in-place", type=CAPTURE, metavar="SOCKET", help="Take this socket's place.")
+@click.option("--interface", metavar="NAME", help="Capture inside a guest from vsockmon.")
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing capture.")
+@click.option(
+    "--on-store-error",
+    type=click.Choice([policy.value for policy in OnStoreError]),
+    default="stop",
+    show_default=True,
+    help="When the disk fails: end the proxy, or let traffic pass unrecorded.",
+)
+@click.option(
+    "--guest-port",
+    "guest_ports",
+    type=click.IntRange(0, 0xFFFFFFFF),
+    multiple=True,
+    metavar="P",
+    help="Also relay guest-initiated connections to this port.",
+)
+@click.option("--port", default=219, show_default=True, help="The guest's upcall port.")
+@click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
+@click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Kept in the capture.")
+def record_command(
+    listen: Path | None,
+    upstream: str | None,
+    in_place: Path | None,
+    interface: str | None,
+    output: Path,
+    overwrite: bool,
+    on_store_error: str,
+    guest_ports: tuple[int, ...],
+    port: int,
+    arch: str | None,
+    notes: tuple[str, ...],
+) -> ExitCode:
+    """Record upcall traffic into a capture until SIGINT or SIGTERM.
+
+    With --listen and --upstream a proxy stands between the client and the VMM's socket. With
+    --in-place SOCKET it takes the place of a running VMM's socket and gives it back at the end.
+    With --interface it listens on a vsockmon interface, inside a guest. Connections to other
+    ports pass untouched, and only their beginning and end are noted.
+    """
+    given = [listen is not None and upstream is not None, in_place is not None, bool(interface)]
+    if sum(given) != 1 or (listen is None) != (upstream is None):
+        raise WrongUsage("give --listen and --upstream, or --in-place, or --interface")
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    _raise_descriptor_limit()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    header = Header(
+        source="vsockmon" if interface else "proxy",
+        tool=f"upcall-trace {__version__}",
+        host=f"{platform.node()} {platform.system()} {platform.release()}",
+        arch=arch,
+        wall_ns=time.time_ns(),
+        resolution_ns=max(1, round(time.get_clock_info("monotonic").resolution * 1e9)),
+        port=port,
+        notes=parse_notes(notes),
+    )
+    recording = _recording(output, header, OnStoreError(on_store_error), overwrite, stop)
+    if interface:
+        with open_interface(interface) as packets, recording as recorder:
+            talk(f"recording {interface} into {output}")
+            record_packets(packets, recorder, stop, dropped_packets, port)
+        return ExitCode.EXPECTED
+    with ExitStack() as stack:
+        address: Address
+        if in_place is not None:
+            place = _take_place(stack, in_place)
+            listener, name, address = place.listener, in_place, UnixAddress(place.aside)
+            guests = [_guest_in_place(stack, in_place, p) for p in guest_ports]
+        else:
+            assert listen is not None
+            assert upstream is not None
+            name, address = listen, parse_address(upstream)
+            check_reachable(address)
+            listener = stack.enter_context(closing(Listener(listen)))
+            guests = [_guest(stack, address, listen, p) for p in guest_ports]
+        with recording as recorder:
+            proxy = Proxy(address, recorder, talk, port)
+            proxy.listen(listener.socket)
+            for guest_listener, route in guests:
+                proxy.listen(guest_listener.socket, route)
+            talk(f"recording {name} -> {upstream or in_place} into {output}")
+            while not stop.wait(_LOOK_UP_S):
+                pass
+            proxy.stop()
+    return ExitCode.EXPECTED
+
+
+@contextmanager
+def _recording(
+    output: Path, header: Header, policy: OnStoreError, overwrite: bool, stop: threading.Event
+) -> Iterator[Recorder]:
+    """A recorder; at the end the capture is closed, summed up and given its index.
+
+    Raises SomethingLost when traffic crossed that is not in it.
+    """
+    recorder = Recorder(output, header, policy, stop, overwrite)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+    if recorder.failure is not None and policy is OnStoreError.STOP:
+        raise SomethingLost(
+            f"{output} could not be written ({recorder.failure.strerror}), so the recording "
+            "ended; --on-store-error pass would have let the traffic go on"
+        )
+    with progress(f"indexing {output.name}", output.stat().st_size) as report:
+        indexed = build_index(output, report)
+    capture = load(output)
+    talk(
+        f"{output}: {len(capture.connections)} connections, {len(capture.operations)} operations"
+        + ("" if indexed else ", no index")
+    )
+    if recorder.failure is not None or capture.lost_bytes:
+        raise SomethingLost(f"{output}: {capture.lost_bytes} bytes of traffic were not recorded")
+
+
+def _take_place(stack: ExitStack, path: Path) -> InPlace:
+    place = stack.enter_context(closing(InPlace(path)))
+    if place.recovered:
+        talk(f"{path}: put back what an earlier proxy had left aside")
+    talk(f"if this process is killed, put the socket back with: {place.way_back}")
+    return place
+
+
+def _guest_in_place(stack: ExitStack, path: Path, port: int) -> tuple[Listener, GuestRoute]:
+    place = _take_place(stack, _suffixed(path, port))
+    return place.listener, GuestRoute(port, place.aside)
+
+
+def _guest(
+    stack: ExitStack, upstream: Address, listen: Path, port: int
+) -> tuple[Listener, GuestRoute]:
+    """What the VMM connects to for a guest's connection to `port`, and where that goes on."""
+    if not isinstance(upstream, UnixAddress):
+        raise WrongUsage("--guest-port needs an upstream that is a Unix socket")
+    listener = stack.enter_context(closing(Listener(_suffixed(upstream.path, port))))
+    return listener, GuestRoute(port, check_socket_path(_suffixed(listen, port)))
+
+
+def _suffixed(path: Path, port: int) -> Path:
+    return path.with_name(f"{path.name}_{port}")
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    """The first signal ends the recording cleanly, a second one also the indexing."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _raise_descriptor_limit() -> None:
+    """A VMM's socket has up to 1023 connections, and each costs us up to six descriptors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

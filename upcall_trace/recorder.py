@@ -1,0 +1,212 @@
+"""The recording side of live capture: chunks into memory at once, onto the disk a moment later.
+
+Whoever moves bytes calls `chunk` before it sends them on, which only appends to a list, and
+`settle` afterwards, which encodes. A thread writes what is encoded every `FLUSH_S`, so what was
+forwarded longer ago than that survives a kill of this process. When the disk fails, the policy
+decides: stop, or let the traffic pass and mark the gap.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections import deque
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from .capture.records import MAGIC, End, Gap, Header, Record, encode, encode_chunk
+from .errors import WrongUsage
+
+FLUSH_S: Final = 0.02
+BACKLOG_LIMIT: Final = 64 << 20
+"""Encoded bytes that may wait for a slow disk before it counts as failed."""
+
+
+_Received = tuple[int, int, bool, bytes]
+_Way = tuple[int, bool]
+
+
+class OnStoreError(StrEnum):
+    """What to do when the capture cannot be written any more."""
+
+    STOP = "stop"
+    PASS = "pass"
+
+
+class Recorder:
+    """A capture that grows while traffic runs.
+
+    Times are nanoseconds since `begin`, from a monotonic clock that was tied to the wall clock
+    once. `failure` is None while all is well; with OnStoreError.STOP a failing disk sets `stop`,
+    the event with which its owner ends the recording.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        on_error: OnStoreError,
+        stop: threading.Event,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = path
+        self._on_error = on_error
+        self._stop = stop
+        self.failure: OSError | None = None
+        self.lost = 0
+        self._descriptor = _create(path, overwrite)
+        self._begin_ns = time.monotonic_ns()
+        self._pending: deque[Record | _Received] = deque()
+        self._encoded = bytearray()
+        self._landmarks = bytearray()
+        self._traffic: dict[_Way, int] = {}
+        self._missing: dict[_Way, int] = {}
+        self._lock = threading.Lock()
+        self._size = 0
+        self._stopped = False
+        self._retried = b""
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._write_on, name="recorder", daemon=True)
+        start = MAGIC + encode(header)
+        try:
+            os.write(self._descriptor, start)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise WrongUsage(f"{path} cannot be written: {error.strerror}") from None
+        self._size = len(start)
+        self._writer.start()
+
+    def now(self) -> int:
+        """Nanoseconds since the recording began."""
+        return time.monotonic_ns() - self._begin_ns
+
+    def chunk(self, conn: int, to_guest: bool, received: bytes) -> None:
+        """Remember a receive, with the time of this call; cheap enough for the forwarding path."""
+        t_ns = time.monotonic_ns() - self._begin_ns
+        self._pending.append((t_ns, conn, to_guest, received))
+
+    def record(self, record: Record) -> None:
+        """Remember any other record."""
+        self._pending.append(record)
+
+    def settle(self) -> None:
+        """Encode what is remembered, unless another thread is at it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._encode()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Write the rest and end the capture cleanly; its last records may be a gap's."""
+        self._closing.set()
+        self._writer.join()
+        if self._missing:
+            self._flush()  # the gap's records first: End must be the last
+        self.record(End(self.now()))
+        self._flush()
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self.failure = self.failure or error
+        os.close(self._descriptor)
+
+    def _encode(self) -> None:
+        """Move what is remembered into the batch that is written next; the lock is held."""
+        pending, encoded, traffic = self._pending, self._encoded, self._traffic
+        while pending:
+            item = pending.popleft()
+            if isinstance(item, tuple):
+                t_ns, conn, to_guest, received = item
+                way = (conn, to_guest)
+                if len(encoded) < BACKLOG_LIMIT:
+                    encoded += encode_chunk(t_ns, conn, to_guest, received)
+                    traffic[way] = traffic.get(way, 0) + len(received)
+                else:
+                    self._miss(way, len(received))
+            else:
+                landmark = encode(item)
+                encoded += landmark
+                self._landmarks += landmark
+
+    def _miss(self, way: _Way, size: int) -> None:
+        self._missing[way] = self._missing.get(way, 0) + size
+        self.lost += size
+
+    def _write_on(self) -> None:
+        while not self._closing.wait(FLUSH_S):
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            self._encode()
+            if self._stopped or not (self._encoded or self._missing or self._retried):
+                return
+            batch, self._encoded = bytes(self._encoded), bytearray()
+            landmarks, self._landmarks = bytes(self._landmarks), bytearray()
+            traffic, self._traffic = self._traffic, {}
+            missing, self._missing = self._missing, {}
+        if missing or self._retried:
+            batch = self._retried + self._gaps(missing) + batch
+        try:
+            _write_all(self._descriptor, batch)
+        except OSError as error:
+            self._store_failed(error)
+            with self._lock:
+                self._retried = (self._retried + landmarks)[:BACKLOG_LIMIT]
+                for way, size in missing.items():
+                    self._missing[way] = self._missing.get(way, 0) + size
+                for way, size in traffic.items():
+                    self._miss(way, size)
+        else:
+            self._retried = b""
+            self._size += len(batch)
+
+    def _gaps(self, missing: dict[_Way, int]) -> bytes:
+        """Records of what could not be kept before; they go ahead of what can be again."""
+        why = (self.failure.strerror or str(self.failure)) if self.failure else "the disk is slow"
+        now = self.now()
+        return b"".join(
+            encode(Gap(now, conn, to_guest, size, f"the capture could not be written: {why}"))
+            for (conn, to_guest), size in missing.items()
+        )
+
+    def _store_failed(self, error: OSError) -> None:
+        self.failure = error
+        if self._on_error is OnStoreError.STOP:
+            self._stop.set()
+            self._stopped = True
+        try:
+            # A record that was half written must not stay: later ones would be lost behind it.
+            os.ftruncate(self._descriptor, self._size)
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+        except OSError:
+            pass  # then readers find the next whole record by its checksum
+
+
+def _write_all(descriptor: int, encoded: bytes) -> None:
+    view = memoryview(encoded)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _create(path: Path, overwrite: bool) -> int:
+    """A new capture file, locked for as long as it grows; raises WrongUsage."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_size and not overwrite:
+                raise WrongUsage(f"{path} exists; give another name, or --overwrite")
+            os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except BlockingIOError:
+        raise WrongUsage(f"{path} is being recorded into by another process") from None
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be written: {error.strerror}") from None
+    return descriptor
