@@ -33,7 +33,7 @@ class OnStoreError(StrEnum):
     """What to do when the capture cannot be written any more."""
 
     STOP = "stop"
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105  # a policy, not a password
 
 
 class Recorder:
@@ -63,11 +63,12 @@ class Recorder:
         self._encoded = bytearray()
         self._landmarks = bytearray()
         self._traffic: dict[_Way, int] = {}
+        self._overflow: dict[_Way, int] = {}
         self._missing: dict[_Way, int] = {}
+        self._landmarks_kept = b""
         self._lock = threading.Lock()
         self._size = 0
         self._stopped = False
-        self._retried = b""
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write_on, name="recorder", daemon=True)
         start = MAGIC + encode(header)
@@ -104,8 +105,7 @@ class Recorder:
         """Write the rest and end the capture cleanly; its last records may be a gap's."""
         self._closing.set()
         self._writer.join()
-        if self._missing:
-            self._flush()  # the gap's records first: End must be the last
+        self._flush()  # gaps come behind what fills a batch, and End must be the last record
         self.record(End(self.now()))
         self._flush()
         try:
@@ -126,15 +126,11 @@ class Recorder:
                     encoded += encode_chunk(t_ns, conn, to_guest, received)
                     traffic[way] = traffic.get(way, 0) + len(received)
                 else:
-                    self._miss(way, len(received))
+                    _add(self._overflow, way, len(received))
             else:
                 landmark = encode(item)
                 encoded += landmark
                 self._landmarks += landmark
-
-    def _miss(self, way: _Way, size: int) -> None:
-        self._missing[way] = self._missing.get(way, 0) + size
-        self.lost += size
 
     def _write_on(self) -> None:
         while not self._closing.wait(FLUSH_S):
@@ -143,26 +139,27 @@ class Recorder:
     def _flush(self) -> None:
         with self._lock:
             self._encode()
-            if self._stopped or not (self._encoded or self._missing or self._retried):
-                return
             batch, self._encoded = bytes(self._encoded), bytearray()
             landmarks, self._landmarks = bytes(self._landmarks), bytearray()
             traffic, self._traffic = self._traffic, {}
-            missing, self._missing = self._missing, {}
-        if missing or self._retried:
-            batch = self._retried + self._gaps(missing) + batch
+            overflow, self._overflow = self._overflow, {}
+        if self._stopped:
+            return
+        # What an earlier write could not keep comes first, what this batch had no room for last.
+        batch = self._landmarks_kept + self._gaps(self._missing) + batch + self._gaps(overflow)
+        self.lost += sum(overflow.values())
+        if not batch:
+            return
         try:
             _write_all(self._descriptor, batch)
         except OSError as error:
             self._store_failed(error)
-            with self._lock:
-                self._retried = (self._retried + landmarks)[:BACKLOG_LIMIT]
-                for way, size in missing.items():
-                    self._missing[way] = self._missing.get(way, 0) + size
-                for way, size in traffic.items():
-                    self._miss(way, size)
+            self.lost += sum(traffic.values())
+            self._landmarks_kept = (self._landmarks_kept + landmarks)[:BACKLOG_LIMIT]
+            for way, size in (*traffic.items(), *overflow.items()):
+                _add(self._missing, way, size)
         else:
-            self._retried = b""
+            self._landmarks_kept, self._missing = b"", {}
             self._size += len(batch)
 
     def _gaps(self, missing: dict[_Way, int]) -> bytes:
@@ -185,6 +182,10 @@ class Recorder:
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
         except OSError:
             pass  # then readers find the next whole record by its checksum
+
+
+def _add(counts: dict[_Way, int], way: _Way, size: int) -> None:
+    counts[way] = counts.get(way, 0) + size
 
 
 def _write_all(descriptor: int, encoded: bytes) -> None:

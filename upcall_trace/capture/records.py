@@ -169,9 +169,17 @@ class Gap:
     reason: str
 
 
+COMMENT: Final = "comment"
+"""The name of a mark that is only a remark; every other name is a user's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A mark or comment, added while recording or later; `wall_ns` is when it was made."""
+    """A mark or comment, added while recording or later.
+
+    `wall_ns` is when it was made, 0 when that is not known. It is about an operation, a
+    connection, or with neither about the capture.
+    """
 
     wall_ns: int
     conn: int | None

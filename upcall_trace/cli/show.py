@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from ..capture.reader import CaptureReader
+from ..capture.records import COMMENT, Mark
 from ..errors import ExitCode, WrongUsage
 from ..filters import Filter, parse
 from ..formats import open_source
@@ -60,8 +61,12 @@ def show_command(
         rows: Iterable[int] = range(len(opened.operations))
         if wanted is not None:
             rows = np.flatnonzero(wanted.mask(opened.operations)).tolist()
+        remarks = {} if as_json else comments(opened.marks)
         for row in rows:
-            _show_operation(opened.operations.operation(row), as_json)
+            operation = opened.operations.operation(row)
+            show_operation(operation, as_json)
+            for text in remarks.get((operation.conn, operation.request), ()):
+                out(f"        # {text}")
     return tell_losses(capture, opened)
 
 
@@ -70,7 +75,18 @@ def _heading(as_json: bool) -> None:
         out(HEADING)
 
 
-def _show_operation(operation: Operation, as_json: bool) -> None:
+def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
+    """What the marks say of each operation, by (connection, request)."""
+    remarks: dict[tuple[int, int], list[str]] = {}
+    for mark in marks:
+        if mark.conn is not None and mark.request is not None:
+            text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
+            remarks.setdefault((mark.conn, mark.request), []).append(text)
+    return remarks
+
+
+def show_operation(operation: Operation, as_json: bool = False) -> None:
+    """One operation as a line of text or JSON."""
     if as_json:
         out_json(operation_object(operation))
     else:
@@ -131,4 +147,4 @@ def _show_finished(session: Session, wanted: Filter | None, as_json: bool) -> No
     mask = None if wanted is None else wanted.mask(operations)
     for row in finished:
         if mask is None or mask[row - first]:
-            _show_operation(operations.operation(row - first), as_json)
+            show_operation(operations.operation(row - first), as_json)
