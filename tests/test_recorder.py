@@ -97,11 +97,27 @@ def test_a_full_disk_ends_the_recording(tmp_path: Path) -> None:
         assert stop.wait(5)
     ours.close()
     assert ours.failure is not None
-    assert ours.lost == 2048
+    assert ours.unwritten == 2048
     capture = load(tmp_path / "c")
     assert capture.damage == []
     assert not capture.complete
     assert capture.connections[0].hello
+
+
+def test_the_records_that_fitted_before_the_disk_was_full_are_kept(tmp_path: Path) -> None:
+    stop = threading.Event()
+    ours = Recorder(tmp_path / "c", HEADER, OnStoreError.STOP, stop)
+    with file_size_limit(1000):
+        shake_hands(ours)
+        for _ in range(100):
+            exchange(ours)
+        assert stop.wait(5)
+        ours.close()
+    capture = load(tmp_path / "c")
+    assert capture.damage == []
+    payload = capture.connections[0].payload
+    assert payload + ours.unwritten == 100 * 2048 + 1 + 1024
+    assert (tmp_path / "c").stat().st_size > 900
 
 
 def test_a_full_disk_lets_traffic_pass_and_marks_the_gap(tmp_path: Path) -> None:
@@ -122,7 +138,7 @@ def test_a_full_disk_lets_traffic_pass_and_marks_the_gap(tmp_path: Path) -> None
     assert capture.complete
     assert capture.damage == []
     handshake = len(connect_line().raw + ok_line(1).raw + b"d") + 1024
-    assert capture.lost_bytes == ours.lost == 5 * 2048 + handshake
+    assert capture.lost_bytes == 5 * 2048 + handshake
     # Requests keep their numbers across the gap, and replies their requests.
     told = [(op.conn, op.request, op.ret) for op in capture.operations]
     assert told == [(1, 0, 0), (1, 6, 0), (2, 0, 0)]
@@ -139,7 +155,7 @@ def test_a_disk_that_stays_full_leaves_a_readable_capture(tmp_path: Path) -> Non
     with file_size_limit((tmp_path / "c").stat().st_size + 7):
         exchange(ours)
         ours.close()
-    assert ours.lost == 2048
+    assert ours.unwritten == 2048
     capture = load(tmp_path / "c")
     assert not capture.complete
     assert capture.damage == []
@@ -168,9 +184,9 @@ def test_a_disk_that_is_too_slow_costs_records_not_memory(
     ours.close()
     capture = load(tmp_path / "c")
     assert capture.complete
-    assert ours.lost > 0
-    assert capture.lost_bytes == ours.lost
-    assert capture.connections[0].payload + ours.lost == 500 * 2048 + 1 + 1024
+    assert ours.unwritten == 0
+    assert capture.lost_bytes > 0
+    assert capture.connections[0].payload + capture.lost_bytes == 500 * 2048 + 1 + 1024
     assert not any(operation.anomalies for operation in capture.operations)
 
 

@@ -17,7 +17,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from .capture.records import MAGIC, End, Gap, Header, Record, encode, encode_chunk
+from .capture.records import (
+    FRAME,
+    MAGIC,
+    Chunk,
+    End,
+    Gap,
+    Header,
+    Record,
+    decode,
+    encode,
+    encode_chunk,
+    unpack,
+)
 from .errors import WrongUsage
 
 FLUSH_S: Final = 0.02
@@ -56,16 +68,13 @@ class Recorder:
         self._on_error = on_error
         self._stop = stop
         self.failure: OSError | None = None
-        self.lost = 0
         self._descriptor = _create(path, overwrite)
         self._begin_ns = time.monotonic_ns()
         self._pending: deque[Record | _Received] = deque()
         self._encoded = bytearray()
-        self._landmarks = bytearray()
-        self._traffic: dict[_Way, int] = {}
+        self._landmarks = b""
         self._overflow: dict[_Way, int] = {}
         self._missing: dict[_Way, int] = {}
-        self._landmarks_kept = b""
         self._lock = threading.Lock()
         self._size = 0
         self._stopped = False
@@ -116,21 +125,16 @@ class Recorder:
 
     def _encode(self) -> None:
         """Move what is remembered into the batch that is written next; the lock is held."""
-        pending, encoded, traffic = self._pending, self._encoded, self._traffic
+        pending, encoded = self._pending, self._encoded
         while pending:
             item = pending.popleft()
-            if isinstance(item, tuple):
-                t_ns, conn, to_guest, received = item
-                way = (conn, to_guest)
-                if len(encoded) < BACKLOG_LIMIT:
-                    encoded += encode_chunk(t_ns, conn, to_guest, received)
-                    traffic[way] = traffic.get(way, 0) + len(received)
-                else:
-                    _add(self._overflow, way, len(received))
+            if not isinstance(item, tuple):
+                encoded += encode(item)
+            elif len(encoded) < BACKLOG_LIMIT:
+                encoded += encode_chunk(*item)
             else:
-                landmark = encode(item)
-                encoded += landmark
-                self._landmarks += landmark
+                _, conn, to_guest, received = item
+                _add(self._overflow, (conn, to_guest), len(received))
 
     def _write_on(self) -> None:
         while not self._closing.wait(FLUSH_S):
@@ -140,27 +144,25 @@ class Recorder:
         with self._lock:
             self._encode()
             batch, self._encoded = bytes(self._encoded), bytearray()
-            landmarks, self._landmarks = bytes(self._landmarks), bytearray()
-            traffic, self._traffic = self._traffic, {}
             overflow, self._overflow = self._overflow, {}
         if self._stopped:
             return
         # What an earlier write could not keep comes first, what this batch had no room for last.
-        batch = self._landmarks_kept + self._gaps(self._missing) + batch + self._gaps(overflow)
-        self.lost += sum(overflow.values())
+        batch = self._landmarks + self._gaps(self._missing) + batch + self._gaps(overflow)
         if not batch:
             return
+        self._landmarks, self._missing = b"", {}
         try:
             _write_all(self._descriptor, batch)
         except OSError as error:
-            self._store_failed(error)
-            self.lost += sum(traffic.values())
-            self._landmarks_kept = (self._landmarks_kept + landmarks)[:BACKLOG_LIMIT]
-            for way, size in (*traffic.items(), *overflow.items()):
-                _add(self._missing, way, size)
+            self._store_failed(error, batch)
         else:
-            self._landmarks_kept, self._missing = b"", {}
             self._size += len(batch)
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes of traffic that crossed and are neither in the file nor told there as a gap."""
+        return sum(self._missing.values())
 
     def _gaps(self, missing: dict[_Way, int]) -> bytes:
         """Records of what could not be kept before; they go ahead of what can be again."""
@@ -171,11 +173,29 @@ class Recorder:
             for (conn, to_guest), size in missing.items()
         )
 
-    def _store_failed(self, error: OSError) -> None:
+    def _store_failed(self, error: OSError, batch: bytes) -> None:
+        """Keep the whole records of a batch that was written in part, and count the others."""
         self.failure = error
         if self._on_error is OnStoreError.STOP:
-            self._stop.set()
             self._stopped = True
+            self._stop.set()
+        written = os.lseek(self._descriptor, 0, os.SEEK_CUR) - self._size
+        position = 0
+        kept = 0
+        while position < len(batch):
+            length, _ = FRAME.unpack_from(batch, position)
+            begin, position = position, position + FRAME.size + length
+            if position <= written:
+                kept = position
+                continue
+            record = decode(unpack(batch[begin + FRAME.size : position]))
+            if isinstance(record, Chunk):
+                _add(self._missing, (record.conn, record.to_guest), len(record.data))
+            elif isinstance(record, Gap):
+                _add(self._missing, (record.conn, record.to_guest), record.size)
+            elif len(self._landmarks) < BACKLOG_LIMIT:
+                self._landmarks += batch[begin:position]
+        self._size += kept
         try:
             # A record that was half written must not stay: later ones would be lost behind it.
             os.ftruncate(self._descriptor, self._size)

@@ -6,11 +6,12 @@ Shared by the command line and the terminal browser; everything here is plain te
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dissectors.constants import NOT_A_RESULT
 
-from .operations import Operation
+if TYPE_CHECKING:  # numpy is behind it, and every command imports this module
+    from .operations import Operation
 
 WIDTH: Final = 100
 _INDENT: Final = " " * 30

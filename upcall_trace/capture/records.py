@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from itertools import islice
 from struct import Struct
 from typing import Any, Final
 from zlib import crc32
@@ -26,16 +27,20 @@ FRAME: Final = Struct("<II")
 
 _MAX_PARTS: Final = 64
 _INT_LIMIT: Final = 1 << 63
+_TIME_LIMIT: Final = 1 << 62
+"""Times stay within 146 years of 0, so that the difference of two fits in 64 bits."""
+_MAX_NOTES: Final = 256
 _CONN_LIMIT: Final = 1 << 32
 _ZERO_RUN: Final = re.compile(rb"\0{12,}")
 _LIMITS: Final[dict[str, Any]] = {
     "max_array_len": 4096,
-    "max_map_len": 256,
+    "max_map_len": _MAX_NOTES,
     "max_str_len": MAX_PAYLOAD,
     "max_bin_len": MAX_PAYLOAD,
     "max_ext_len": 0,
     "strict_map_key": True,
     "use_list": True,
+    "unicode_errors": "surrogatepass",
 }
 
 
@@ -197,7 +202,8 @@ class End:
 
 Record = Header | Open | Chunk | Close | GaveUp | Vmm | Gap | Mark | End
 
-_packer = msgpack.Packer(use_bin_type=True)
+# A text from outside may hold lone surrogates; it comes back as it went in.
+_packer = msgpack.Packer(use_bin_type=True, unicode_errors="surrogatepass")
 
 
 def frame(payload: bytes) -> bytes:
@@ -236,7 +242,8 @@ def encode(record: Record) -> bytes:
         case Header():
             values: list[Any] = [
                 Kind.HEADER, record.version, record.source, record.tool, record.host, record.arch,
-                record.wall_ns, record.resolution_ns, record.port, record.notes,
+                record.wall_ns, record.resolution_ns, record.port,
+                dict(islice(record.notes.items(), _MAX_NOTES)),
             ]  # fmt: skip
         case Open():
             values = [Kind.OPEN, record.t_ns, record.conn, str(record.begins), record.port,
@@ -287,12 +294,12 @@ def decode(values: list[Any]) -> Record | None:
 def _chunk(values: list[Any]) -> Chunk:
     t_ns, conn, to_guest, first = values[1:5]
     if len(values) == 5:
-        return Chunk(_int(t_ns), _conn(conn), bool(to_guest), _bytes(first))
+        return Chunk(_time(t_ns), _conn(conn), bool(to_guest), _bytes(first))
     if len(values) == 6:  # one literal and its zeros: nearly every message
         zeros = values[5]
         if not 0 <= zeros <= MAX_CHUNK:
             raise ValueError("a run of zeros is too long")
-        return Chunk(_int(t_ns), _conn(conn), bool(to_guest), _bytes(first) + bytes(zeros))
+        return Chunk(_time(t_ns), _conn(conn), bool(to_guest), _bytes(first) + bytes(zeros))
     parts: list[bytes] = []
     size = 0
     for part in values[4:]:
@@ -304,11 +311,13 @@ def _chunk(values: list[Any]) -> Chunk:
         else:
             size += len(_bytes(part))
             parts.append(part)
-    return Chunk(_int(t_ns), _conn(conn), bool(to_guest), b"".join(parts))
+    return Chunk(_time(t_ns), _conn(conn), bool(to_guest), b"".join(parts))
 
 
 def _header(values: list[Any]) -> Header:
     version, source, tool, host, arch, wall_ns, resolution_ns, port, notes = values[1:10]
+    if type(notes) is not dict:
+        raise TypeError("the notes are missing")
     return Header(
         source=_str(source),
         tool=_str(tool),
@@ -324,8 +333,10 @@ def _header(values: list[Any]) -> Header:
 
 def _open(values: list[Any]) -> Open:
     t_ns, conn, begins, port, accepted, peer = values[1:7]
+    if peer is not None and type(peer) is not list:
+        raise TypeError("the peer is not a list")
     return Open(
-        _int(t_ns),
+        _time(t_ns),
         _conn(conn),
         Begins(begins),
         None if port is None else _int(port),
@@ -349,12 +360,12 @@ _DECODERS: Final[dict[int, Callable[[list[Any]], Record]]] = {
     Kind.HEADER: _header,
     Kind.OPEN: _open,
     Kind.CHUNK: _chunk,
-    Kind.CLOSE: lambda v: Close(_int(v[1]), _conn(v[2]), bool(v[3]), How(v[4])),
-    Kind.GAVE_UP: lambda v: GaveUp(_int(v[1]), _conn(v[2]), _int(v[3])),
-    Kind.VMM: lambda v: Vmm(_int(v[1]), _str(v[2]), _conn(v[3])),
-    Kind.GAP: lambda v: Gap(_int(v[1]), _conn(v[2]), bool(v[3]), _int(v[4]), _str(v[5])),
+    Kind.CLOSE: lambda v: Close(_time(v[1]), _conn(v[2]), bool(v[3]), How(v[4])),
+    Kind.GAVE_UP: lambda v: GaveUp(_time(v[1]), _conn(v[2]), _int(v[3])),
+    Kind.VMM: lambda v: Vmm(_time(v[1]), _str(v[2]), _conn(v[3])),
+    Kind.GAP: lambda v: Gap(_time(v[1]), _conn(v[2]), bool(v[3]), _size(v[4]), _str(v[5])),
     Kind.MARK: _mark,
-    Kind.END: lambda v: End(_int(v[1])),
+    Kind.END: lambda v: End(_time(v[1])),
 }
 
 
@@ -364,6 +375,21 @@ def _int(value: object) -> int:
     if not -_INT_LIMIT <= value < _INT_LIMIT:
         raise ValueError("a number is out of range")
     return value
+
+
+def _time(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError("a time is missing")
+    if not -_TIME_LIMIT <= value < _TIME_LIMIT:
+        raise ValueError("a time is out of range")
+    return value
+
+
+def _size(value: object) -> int:
+    size = _int(value)
+    if size < 0:
+        raise ValueError("a size is negative")
+    return size
 
 
 def _conn(value: object) -> int:

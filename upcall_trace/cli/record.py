@@ -157,8 +157,9 @@ def _recording(
         f"{output}: {len(capture.connections)} connections, {len(capture.operations)} operations"
         + ("" if indexed else ", no index")
     )
-    if recorder.failure is not None or capture.lost_bytes:
-        raise SomethingLost(f"{output}: {capture.lost_bytes} bytes of traffic were not recorded")
+    lost = capture.lost_bytes + recorder.unwritten
+    if recorder.failure is not None or lost:
+        raise SomethingLost(f"{output}: {lost} bytes of traffic were not recorded")
 
 
 def _take_place(stack: ExitStack, path: Path) -> InPlace:

@@ -1,0 +1,20 @@
+"""`python -m benchmarks [NAME…]`: run them and print one table each."""
+
+from __future__ import annotations
+
+import sys
+
+from . import decoding, relays, start
+
+ALL = {"relays": relays.run, "decoding": decoding.run, "start": start.run}
+
+
+def main() -> None:
+    """Run the named benchmarks, or all of them."""
+    for name in sys.argv[1:] or ALL:
+        print(f"\n{name}")
+        for row in ALL[name]():
+            print(f"  {row}", flush=True)
+
+
+main()
