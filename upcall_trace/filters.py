@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from lark import Lark, Token, Transformer, UnexpectedInput
+from lark import Lark, Token, Transformer, UnexpectedInput, UnexpectedToken
 from lark.exceptions import VisitError
 from numpy.typing import NDArray
 
@@ -59,6 +61,10 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_LENGTH_LIMIT: Final = 8192
+_DEPTH_LIMIT: Final = 64
+_DIGITS_LIMIT: Final = 40
+_DEEPER: Final = re.compile(r"\(|\bnot\b", re.IGNORECASE)
 _UNIT_NS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _ERRNO_NUMBERS: Final = {name: -number for number, name in ERRNO_NAMES.items()}
 _OP_NUMBERS: Final = {t.name.lower(): int(t) for t in MessageType}
@@ -122,9 +128,9 @@ def _answer(name: str, *layouts: int) -> Any:
 
 def _any_apic_id(operations: Operations, test: Test) -> Mask:
     """Rows in whose list of APIC ids at least one passes the test."""
-    ends = operations.column("extra_end")
-    begins = ends - operations.column("extra_size")
     hits = np.concatenate(([0], np.cumsum(test(operations.column("extra")))))
+    ends = np.minimum(operations.column("extra_end"), len(hits) - 1)
+    begins = ends - np.minimum(operations.column("extra_size"), ends)
     some: Mask = (hits[ends] > hits[begins]) & (operations.column("layout") == CPU_X86)
     return some
 
@@ -204,11 +210,17 @@ class BadFilter(WrongUsage):
 
 def parse(text: str) -> Filter:
     """Parse a filter expression; raises BadFilter, which names the place and the nearest field."""
+    if len(text) > _LENGTH_LIMIT:
+        raise BadFilter(text, _LENGTH_LIMIT, f"more than {_LENGTH_LIMIT} characters")
+    deeper = list(_DEEPER.finditer(text))[_DEPTH_LIMIT:]
+    if deeper:
+        raise BadFilter(text, deeper[0].start(), f"more than {_DEPTH_LIMIT} brackets and nots")
     try:
         tree = _parser().parse(text)
         predicate: Predicate = _Build(text).transform(tree)
     except UnexpectedInput as error:
-        position = min(max(0, (error.column or 1) - 1), len(text))
+        at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+        position = len(text) if at_end else max(0, error.pos_in_stream or 0)
         raise BadFilter(text, position, _expected(text, position)) from None
     except VisitError as error:
         if isinstance(error.orig_exc, BadFilter):
@@ -303,13 +315,15 @@ class _Build(Transformer[Token, Predicate]):
         if token.type != "QUANTITY" or (field.kind != "duration") != (unit is None):
             wanted = _WRITTEN[field.kind]
             raise self._bad(token, f"{field.name} is compared with {wanted}")
+        if len(token) > _DIGITS_LIMIT:
+            raise self._bad(token, "the number is too long")
         if unit is not None:
-            return round(float(token.removesuffix(unit).strip()) * _UNIT_NS[unit])
+            return round(Decimal(token.removesuffix(unit).strip()) * _UNIT_NS[unit])
         return int(token, 0) if "x" in token.lower() else int(token)
 
     def _op(self, token: Token) -> int:
         name = token.lower()
-        if name.startswith("type_") and name[5:].isdigit():
+        if name.startswith("type_") and name[5:].isdigit() and len(name) <= _DIGITS_LIMIT:
             return int(name[5:])
         if name not in _OP_NUMBERS:
             raise self._unknown(token, list(_OP_NUMBERS))

@@ -46,11 +46,13 @@ def open_interface(name: str, sysfs: Path = _SYSFS) -> socket.socket:
         raise WrongUsage(f"{name} is not a vsockmon interface")
     try:
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-        packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        packets.bind((name, 0))
     except PermissionError:
         raise WrongUsage(f"capturing from {name} needs root, or CAP_NET_RAW") from None
+    try:
+        packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        packets.bind((name, 0))
     except OSError as error:
+        packets.close()
         raise Unreachable(f"cannot capture from {name}: {error.strerror}") from None
     return packets
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from .capture.index import Index, append_index, read_index
 from .capture.reader import CaptureReader, Damage
 from .capture.records import BadRecord, Begins, Header, How, Mark, Vmm
+from .errors import UnreadableInput
 from .formats import Source, open_source
-from .operations import Operations
+from .operations import COLUMN_TYPES, MAX_ROWS, Operations
 from .session import Connection, Session
 
 INDEX_VERSION: Final = 1
@@ -25,6 +26,8 @@ INDEX_VERSION: Final = 1
 Progress = Callable[[int], None]
 """Called now and then with the offset that decoding has reached."""
 _PROGRESS_EVERY: Final = 4096
+_JSON_LIMIT: Final = 64 << 20
+_INT_LIMIT: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def load(path: Path, progress: Progress | None = None) -> Capture:
         if index is not None:
             try:
                 return _from_index(source, index)
-            except (BadRecord, KeyError, TypeError, ValueError, IndexError):
+            except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
                 pass  # a damaged index is only a lost short cut
     with source:
         return decode_source(source, progress)
@@ -112,20 +115,23 @@ def build_index(path: Path, progress: Progress | None = None) -> bool:
     if not capture.complete or capture.damage:
         return False
     operations = capture.operations
-    tables = {
-        "operations": {name: operations.column(name) for name in operations.names()},
-        "others": {
-            "connections": _as_json([asdict(connection) for connection in capture.connections]),
-            "marks": _as_json([asdict(mark) for mark in capture.marks]),
-            "vmm": _as_json([asdict(vmm) for vmm in capture.vmm]),
-        },
-    }
     summary = {
         "duration_ns": capture.duration_ns,
         "gaps": capture.gaps,
         "first_ns": capture.first_ns,
     }
-    append_index(path, INDEX_VERSION, covers, tables, summary)
+    try:
+        tables = {
+            "operations": {name: operations.column(name) for name in operations.names()},
+            "others": {
+                "connections": _as_json([asdict(connection) for connection in capture.connections]),
+                "marks": _as_json([asdict(mark) for mark in capture.marks]),
+                "vmm": _as_json([asdict(vmm) for vmm in capture.vmm]),
+            },
+        }
+        append_index(path, INDEX_VERSION, covers, tables, summary)
+    except ValueError:
+        return False  # too large for one; such a capture is decoded each time
     return True
 
 
@@ -146,6 +152,9 @@ class _LazyColumns(Mapping[str, NDArray[Any]]):
                 self._read[name] = self._index.column("operations", name)
             except BadRecord:
                 decoded = decode_source(self._index.reader).operations
+                if len(decoded) != self._index.tables["operations"]["conn"][1]:
+                    path = self._index.reader.path
+                    raise UnreadableInput(f"{path}: its index is damaged; recover it") from None
                 self._read = {known: decoded.column(known) for known in decoded.names()}
         return self._read[name]
 
@@ -157,33 +166,71 @@ class _LazyColumns(Mapping[str, NDArray[Any]]):
 
 
 def _from_index(reader: CaptureReader, index: Index) -> Capture:
-    summary = index.summary
-    marks = [Mark(**values) for values in _from_json(index.column("others", "marks"))]
+    _check_columns(index.tables["operations"])
+    first_ns, duration_ns, gaps = (
+        _checked(index.summary[name], "int") for name in ("first_ns", "duration_ns", "gaps")
+    )
+    marks = [Mark(**values) for values in _from_json(index, "marks", Mark)]
     marks += [record for _, record in reader.records(index.end) if isinstance(record, Mark)]
     return Capture(
         header=reader.header,
-        operations=Operations(_LazyColumns(index), int(summary["first_ns"])),
-        connections=[_connection(v) for v in _from_json(index.column("others", "connections"))],
+        operations=Operations(_LazyColumns(index), first_ns),
+        connections=[_connection(v) for v in _from_json(index, "connections", Connection)],
         marks=marks,
-        vmm=[Vmm(**values) for values in _from_json(index.column("others", "vmm"))],
-        duration_ns=int(summary["duration_ns"]),
+        vmm=[Vmm(**values) for values in _from_json(index, "vmm", Vmm)],
+        duration_ns=duration_ns,
         damage=[],
-        gaps=int(summary["gaps"]),
+        gaps=gaps,
         complete=True,
         live=False,
-        first_ns=int(summary["first_ns"]),
+        first_ns=first_ns,
         indexed=True,
     )
 
 
+def _check_columns(described: Mapping[str, tuple[str, int, tuple[int, ...]]]) -> None:
+    types = {name: dtype for name, (dtype, _, _) in described.items()}
+    rows = {count for name, (_, count, _) in described.items() if name != "extra"}
+    if types != COLUMN_TYPES or len(rows) != 1 or max(rows) > MAX_ROWS:
+        raise BadRecord("the columns are not those of operations")
+
+
 def _as_json(values: list[dict[str, Any]]) -> NDArray[Any]:
     text = json.dumps(values, default=lambda raw: raw.decode("latin-1"))
+    if len(text) > _JSON_LIMIT:
+        raise ValueError("too many connections, marks or VMM records")
     return np.frombuffer(text.encode(), np.uint8)
 
 
-def _from_json(column: NDArray[Any]) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = json.loads(column.tobytes())
-    return values
+def _from_json(index: Index, name: str, kind: type[Any]) -> list[dict[str, Any]]:
+    """The objects in a column, with the fields of the dataclass `kind`; raises ValueError."""
+    if index.tables["others"][name][1] > _JSON_LIMIT:
+        raise BadRecord(f"column {name} is out of bounds")
+    wanted = fields(kind)
+    return [
+        {known.name: _checked(values[known.name], str(known.type)) for known in wanted}
+        for values in json.loads(index.column("others", name).tobytes())
+    ]
+
+
+_JSON_TYPES: Final[dict[str, type]] = {
+    "int": int, "bool": bool, "str": str, "bytes": str, "Begins": str, "How": str,
+    "tuple[int, int, int]": list,
+}  # fmt: skip
+
+
+def _checked(value: Any, annotation: str) -> Any:
+    """`value` when it is what JSON holds for a field of that type; raises ValueError."""
+    name, _, optional = annotation.partition(" | ")
+    if value is None and optional:
+        return None
+    if type(value) is not _JSON_TYPES[name]:
+        raise ValueError(f"not of type {annotation}")
+    if type(value) is int and not -_INT_LIMIT <= value < _INT_LIMIT:
+        raise ValueError("a number is out of range")
+    if type(value) is list:
+        return tuple(_checked(part, "int") for part in value)
+    return value
 
 
 def _connection(values: dict[str, Any]) -> Connection:
@@ -191,5 +238,4 @@ def _connection(values: dict[str, Any]) -> Connection:
         values[name] = values[name].encode("latin-1")
     values["begins"] = Begins(values["begins"])
     values["how"] = None if values["how"] is None else How(values["how"])
-    values["peer"] = None if values["peer"] is None else tuple(values["peer"])
-    return Connection(**{known.name: values[known.name] for known in fields(Connection)})
+    return Connection(**values)

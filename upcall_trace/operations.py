@@ -81,6 +81,8 @@ file, `position` is in the record; `reply_load` and `reply_offset` are -1 where 
 `extra_end` and `extra_size` say which of the `extra` bytes are the row's."""
 _ROW: Final = Struct("<" + "".join(code for _, code in _COLUMNS))
 _DTYPE: Final = np.dtype([(name, "<" + code) for name, code in _COLUMNS])
+COLUMN_TYPES: Final = {name: _DTYPE[name].str for name, _ in _COLUMNS} | {"extra": "|u1"}
+"""Name and numpy type of each column that `OperationTable.columns` gives."""
 _ANSWER_AT: Final = _DTYPE.fields["answered"][1] if _DTYPE.fields else 0
 _ANSWER: Final = Struct("<BiIIqqq")
 _ANOMALIES_AT: Final = _DTYPE.fields["anomalies"][1] if _DTYPE.fields else 0
@@ -170,7 +172,8 @@ class OperationTable:
                 count = request.count
         else:
             layout = OTHER_SERVICE
-            self._extra += json.dumps([request.op, dict(request.fields())]).encode()
+            described = [request.op, dict(request.fields())]
+            self._extra += json.dumps(described, default=str, skipkeys=True).encode()
         row = len(self._rows) // _ROW.size
         self._rows += _ROW.pack(
             conn, number, t_ns, offset, position, size, layout, msg_type, msg_size,
@@ -258,7 +261,7 @@ class Operations:
         elif layout == CPU_ARM:
             fields = {"count": cell["count"]}
         elif layout == OTHER_SERVICE:
-            op, fields = json.loads(self.extra(row))
+            op, fields = _other_service(self.extra(row))
             msg_type = None
         reply: dict[str, int] | None = None
         if cell["answered"]:
@@ -284,6 +287,15 @@ class Operations:
     def __iter__(self) -> Iterator[Operation]:
         for row in range(len(self)):
             yield self.operation(row)
+
+
+def _other_service(extra: bytes) -> tuple[str, dict[str, Any]]:
+    """Name and fields of another service's request; neutral ones when `extra` is damaged."""
+    try:
+        op, fields = json.loads(extra)
+    except (ValueError, TypeError, RecursionError):
+        return "unknown", {}
+    return str(op), fields if isinstance(fields, dict) else {}
 
 
 _SHOWN: Final = tuple(

@@ -76,7 +76,7 @@ def recording(directory: Path, *options: str, file_limit: int | None = None) -> 
             running.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_recording_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     with recording(tmp_path, "--note", "pod=demo", "--arch", "x86_64") as running:
         expected = f"recording {tmp_path}/proxy -> {tmp_path}/vmm into {tmp_path}/c.upcap"

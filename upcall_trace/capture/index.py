@@ -28,7 +28,8 @@ else:
 
 Column = NDArray[Any]
 
-_MAX_ROWS: Final = 1 << 32
+_COLUMN_LIMIT: Final = 256 << 20
+"""Bytes of one column at most: a few hostile ones could otherwise unpack to any number."""
 _BLOCK_SIZE: Final = 4 << 20
 _LEVEL: Final = 3
 _SUMMARY_LIMIT: Final = 64
@@ -86,8 +87,12 @@ def append_index(
 ) -> None:
     """Append the index of a capture that is closed; `covers` must be the file's size.
 
-    When it cannot be written whole, the file is left as it was. Raises OSError.
+    When it cannot be written whole, the file is left as it was. Raises OSError, and ValueError for
+    a column that is too large to be read again.
     """
+    for columns in tables.values():
+        if any(column.nbytes > _COLUMN_LIMIT for column in columns.values()):
+            raise ValueError(f"a column has more than {_COLUMN_LIMIT} bytes")
     try:
         _append(path, version, covers, tables, summary)
     except BaseException:
@@ -145,7 +150,7 @@ def read_index(reader: CaptureReader, version: int) -> Index | None:
             return None
         at = int.from_bytes(values[1], "little")
         index = _parse(reader, at)
-    except (BadRecord, IndexError, TypeError, ValueError, KeyError):
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
     if index.version != version or not 0 <= index.covers <= at:
         return None
@@ -153,7 +158,7 @@ def read_index(reader: CaptureReader, version: int) -> Index | None:
     for _, later in reader.payloads(at):
         if later[0] not in (Kind.INDEX, Kind.MARK, Kind.TAIL):
             return None
-    return index
+    return None if reader.damage else index
 
 
 def _parse(reader: CaptureReader, at: int) -> Index:
@@ -165,10 +170,11 @@ def _parse(reader: CaptureReader, at: int) -> Index:
     for table, columns in described.items():
         tables[table] = {}
         for name, (dtype, count, offsets) in columns.items():
-            if dtype not in _DTYPES or not 0 <= count <= _MAX_ROWS:
+            if dtype not in _DTYPES:
+                raise BadRecord(f"column {name} has no known type")
+            size = count * np.dtype(dtype).itemsize
+            if not 0 <= size <= _COLUMN_LIMIT or len(offsets) > size // _BLOCK_SIZE + 1:
                 raise BadRecord(f"column {name} is out of bounds")
-            if sum(1 for _ in offsets) > count // (_BLOCK_SIZE // np.dtype(dtype).itemsize) + 1:
-                raise BadRecord(f"column {name} has too many blocks")
             tables[table][name] = (dtype, int(count), tuple(int(offset) for offset in offsets))
     return Index(int(version), int(covers), at, dict(summary), tables, reader)
 

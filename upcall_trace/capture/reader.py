@@ -33,11 +33,12 @@ from .records import (
 )
 
 _BLOCK = 1 << 20
+_FIRST_SEARCH = 4096
 _OVERLAP = 16
 _RESYNC_BUDGET = 256 << 20
-"""Bytes that are summed at most while looking for the next whole record: a hostile file could
-otherwise make every one of its bytes look like the start of a long one."""
-_PAYLOAD_START = re.compile(rb"[\x91-\x9f][\x00-\x1f]|\xdc..[\x00-\x1f]", re.DOTALL)
+"""Bytes of a file that are summed at most while looking for the next whole record: a hostile one
+could otherwise make every one of its bytes look like the start of a long record."""
+_PAYLOAD_START = re.compile(rb"[\x91-\x9f][\x00-\x1f]|\xdc(?=..[\x00-\x1f])", re.DOTALL)
 
 
 class NotACapture(ValueError):
@@ -87,6 +88,7 @@ class CaptureReader:
         self.damage: list[Damage] = []
         self.complete = False
         self.next_offset = self.first_offset
+        self._resync_budget = _RESYNC_BUDGET
 
     def payloads(self, offset: int | None = None) -> Iterator[tuple[int, list[Any]]]:
         """(offset, values) of every whole record from `offset` on, of any kind.
@@ -113,20 +115,20 @@ class CaptureReader:
                     block_begin, at, end = position, 0, header_size + length
                 payload = block[at + header_size : end]
                 if len(payload) == length and crc32(payload, length) == checksum:
+                    begin, position = position, position + header_size + length
+                    self.next_offset = position
                     try:
                         values = unpack(payload)
                     except BadRecord:
-                        self.damage.append(Damage(position, header_size + length, at_end=False))
+                        self._note_damage(begin, position)
                     else:
-                        yield position, values
-                    position += header_size + length
+                        yield begin, values
                     continue
             elif self.live and length <= MAX_PAYLOAD:
                 break  # its end is still to be written
             position = self._skip_damage(position)
-        # Behind the End record there are only the index and marks, and no traffic to lose.
-        if position < self.size and not self.live and not self.complete:
-            self.damage.append(Damage(position, self.size - position, at_end=True))
+        if position < self.size and not self.live:
+            self._note_damage(position, self.size, at_end=True)
             position = self.size
         self.next_offset = position
 
@@ -135,23 +137,33 @@ class CaptureReader:
 
         Where damage was passed over, a `Gap` of no connection stands in its place.
         """
-        last_ns = told = 0
+        if offset is None:
+            self.damage, self.complete = [], False
+        last_ns: int | None = None
+        told = len(self.damage)
         for position, values in self.payloads(offset):
-            for damage in self.damage[told:]:
-                yield damage.offset, Gap(last_ns, 0, False, damage.size, DAMAGED)
-            told = len(self.damage)
             try:
                 record = decode(values)
             except BadRecord:
-                self.damage.append(Damage(position, len(values), at_end=False))
+                self._note_damage(position, self.next_offset)
                 continue
             if record is None or isinstance(record, Header):
                 continue
+            t_ns = None if isinstance(record, Mark) else record.t_ns
+            if told < len(self.damage):
+                yield from self._gaps(told, (t_ns or 0) if last_ns is None else last_ns)
+                told = len(self.damage)
             if type(record) is End:
                 self.complete = True
-            if not isinstance(record, (Mark, Header)):
-                last_ns = record.t_ns
+            if t_ns is not None:
+                last_ns = t_ns
             yield position, record
+        yield from self._gaps(told, last_ns or 0)
+
+    def _gaps(self, told: int, t_ns: int) -> Iterator[tuple[int, Gap]]:
+        for damage in self.damage[told:]:
+            if not damage.at_end:
+                yield damage.offset, Gap(t_ns, 0, False, damage.size, DAMAGED)
 
     def __iter__(self) -> Iterator[Record]:
         for _, record in self.records():
@@ -225,10 +237,10 @@ class CaptureReader:
 
     def _skip_damage(self, position: int) -> int:
         """The offset of the next whole record after `position`, or the end of the file."""
-        budget = _RESYNC_BUDGET
         begin = position + 1
-        while begin < self.size and budget > 0:
-            block = self._read(begin, _BLOCK + _OVERLAP)
+        size = _FIRST_SEARCH  # the next record is usually near
+        while begin < self.size and self._resync_budget > 0:
+            block = self._read(begin, size + _OVERLAP)
             if not block:
                 break
             for found in _PAYLOAD_START.finditer(block, FRAME.size):
@@ -237,12 +249,17 @@ class CaptureReader:
                 if not 0 < length <= MAX_PAYLOAD or candidate + FRAME.size + length > self.size:
                     continue
                 payload = self._read(candidate + FRAME.size, length)
-                budget -= length
                 if crc32(payload, length) == checksum:
-                    self.damage.append(Damage(position, candidate - position, at_end=False))
+                    self._note_damage(position, candidate)
                     return candidate
-                if budget <= 0:
+                self._resync_budget -= length
+                if self._resync_budget <= 0:
                     break
-            begin += _BLOCK
-        self.damage.append(Damage(position, self.size - position, at_end=True))
+            begin, size = begin + size, _BLOCK
+        self._note_damage(position, self.size, at_end=True)
         return self.size
+
+    def _note_damage(self, begin: int, end: int, at_end: bool = False) -> None:
+        # Behind the End record there are only the index and marks, and no traffic to lose.
+        if not self.complete:
+            self.damage.append(Damage(begin, end - begin, at_end))

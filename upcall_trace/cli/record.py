@@ -77,7 +77,7 @@ def record_command(
     arch: str | None,
     notes: tuple[str, ...],
 ) -> ExitCode:
-    """Record upcall traffic into a capture until SIGINT or SIGTERM.
+    """Record upcall traffic into a capture until SIGINT, SIGTERM or SIGHUP.
 
     With --listen and --upstream a proxy stands between the client and the VMM's socket. With
     --in-place SOCKET it takes the place of a running VMM's socket and gives it back at the end.
@@ -199,6 +199,7 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGHUP, handle)
 
 
 def _raise_descriptor_limit() -> None:

@@ -33,6 +33,7 @@ VERSION = 1
 _LINE_LIMIT = 4 << 20
 _SEND_LIMIT = 1 << 20
 _INT_LIMIT = 1 << 62
+_TEXT_LIMIT = 4096
 _NANOSECONDS = 1_000_000_000
 
 
@@ -90,13 +91,12 @@ def _header(path: Path, line: bytes) -> Header:
             raise ValueError
     except (ValueError, RecursionError):
         raise UnreadableInput(f"{path}: the first line is not a transcript's header") from None
-    if values.get("version") != VERSION:
-        raise UnreadableInput(
-            f"{path} is a transcript of version {values.get('version')!r}; "
-            f"this program knows {VERSION}"
-        )
+    version = values.get("version")
+    if version != VERSION:
+        found = f"version {version}" if type(version) is int else "no known version"
+        raise UnreadableInput(f"{path} is a transcript of {found}; this program knows {VERSION}")
     notes = {
-        str(key): value
+        key[:_TEXT_LIMIT]: value[:_TEXT_LIMIT]
         for key, value in values.items()
         if isinstance(value, str) and key not in ("kind", "format")
     }
@@ -126,7 +126,10 @@ def _records(values: dict[str, Any]) -> Iterator[Record]:
         case "open":
             begins = Begins(values.get("begins", Begins.LINE))
             port = _number(values, "port", 0, 1 << 32) if "port" in values else None
-            yield Open(t_ns, conn, begins, port, values.get("accepted"))
+            accepted = values.get("accepted")
+            if accepted is not None and type(accepted) is not bool:
+                raise ValueError("accepted")
+            yield Open(t_ns, conn, begins, port, accepted)
         case "close":
             yield Close(t_ns, conn, by_guest=False, how=How(values.get("how", How.CLOSE)))
         case "closed_by_guest":
@@ -139,7 +142,7 @@ def _records(values: dict[str, Any]) -> Iterator[Record]:
                 raise ValueError("after_s")
             yield GaveUp(t_ns, conn, round(after_s * _NANOSECONDS))
         case "vmm":
-            yield Vmm(t_ns, str(values["action"])[:4096], conn)
+            yield Vmm(t_ns, str(values["action"])[:_TEXT_LIMIT], conn)
         case _:
             raise ValueError(f"unknown kind {kind!r}")
 
