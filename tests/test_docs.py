@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import shlex
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
+import msgpack
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dissectors import wire
 from dissectors.channel import State
 from dissectors.constants import Arch, MessageType
 from dissectors.messages import Request, cpu_request, mmio_request, pci_request
 from tools import generate_docs
-from tools.generate_docs import BLOCKS, ROOT, block_names, messages, pages, render, table, update
+from tools.generate_docs import BLOCKS, ROOT, block_names, messages, pages, render, update
+from tools.markdown import table
+from tools.program_blocks import ANOMALY_MEANINGS
+from upcall_trace.capture.reader import CaptureReader
+from upcall_trace.capture.records import Chunk, Kind
+from upcall_trace.cli import COMMANDS, cli
+from upcall_trace.errors import EXIT_MEANINGS, ExitCode
+from upcall_trace.filters import FIELDS, FLAGS, parse
+from upcall_trace.opening import INDEX_VERSION, load
+from upcall_trace.operations import ANOMALIES
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+PAGES = [*pages(ROOT), ROOT / "CHANGELOG.md"]
+CAPTURES = sorted((ROOT / "captures").glob("*.upcap"))
 FIELD_NAMES = sorted({row.name for fmt in wire.FORMATS.values() for row in wire.layout(fmt)})
 
 
@@ -144,3 +173,302 @@ def test_the_command_fails_when_something_is_wrong(
     assert capsys.readouterr().err == "docs/page.md: stale\n"
     assert generate_docs.main([]) == 0
     assert generate_docs.main(["--check"]) == 0
+
+
+def text_of(name: str) -> str:
+    """A page of docs/."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def fenced(language: str) -> list[tuple[str, str]]:
+    """(page, line) of every line in a fenced block of `language`, in any page."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(
+            rf"^```{language}$\n(.*?)^```$",
+            page.read_text(encoding="utf-8"),
+            re.DOTALL | re.MULTILINE,
+        ):
+            found += [(page.name, line) for line in block.splitlines() if line]
+    return found
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one."""
+    return re.split(
+        r"^#+ .*$", text.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE
+    )[0]
+
+
+def first_cells(markdown: str, heading: str) -> set[str]:
+    """The code in the first cells of the table that has `heading` over them."""
+    (table_,) = re.findall(rf"^\| {heading} *\|.*\n((?:\|.*\n)*)", markdown, re.MULTILINE)
+    rows = table_.splitlines()[1:]
+    return {cell for row in rows for cell in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Python, run from the top of the checkout."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_a_file_and_to_a_heading_in_it(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+
+
+def test_the_map_names_every_page() -> None:
+    index = text_of("index.md")
+    assert {page.name for page in pages(ROOT)} - {"README.md", "index.md"} == set(
+        re.findall(r"^\| \[([a-z-]+\.md)\]", index, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize(
+    "line", sorted({line for _, line in fenced("sh") if line.startswith("upcall-trace ")})
+)
+def test_every_command_line_in_the_documentation_is_understood(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    context = command.make_context(name, arguments)
+    for expression in (context.params.get("expression"), context.params.get("filter")):
+        if expression is not None:
+            parse(expression)
+
+
+def test_every_make_target_is_told_and_every_told_one_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
+    assert set(re.findall(r"^\| `make (\w+)`", text_of("developing.md"), re.MULTILINE)) == targets
+    assert {line.split()[1] for _, line in fenced("sh") if line.startswith("make ")} <= targets
+
+
+def test_every_file_that_the_developers_page_names_exists() -> None:
+    paths = re.findall(
+        r"`((?:dissectors|upcall_trace|tools|tests|captures)/[\w/.]*)`", text_of("developing.md")
+    )
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    told = {path for path in paths if path.endswith(".py")} | {"upcall_trace/__main__.py"}
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("dissectors", "upcall_trace")
+        for path in (ROOT / package).glob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules - told == set()
+
+
+# Commands.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help_and_is_in_the_page(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.help
+    told = section(text_of("commands.md"), name)
+    assert f"upcall-trace {name}" in told
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert all(f"`{spelling}`" in told for spelling in option.opts), option.name
+            assert option.help in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["show", "{sample}"], ExitCode.EXPECTED),
+        (["show", "--nonsense", "{sample}"], ExitCode.USAGE),
+        (["show", "--filter", "nonsense", "{sample}"], ExitCode.USAGE),
+        (["show", "{torn}"], ExitCode.LOST),
+        (["recover", "{torn}", "-o", "{out}"], ExitCode.LOST),
+        (
+            ["record", "--listen", "{out}", "--upstream", "{gone}", "-o", "{out}"],
+            ExitCode.UNREACHABLE,
+        ),
+        (["record", "--interface", "no-such-if", "-o", "{out}"], ExitCode.UNREACHABLE),
+        (["show", "{gone}"], ExitCode.UNREADABLE),
+        (["show", "{text}"], ExitCode.UNREADABLE),
+        (["filter", "{sample}", "conn == 99", "-o", "{out}"], ExitCode.NOTHING_RUN),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_commands_end_with_the_codes_that_the_page_tells(
+    tmp_path: Path, arguments: list[str], expected: ExitCode
+) -> None:
+    sample = ROOT / "captures" / "mmio_lifecycle.upcap"
+    (tmp_path / "torn").write_bytes(sample.read_bytes()[:1000])
+    (tmp_path / "text").write_text("no capture\n", encoding="utf-8")
+    names = {name: str(tmp_path / name) for name in ("torn", "text", "gone", "out")}
+    run = program("-m", "upcall_trace", *(a.format(sample=sample, **names) for a in arguments))
+    assert run.returncode == expected
+    assert bool(run.stderr) == (expected is not ExitCode.EXPECTED)
+    if expected is ExitCode.NOTHING_RUN:
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_exit_codes_page_says_of_every_code_who_ends_with_it() -> None:
+    rows = re.findall(r"^\| (\d+) +\| (.*) \|$", text_of("exit-codes.md"), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == [*map(int, EXIT_MEANINGS)] * 2
+
+
+# Filters and JSON.
+
+
+@pytest.mark.parametrize("expression", [line for _, line in fenced("filter")])
+def test_every_filter_in_the_documentation_is_one(expression: str) -> None:
+    parse(expression)
+
+
+def test_the_filters_page_has_every_field_and_flag() -> None:
+    told = text_of("filters.md")
+    assert first_cells(told, "field") == set(FIELDS)
+    assert first_cells(told, "flag") == set(FLAGS)
+    assert list(ANOMALY_MEANINGS) == list(ANOMALIES)
+
+
+def json_lines(*arguments: str) -> Iterator[dict[str, Any]]:
+    """Every object that a command prints about any of the recordings."""
+    for capture in CAPTURES:
+        result = CliRunner().invoke(cli, [*arguments, str(capture)], catch_exceptions=False)
+        yield from map(json.loads, result.stdout.splitlines())
+
+
+def test_the_json_page_has_every_key_of_an_operation() -> None:
+    told = section(text_of("json.md"), "Operations")
+    fields, reply = set(), set()
+    for operation in json_lines("show", "--json"):
+        assert set(operation) == first_cells(told, "key")
+        assert operation["codes"] == []
+        fields |= set(operation["fields"])
+        reply |= set(operation["reply"] or ())
+    assert reply == first_cells(told, "key of `reply`")
+    rows = told.partition("| operations | keys of `fields` |")[2].partition("\n\n")[0]
+    assert fields == {
+        name for row in rows.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])
+    }
+
+
+def test_the_json_page_has_every_key_of_a_frame() -> None:
+    told = section(text_of("json.md"), "Frames")
+    for frame in json_lines("show", "--frames", "--json"):
+        assert set(frame) == first_cells(told, "key")
+
+
+def test_the_json_page_has_every_key_of_info() -> None:
+    told = section(text_of("json.md"), "Info")
+    for info in json_lines("info", "--json"):
+        assert set(info) == first_cells(told, "key")
+        for nested in (info["latency_ns"], *info["operations"].values()):
+            assert all(f"`{key}`" in told for key in nested)
+
+
+def test_json_is_ascii_and_says_its_version() -> None:
+    for arguments in (["show"], ["show", "--frames"], ["info"]):
+        for printed in json_lines(*arguments, "--json"):
+            assert printed["v"] == 1
+
+
+# The capture file, read with nothing but what its page says.
+
+
+def frames_of(raw: bytes) -> Iterator[tuple[int, list[Any]]]:
+    """(offset, payload) of every frame, by docs/capture-format.md."""
+    assert raw[:8] == bytes.fromhex("89 55 50 43 41 50 0d 0a")
+    offset = 8
+    while offset < len(raw):
+        length, checksum = struct.unpack_from("<II", raw, offset)
+        payload = raw[offset + 8 : offset + 8 + length]
+        assert zlib.crc32(payload, length) == checksum
+        yield offset, msgpack.unpackb(payload)
+        offset += 8 + length
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
+def test_the_capture_page_is_enough_to_read_every_byte_of_a_recording(path: Path) -> None:
+    records = [values for _, values in frames_of(path.read_bytes())]
+    assert records[0][:2] == [0, 1]
+    chunks = [
+        (t_ns, conn, to_guest, b"".join(bytes(p) if isinstance(p, int) else p for p in parts))
+        for kind, t_ns, conn, to_guest, *parts in (v for v in records if v[0] == 2)
+        if kind == Kind.CHUNK
+    ]
+    with CaptureReader(path) as reader:
+        ours = [record for record in reader if isinstance(record, Chunk)]
+    assert chunks == [(c.t_ns, c.conn, c.to_guest, c.data) for c in ours]
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
+def test_the_capture_page_is_enough_to_read_an_index(path: Path) -> None:
+    frames = dict(frames_of(path.read_bytes()))
+    kind, at = frames[max(frames)]
+    assert (kind, len(at)) == (11, 8)
+    kind, version, covers, summary, tables = frames[int.from_bytes(at, "little")]
+    assert (kind, version) == (10, INDEX_VERSION)
+    assert frames[max(offset for offset in frames if offset < covers)][0] == 8
+    assert set(summary) == {"duration_ns", "first_ns", "gaps"}
+    assert set(tables["others"]) == {"connections", "marks", "vmm"}
+    told = first_cells(text_of("capture-format.md"), "column")
+    operations = load(path).operations
+    assert set(tables["operations"]) == told == set(operations.names())
+    for name, (dtype, count, offsets) in tables["operations"].items():
+        blocks = [zstd.decompress(frames[offset][1]) for offset in offsets]
+        column = np.frombuffer(b"".join(blocks), dtype)
+        assert len(column) == count
+        assert column.tolist() == operations.column(name).tolist()
+
+
+def test_the_capture_page_has_every_kind() -> None:
+    rows = re.findall(r"^\| (\d+) +\| (\w+) +\| ", text_of("capture-format.md"), re.MULTILINE)
+    assert {(int(number), name) for number, name in rows} >= {(k.value, k.name) for k in Kind}
+
+
+# What the README says of the licence of scapy.
+
+
+def importers(package: str, library: str) -> set[str]:
+    """The modules of `package` that import `library` anywhere."""
+    found = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == library for name in names):
+                found.add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_exactly_one_module_of_each_package_imports_scapy_and_the_readme_names_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for package in ("dissectors", "upcall_trace"):
+        (module,) = importers(package, "scapy")
+        assert f"- `{module}`" in readme
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["show", "captures/framing.upcap"], ["info", "tests/golden/framing.jsonl"]],
+    ids=" ".join,
+)
+def test_without_scapy_the_rest_works(arguments: list[str]) -> None:
+    run = program(
+        "-c",
+        "import sys; sys.modules['scapy'] = None\n"
+        "from upcall_trace.cli import main\n"
+        "main(sys.argv[1:])",
+        *arguments,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert run.stdout

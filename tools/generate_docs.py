@@ -31,6 +31,9 @@ from dissectors.constants import (
 from dissectors.messages import mmio_request
 from dissectors.vsockmon import Operation, Transport, VirtioOp
 
+from . import capture_blocks, program_blocks
+from .markdown import code, table
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 _MARKER: Final = re.compile(r"^(<!-- (?:generated: (.+)|end generated) -->)$\n?", re.MULTILINE)
 _ARCH_NAMES: Final = {Arch.X86_64: "x86-64", Arch.AARCH64: "aarch64"}
@@ -43,23 +46,10 @@ class MarkerError(ValueError):
     """A page whose markers cannot be followed: unpaired, or of a name that nothing makes."""
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, its columns aligned for whoever reads the source."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (headings, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = (" | ".join(map(str.ljust, row, widths)) for row in cells)
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _code(text: object) -> str:
-    return f"`{text}`"
-
-
 def _layout_table(fmt: Any) -> str:  # construct ships no annotations
     return table(
         ("offset", "field", "type", "meaning"),
-        [(row.offset, _code(row.name), row.type_name, row.meaning) for row in wire.layout(fmt)],
+        [(row.offset, code(row.name), row.type_name, row.meaning) for row in wire.layout(fmt)],
     )
 
 
@@ -74,7 +64,7 @@ def _load(fmt: Any) -> list[wire.FieldLayout]:
 
 def _load_cells(fmt: Any) -> tuple[str, int]:
     load = _load(fmt)
-    return ", ".join(_code(row.name) for row in load) or "none", sum(row.size for row in load)
+    return ", ".join(code(row.name) for row in load) or "none", sum(row.size for row in load)
 
 
 def _message_rows(msg_type: MessageType) -> Iterator[tuple[object, ...]]:
@@ -114,7 +104,7 @@ def messages() -> str:
 def loads() -> str:
     """What stands between the header and the padding, field by field."""
     rows = [
-        (title, row.offset, _code(row.name), row.type_name, row.meaning)
+        (title, row.offset, code(row.name), row.type_name, row.meaning)
         for title, fmt in wire.FORMATS.items()
         if fmt.sizeof() == MESSAGE_SIZE
         for row in _after_header(fmt)
@@ -132,7 +122,7 @@ def example() -> str:
     request = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
     refusal = request.reply(ret=EEXIST)
     rows = [
-        (title, row.offset, _code(raw[row.offset : row.offset + row.size].hex(" ")), row.name)
+        (title, row.offset, code(raw[row.offset : row.offset + row.size].hex(" ")), row.name)
         for title, fmt, raw in (
             ("request", wire.MMIO_REQUEST, request.encode()),
             ("reply", wire.REPLY, refusal.encode()),
@@ -160,7 +150,7 @@ def vsockmon_values() -> str:
         ("virtio_vsock_hdr", "op", VirtioOp),
     )
     rows = [
-        (owner, _code(name), ", ".join(f"{value.value} {value.name}" for value in values))
+        (owner, code(name), ", ".join(f"{value.value} {value.name}" for value in values))
         for owner, name, values in fields
     ]
     return table(("header", "field", "values"), rows)
@@ -186,7 +176,7 @@ def _sender(signal: Signal) -> str:
 def transitions() -> str:
     """The state machine of a connection as a table."""
     rows = [
-        (_code(state.name), signal.value, _sender(signal), _code(following.name))
+        (code(state.name), signal.value, _sender(signal), code(following.name))
         for state, signals in TRANSITIONS.items()
         for signal, following in signals.items()
     ]
@@ -215,6 +205,26 @@ BLOCKS: Final[Blocks] = {
     "results": results,
     "transitions": transitions,
     "state-diagram": state_diagram,
+    "show-example": program_blocks.show_example,
+    "filter-example": program_blocks.filter_example,
+    "info-example": program_blocks.info_example,
+    "frames-on-the-socket": program_blocks.frames_on_the_socket,
+    "frames-in-the-guest": program_blocks.frames_in_the_guest,
+    "exit-codes": program_blocks.exit_codes,
+    "commands": program_blocks.commands,
+    "filter-fields": program_blocks.filter_fields,
+    "filter-flags": program_blocks.filter_flags,
+    "filter-errors": program_blocks.filter_errors,
+    "anomalies": program_blocks.anomalies,
+    "json-operation": program_blocks.json_operation,
+    "json-frame": program_blocks.json_frame,
+    "json-info": program_blocks.json_info,
+    "capture-kinds": capture_blocks.capture_kinds,
+    "capture-fields": capture_blocks.capture_fields,
+    "capture-limits": capture_blocks.capture_limits,
+    "capture-columns": capture_blocks.capture_columns,
+    "capture-example": capture_blocks.capture_example,
+    "transcript-lines": capture_blocks.transcript_lines,
 }
 
 
