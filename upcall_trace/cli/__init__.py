@@ -15,6 +15,8 @@ from .console import talk
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Open a bundled recording of a real guest and explain what is seen."),
     "record": ("record", "Record upcall traffic: a proxy on the VMM's socket, or an interface."),
+    "guest": ("guest", "Answer upcall requests as a real guest kernel does."),
+    "send": ("send", "Send one request and show what the guest answers."),
     "show": ("show", "List a capture's operations, each request with its reply."),
     "info": ("info", "Counts, times, latencies and completeness of a capture."),
     "import": ("convert", "Turn a transcript, pcap or pcapng file into a capture."),

@@ -1,0 +1,152 @@
+"""The kernel's CPU table: who is known under which number, and what may come and go.
+
+docs/protocol.md section 4. Decided by reading, not seen on a real kernel: an id twice in one list,
+an id that is online but out of the scan's reach, and CPU requests with an empty list while the
+hotplug lock is stuck.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dissectors.constants import EINVAL, EIO
+from dissectors.messages import CpuRequestArm, CpuRequestX86
+
+from .outcome import FailedError, HotplugLock, OopsError
+from .world import World
+
+CPU_START_LIMIT_NS: Final = 10_000_000_000
+"""How long the kernel waits for a vCPU to come up, the hotplug lock held."""
+_BOOT_CPU: Final = 0
+_ALREADY_ONLINE: Final = 1
+
+
+class X86Cpus:
+    """CPUs named by APIC id.
+
+    `table` maps the numbers of the CPUs in the kernel's table to their ids; `_numbers` is the
+    mapping from id to number, which persists once it was made.
+    """
+
+    def __init__(self, world: World, lock: HotplugLock, running: set[int]) -> None:
+        self._world = world
+        self._lock = lock
+        self._running = running
+        self.table = dict(enumerate(world.cpus_online))
+        self.online = set(self.table)
+        ids = list(world.cpus_online)
+        if not world.is_old:
+            ids += [cpu for cpu in world.boot_table if cpu not in world.cpus_online]
+        self._numbers = {cpu: number for number, cpu in enumerate(ids[: world.nr_cpu_ids])}
+
+    def online_ids(self) -> list[int]:
+        """APIC ids of the CPUs that are online, by number."""
+        return [self.table[number] for number in sorted(self.online)]
+
+    def add(self, request: CpuRequestX86 | CpuRequestArm) -> int:
+        """ADD_CPU: the number of ids handled; raises FailedError or HangError."""
+        ids = _ids(request)
+        if any(self._look_up(cpu) is not None for cpu in ids):
+            raise FailedError(EINVAL, "UP202")
+        self._lock.take()
+        for done, cpu in enumerate(ids):
+            partly = ("UP209",) if done else ()
+            number = self._number_for(cpu)
+            if number is None:
+                raise FailedError(EINVAL, "UP203", *partly)
+            if number in self.online:
+                raise FailedError(_ALREADY_ONLINE, "UP599", *partly)
+            if cpu not in self._running:
+                raise FailedError(EIO, "UP201", *partly, delay_ns=CPU_START_LIMIT_NS)
+            self.table[number] = cpu
+            self.online.add(number)
+        return len(ids)
+
+    def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
+        """DEL_CPU: the number of ids handled; raises FailedError, OopsError or HangError."""
+        ids = _ids(request)
+        if len(ids) >= (len(self.table) if self._world.is_old else len(self.online)):
+            raise FailedError(EINVAL, "UP204", load=0)
+        if any(self._look_up(cpu) is None for cpu in ids):
+            raise OopsError("UP206", lock_held=False)
+        self._lock.take()
+        for cpu in ids:
+            number = self._look_up(cpu)
+            if number is None:
+                raise OopsError("UP207" if self._world.is_old else "UP206", lock_held=True)
+            if number == _BOOT_CPU:
+                raise FailedError(EINVAL, "UP205")
+            self.online.discard(number)
+            del self.table[number]
+        return len(ids)
+
+    def _look_up(self, cpu: int) -> int | None:
+        """The number of an id, as far as the kernel's scan reaches.
+
+        Old kernels scan as many numbers as there are CPUs in the table, so a gap in the numbers
+        hides the highest ones.
+        """
+        reach = len(self.table) if self._world.is_old else self._world.nr_cpu_ids
+        for number, known in self.table.items():
+            if known == cpu and number < reach:
+                return number
+        return None
+
+    def _number_for(self, cpu: int) -> int | None:
+        """The number for an id that is to come up, None when there is none to be had."""
+        number = self._numbers.get(cpu)
+        if not self._world.is_old:
+            return number
+        if len(self.table) >= self._world.nr_cpu_ids:
+            return None
+        if number is None and len(self._numbers) < self._world.nr_cpu_ids:
+            number = self._numbers[cpu] = len(self._numbers)
+        return number
+
+
+class ArmCpus:
+    """CPUs counted, not named: the next offline or the last online ones are taken.
+
+    That a vCPU which does not start gives -EIO after 10 s is by reading here.
+    """
+
+    def __init__(self, world: World, lock: HotplugLock, running: set[int]) -> None:
+        self._world = world
+        self._lock = lock
+        self._running = running
+        self.online = set(world.cpus_online)
+
+    def online_ids(self) -> list[int]:
+        """The numbers of the CPUs that are online."""
+        return sorted(self.online)
+
+    def add(self, request: CpuRequestX86 | CpuRequestArm) -> int:
+        """ADD_CPU: CPUs online afterwards; raises FailedError, OopsError or HangError."""
+        self._lock.take()
+        for done in range(request.count):
+            partly = ("UP209",) if done else ()
+            offline = (n for n in range(self._world.nr_cpu_ids) if n not in self.online)
+            number = next(offline, None)
+            if number is None:
+                raise OopsError("UP210", lock_held=True)
+            if number not in self._running:
+                load = len(self.online)
+                raise FailedError(EIO, "UP201", *partly, load=load, delay_ns=CPU_START_LIMIT_NS)
+            self.online.add(number)
+        return len(self.online)
+
+    def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
+        """DEL_CPU: CPUs still online; raises FailedError or HangError."""
+        if request.count >= len(self.online):
+            raise FailedError(EINVAL, "UP204", load=0)
+        self._lock.take()
+        for number in sorted(self.online, reverse=True)[: request.count]:
+            self.online.discard(number)
+        return len(self.online)
+
+
+def _ids(request: CpuRequestX86 | CpuRequestArm) -> bytes:
+    """The ids that a request means; an arm-sized one sent to an x86 guest is read as x86."""
+    if isinstance(request, CpuRequestX86):
+        return request.apic_ids[: request.count]
+    return (request.padding[1 : 1 + request.count]).ljust(request.count, b"\0")

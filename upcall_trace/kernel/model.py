@@ -1,0 +1,288 @@
+"""The guest kernel's side of upcall as a pure model: requests in, replies or silence out.
+
+No IO, no clock, no threads. `Guest` is one booted kernel: its CPU table, windows, PCI functions and
+hotplug lock. `Guest.connect` gives a connection with the request and reply buffer that the kernel
+allocates for it and never clears. docs/protocol.md section 4; what was not seen on a real kernel
+says "by reading" where it is decided.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, Final
+
+from dissectors.constants import (
+    CPU_REPLY_MSG_SIZE,
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENODEV,
+    EPERM,
+    MAGIC_VERSION,
+    MESSAGE_SIZE,
+    MMIO_MSG_SIZE,
+    REPLY_LOAD_OFFSET,
+    RESERVED_TYPES,
+    RET_OFFSET,
+    Arch,
+    MessageType,
+)
+from dissectors.messages import (
+    CpuRequestArm,
+    CpuRequestX86,
+    MmioRequest,
+    PciRequest,
+    Request,
+    decode_request,
+    hello,
+)
+from dissectors.services import DEVICE_MANAGER
+
+from .cpus import ArmCpus, X86Cpus
+from .outcome import (
+    CutOffError,
+    Done,
+    FailedError,
+    Fate,
+    HangError,
+    HotplugLock,
+    OopsError,
+    Outcome,
+)
+from .world import PciDevice, Window, World
+
+_HEADER: Final = Struct("<4I")
+_I32: Final = Struct("<i")
+_U32: Final = Struct("<I")
+_MSG_SIZE_OFFSET: Final = 4
+_MSG_TYPE_OFFSET: Final = 8
+_TYPE_END: Final = 12
+_U64_MASK: Final = (1 << 64) - 1
+_SHAREABLE_IRQ: Final = 5
+
+
+class Guest:
+    """One booted kernel, in the state that a `World` describes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.lock = HotplugLock()
+        self.running = set(world.vcpus_running)
+        """vCPUs that the VMM runs: no other can come up."""
+        cpus = ArmCpus if world.arch is Arch.AARCH64 else X86Cpus
+        self.cpus: X86Cpus | ArmCpus = cpus(world, self.lock, self.running)
+        self.windows: list[Window] = list(world.mmio)
+        self.plugged: set[PciDevice] = set(world.pci)
+        """PCI functions that the VMM offers."""
+        self.pci: set[PciDevice] = set(world.pci)
+        """PCI functions that the kernel has registered."""
+        self.buses = {device.bus for device in world.pci} | set(world.pci_buses)
+        self.cut_off = False
+
+    def connect(self) -> Connection:
+        """A connection that the guest accepted, before its service byte."""
+        return Connection(self)
+
+    def start_vcpu(self, cpu: int) -> None:
+        """The VMM's side: from now on it runs this vCPU."""
+        self.running.add(cpu)
+
+    def plug_pci(self, device: PciDevice) -> None:
+        """The VMM's side: something answers at this slot."""
+        self.plugged.add(device)
+        self.buses.add(device.bus)
+
+    def unplug_pci(self, device: PciDevice) -> None:
+        """The VMM's side: nothing answers at this slot any more."""
+        self.plugged.discard(device)
+
+    def state(self) -> dict[str, Any]:
+        """The guest's state as JSON values; `cpus_online` are the kernel's CPU numbers."""
+        return {
+            "kernel": self.world.kernel,
+            "arch": self.world.arch.value,
+            "cpus_online": sorted(self.cpus.online),
+            "apic_ids": self.cpus.online_ids(),
+            "vcpus_running": sorted(self.running),
+            "mmio": [
+                {"base": window.base, "size": window.size, "irq": window.irq, "role": window.role}
+                for window in self.windows
+            ],
+            "pci": [
+                {"bus": device.bus, "slot": device.slot, "function": device.function,
+                 "role": device.role}
+                for device in sorted(self.pci)
+            ],
+            "hotplug_lock": "stuck" if self.lock.stuck else "free",
+            "channel": "removed" if self.cut_off else "present",
+        }  # fmt: skip
+
+    def execute(self, request: Request) -> Done:
+        """Do what a request with a right magic asks for; raises one of this module's errors."""
+        match request.msg_type, request:
+            case MessageType.ADD_CPU, CpuRequestX86() | CpuRequestArm():
+                return Done(load=self.cpus.add(request))
+            case MessageType.DEL_CPU, CpuRequestX86() | CpuRequestArm():
+                return Done(load=self.cpus.remove(request))
+            case MessageType.ADD_MMIO, MmioRequest():
+                return self._add_mmio(request)
+            case MessageType.DEL_MMIO, MmioRequest():
+                return self._del_mmio(request)
+            case MessageType.ADD_PCI, PciRequest():
+                return self._add_pci(request)
+            case MessageType.DEL_PCI, PciRequest():
+                return self._del_pci(request)
+        reserved = request.msg_type in RESERVED_TYPES
+        raise FailedError(EPERM, "UP511" if reserved else "UP504")
+
+    def _add_mmio(self, request: MmioRequest) -> Done:
+        self._check_mmio(request)
+        base = request.mmio_base
+        end = base + request.mmio_size - 1 & _U64_MASK
+        # The kernel compares inclusive ends strictly: one shared byte at an edge is no overlap.
+        if any(base < window.end and end > window.base for window in self.windows):
+            raise FailedError(EEXIST, "UP301")
+        irqs = {window.irq for window in self.windows} - {_SHAREABLE_IRQ}
+        if request.mmio_irq in irqs:
+            raise FailedError(EEXIST, "UP302")
+        self.lock.take()
+        if self.world.needs_boot_mmio and not self.world.mmio:
+            raise OopsError("UP309", lock_held=True)
+        claimed = [(window.base, window.end) for window in self.windows] + [*self.world.iomem]
+        if end < base or any(_cross(base, end, *other) for other in claimed):
+            raise FailedError(EBUSY, "UP305")
+        self.windows.append(Window(base, request.mmio_size, request.mmio_irq))
+        return Done()
+
+    def _del_mmio(self, request: MmioRequest) -> Done:
+        self._check_mmio(request)
+        wanted = (request.mmio_base, request.mmio_size, request.mmio_irq)
+        for window in self.windows:
+            if (window.base, window.size, window.irq) == wanted:
+                self.lock.take()
+                if window.role == "vsock":
+                    raise CutOffError
+                self.windows.remove(window)
+                return Done()
+        raise FailedError(ENODEV, "UP306")
+
+    def _check_mmio(self, request: MmioRequest) -> None:
+        if request.msg_size != MMIO_MSG_SIZE:
+            raise FailedError(EINVAL, "UP303")
+        arm = self.world.arch is Arch.AARCH64
+        if request.mmio_irq > self.world.max_irq if arm else request.mmio_irq == 0:
+            raise FailedError(EINVAL, "UP304")
+
+    def _add_pci(self, request: PciRequest) -> Done:
+        device = PciDevice(request.busno, request.slot, request.function)
+        if request.busno not in self.buses:
+            raise FailedError(ENODEV, "UP401")
+        if device not in self.plugged:
+            raise FailedError(ENODEV, "UP402")
+        self.pci.add(device)
+        return Done(ret=None)
+
+    def _del_pci(self, request: PciRequest) -> Done:
+        wanted = PciDevice(request.busno, request.slot, request.function)
+        for device in self.pci:
+            if device == wanted:
+                if device.role == "vsock":
+                    raise CutOffError
+                self.pci.remove(device)
+                return Done(ret=None)
+        raise FailedError(ENODEV, "UP403")
+
+
+class Connection:
+    """One accepted connection with its own thread and buffers in the guest."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._request = bytes(MESSAGE_SIZE)
+        self._reply = bytearray(MESSAGE_SIZE)
+        self.fate = Fate.ANSWERED
+
+    def service(self, byte: int) -> bytes | None:
+        """The CONNECT message, or None when the guest closes: no such service."""
+        return hello().encode() if byte == DEVICE_MANAGER.byte else None
+
+    def receive(self, piece: bytes) -> Outcome:
+        """What one receive of at most 1024 bytes leads to; longer sends are the caller's to cut.
+
+        The bytes are laid over those of the request before. Never raises.
+        """
+        guest = self._guest
+        piece = piece[:MESSAGE_SIZE]
+        self._request = piece + self._request[len(piece) :]
+        if guest.cut_off:
+            self.fate = Fate.CUT_OFF
+        if self.fate is not Fate.ANSWERED:
+            return Outcome(self.fate, None, ())
+        guest.lock.taken = False
+        try:
+            causes, delay_ns = self._process(decode_request(self._request, guest.world.arch))
+        except OopsError as oops:
+            guest.lock.stuck |= oops.lock_held
+            return self._silent(Fate.THREAD_DIED, oops.code)
+        except HangError:
+            return self._silent(Fate.HANGS, "UP603")
+        except CutOffError:
+            guest.cut_off = True
+            return self._silent(Fate.CUT_OFF, "UP308")
+        reply = bytes(self._reply)
+        (msg_size,) = _U32.unpack_from(reply, _MSG_SIZE_OFFSET)
+        if any(reply[REPLY_LOAD_OFFSET + msg_size :]):
+            causes = (*causes, "UP503")
+        return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken)
+
+    def peek_type(self, piece: bytes) -> int:
+        """The `msg_type` that the guest would see if it received `piece` now."""
+        laid_over = piece[:_TYPE_END] + self._request[len(piece) : _TYPE_END]
+        (msg_type,) = _U32.unpack_from(laid_over, _MSG_TYPE_OFFSET)
+        return int(msg_type)
+
+    def refuse(self, piece: bytes, ret: int) -> Outcome:
+        """Answer `ret` as a failed command does, without executing the request: a fault."""
+        piece = piece[:MESSAGE_SIZE]
+        self._request = piece + self._request[len(piece) :]
+        if self.fate is not Fate.ANSWERED:
+            return Outcome(self.fate, None, ())
+        self._write_header(decode_request(self._request, self._guest.world.arch), 0)
+        self._write(ret, None)
+        return Outcome(Fate.ANSWERED, bytes(self._reply), ("UP599",))
+
+    def _silent(self, fate: Fate, code: str) -> Outcome:
+        self.fate = fate
+        return Outcome(fate, None, (code,), takes_lock=self._guest.lock.taken)
+
+    def _process(self, request: Request) -> tuple[tuple[str, ...], int]:
+        """Rewrite the reply buffer as far as the kernel does; (causes, delay in nanoseconds)."""
+        (stale_ret,) = _I32.unpack_from(self._reply, RET_OFFSET)
+        if request.magic_version != MAGIC_VERSION:
+            self._write_header(request, 0)
+            return ("UP512", "UP502" if stale_ret else "UP501"), 0
+        try:
+            done = self._guest.execute(request)
+        except FailedError as failed:
+            self._write_header(request, 0)
+            self._write(failed.ret, failed.load)
+            return failed.causes, failed.delay_ns
+        self._write_header(request, 0 if done.load is None else CPU_REPLY_MSG_SIZE)
+        self._write(done.ret, done.load)
+        return ("UP502",) if done.ret is None and stale_ret else (), 0
+
+    def _write_header(self, request: Request, msg_size: int) -> None:
+        _HEADER.pack_into(self._reply, 0, MAGIC_VERSION, msg_size, request.msg_type, 0)
+
+    def _write(self, ret: int | None, load: int | None) -> None:
+        if ret is not None:
+            _I32.pack_into(self._reply, RET_OFFSET, ret)
+        if load is not None:
+            _U32.pack_into(self._reply, REPLY_LOAD_OFFSET, load)
+
+
+def _cross(base: int, end: int, other_base: int, other_end: int) -> bool:
+    """True when two ranges overlap and neither lies inside the other: the kernel refuses that."""
+    apart = end < other_base or base > other_end
+    inside = (base >= other_base and end <= other_end) or (base <= other_base and end >= other_end)
+    return not apart and not inside

@@ -1,0 +1,268 @@
+"""What a guest looks like when it boots: the state that its answers depend on.
+
+Worlds are tables of a TOML file. Keys that are left out take the values of a guest without devices
+and with one CPU. docs/worlds.md.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from dissectors.constants import Arch
+
+from ..errors import UnreadableInput, WrongUsage
+
+SERIES: Final = ("5.10", "6.1", "6.12", "6.18")
+"""Kernel series with upcall patches; 5.10 behaves as 6.1, 6.18 as 6.12 (by reading)."""
+OLD_SERIES: Final = frozenset({"5.10", "6.1"})
+_U64: Final = 1 << 64
+_U32: Final = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A virtio-mmio device's registers: first byte, bytes, interrupt (an SPI number on arm).
+
+    `role` says what is behind it: `"vsock"` for the device that the channel itself runs on.
+    """
+
+    base: int
+    size: int
+    irq: int
+    role: str = ""
+
+    @property
+    def end(self) -> int:
+        """The last byte; before the first one when the window is empty or wraps around."""
+        return self.base + self.size - 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PciDevice:
+    """A PCI function that answers."""
+
+    bus: int
+    slot: int
+    function: int = 0
+    role: str = field(default="", compare=False)
+
+    @property
+    def devfn(self) -> int:
+        return self.slot << 3 | self.function
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A guest at boot. CPUs are named by APIC id on x86-64 and by number on aarch64.
+
+    `vcpus_running` are those that the VMM really runs: only they can come up. `boot_table` lists
+    the APIC ids of the firmware's table, the only ones that new kernels ever accept. `iomem` are
+    ranges (first, last) that something other than an upcall device has claimed.
+    `needs_boot_mmio` is true for kernels whose patches crash on the first MMIO request when no
+    device was given on the command line.
+    """
+
+    kernel: str = "6.1"
+    arch: Arch = Arch.X86_64
+    nr_cpu_ids: int = 1
+    cpus_online: tuple[int, ...] = (0,)
+    boot_table: tuple[int, ...] = ()
+    vcpus_running: tuple[int, ...] = (0,)
+    mmio: tuple[Window, ...] = ()
+    pci: tuple[PciDevice, ...] = ()
+    pci_buses: tuple[int, ...] = ()
+    iomem: tuple[tuple[int, int], ...] = ()
+    max_irq: int = 987
+    needs_boot_mmio: bool = False
+
+    @property
+    def is_old(self) -> bool:
+        """True for the kernel series that look CPUs up in a shrinking table."""
+        return self.kernel in OLD_SERIES
+
+
+def kata_pod(arch: Arch = Arch.X86_64, kernel: str = "6.1", cpus: int = 1) -> World:
+    """A default Kata pod with `cpus` of 32 vCPUs running; docs/protocol.md section 5.
+
+    On x86-64 the boot devices are block, fs and vsock (0xE0000000 on, 0x2000 each, IRQ 5 for
+    all), so the first hot-plugged one comes at 0xE0006000; on aarch64 they begin at 0x60103000
+    and share SPI 32. Something answers in PCI slots 0 to 8; the root file system is slot 1. The
+    VMM runs every vCPU, as Dragonball does before it asks for one.
+    """
+    arm = arch is Arch.AARCH64
+    base, irq = (0x60103000, 32) if arm else (0xE0000000, 5)
+    roles = ("blk", "fs", "vsock")
+    return World(
+        kernel=kernel,
+        arch=arch,
+        nr_cpu_ids=32,
+        cpus_online=tuple(range(cpus)),
+        boot_table=tuple(range(32)),
+        vcpus_running=tuple(range(32)),
+        mmio=tuple(Window(base + n * 0x2000, 0x2000, irq, role) for n, role in enumerate(roles)),
+        pci=tuple(PciDevice(0, slot) for slot in range(9)),
+    )
+
+
+def load_worlds(path: Path) -> dict[str, World]:
+    """Every world of a TOML file by its table's name.
+
+    Raises UnreadableInput, which names the table and key, for a file that is missing or wrong.
+    """
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UnreadableInput(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UnreadableInput(f"{path} is not a TOML file: {error}") from None
+    try:
+        return {name: parse_world(name, table) for name, table in tables.items()}
+    except BadWorld as error:
+        raise UnreadableInput(f"{path}: {error}") from None
+
+
+def choose_world(worlds: dict[str, World], name: str | None) -> World:
+    """The world called `name`, or the only one; raises WrongUsage."""
+    if name is None and len(worlds) == 1:
+        return next(iter(worlds.values()))
+    known = ", ".join(worlds) or "none"
+    if name is None:
+        raise WrongUsage(f"the file has several machines; choose one with --machine: {known}")
+    if name not in worlds:
+        raise WrongUsage(f"no machine {name!r} in the file; there are: {known}")
+    return worlds[name]
+
+
+class BadWorld(ValueError):
+    """A key of a world that is unknown, missing or of the wrong kind; the text names it."""
+
+
+def parse_world(name: str, table: object) -> World:
+    """The world that a TOML table describes; raises BadWorld."""
+    at = _Place(name)
+    values = at.table(table)
+    known = {
+        "kernel": lambda p, v: p.one_of(v, SERIES),
+        "arch": lambda p, v: Arch(p.one_of(v, [arch.value for arch in Arch])),
+        "nr_cpu_ids": lambda p, v: p.number(v, 1, 8192),
+        "cpus_online": lambda p, v: p.array(v, _Place.cpu),
+        "boot_table": lambda p, v: p.array(v, _Place.cpu),
+        "vcpus_running": lambda p, v: p.array(v, _Place.cpu),
+        "mmio": lambda p, v: p.array(v, _window),
+        "pci": lambda p, v: p.array(v, _pci),
+        "pci_buses": lambda p, v: p.array(v, lambda q, bus: q.number(bus, 0, 255)),
+        "iomem": lambda p, v: p.array(v, _range),
+        "max_irq": lambda p, v: p.number(v, 0, _U32 - 1),
+        "needs_boot_mmio": lambda p, v: p.boolean(v),
+    }  # fmt: skip
+    parsed = at.fields(values, known)
+    world = World(**parsed)
+    if "cpus_online" in parsed and "vcpus_running" not in parsed:
+        world = replace(world, vcpus_running=world.cpus_online)
+    if not world.is_old and not world.boot_table:
+        world = replace(world, boot_table=world.cpus_online)
+    if len(world.cpus_online) > world.nr_cpu_ids:
+        raise BadWorld(f"[{name}] cpus_online has more CPUs than nr_cpu_ids")
+    if not world.cpus_online:
+        raise BadWorld(f"[{name}] cpus_online is empty: a guest has a boot CPU")
+    return world
+
+
+def _window(at: _Place, value: object) -> Window:
+    known: dict[str, Callable[[_Place, Any], Any]] = {
+        "base": lambda p, v: p.number(v, 0, _U64 - 1),
+        "size": lambda p, v: p.number(v, 1, _U64 - 1),
+        "irq": lambda p, v: p.number(v, 0, _U32 - 1),
+        "role": lambda p, v: p.text(v),
+    }
+    return Window(**at.fields(at.table(value), known, ("base", "size", "irq")))
+
+
+def parse_pci(name: str, value: object) -> PciDevice:
+    """The PCI function that a table describes; `name` is for errors. Raises BadWorld."""
+    return _pci(_Place(name), value)
+
+
+def _pci(at: _Place, value: object) -> PciDevice:
+    known: dict[str, Callable[[_Place, Any], Any]] = {
+        "bus": lambda p, v: p.number(v, 0, 255),
+        "slot": lambda p, v: p.number(v, 0, 31),
+        "function": lambda p, v: p.number(v, 0, 7),
+        "role": lambda p, v: p.text(v),
+    }
+    return PciDevice(**at.fields(at.table(value), known, ("bus", "slot")))
+
+
+def _range(at: _Place, value: object) -> tuple[int, int]:
+    known: dict[str, Callable[[_Place, Any], Any]] = {
+        "base": lambda p, v: p.number(v, 0, _U64 - 1),
+        "size": lambda p, v: p.number(v, 1, _U64 - 1),
+    }
+    fields = at.fields(at.table(value), known, ("base", "size"))
+    return fields["base"], fields["base"] + fields["size"] - 1
+
+
+class _Place:
+    """Where in a file a value stands, for errors that say so."""
+
+    def __init__(self, table: str, path: str = "") -> None:
+        self._table = table
+        self._path = path
+
+    def bad(self, why: str) -> BadWorld:
+        return BadWorld(f"[{self._table}] {self._path} {why}".replace("  ", " "))
+
+    def below(self, step: str) -> _Place:
+        return _Place(self._table, f"{self._path}{step}")
+
+    def table(self, value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.bad("is not a table")
+        return value
+
+    def fields(
+        self,
+        values: dict[str, Any],
+        known: dict[str, Callable[[_Place, Any], Any]],
+        needed: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        for key in values:
+            if key not in known:
+                raise self.bad(f"has an unknown key {key!r}; known are {', '.join(known)}")
+        for key in needed:
+            if key not in values:
+                raise self.bad(f"has no {key!r}")
+        dot = "." if self._path else ""
+        return {key: known[key](self.below(dot + key), value) for key, value in values.items()}
+
+    def number(self, value: object, low: int, high: int) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise self.bad(f"must be a number from {low} to {high:#x}, not {value!r}")
+        return value
+
+    def cpu(self, value: object) -> int:
+        return self.number(value, 0, 255)
+
+    def one_of(self, value: object, allowed: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise self.bad(f"must be one of {', '.join(allowed)}, not {value!r}")
+        return value
+
+    def text(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise self.bad(f"must be a text, not {value!r}")
+        return value
+
+    def boolean(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise self.bad(f"must be true or false, not {value!r}")
+        return value
+
+    def array(self, value: object, each: Callable[[_Place, Any], Any]) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise self.bad("is not an array")
+        return tuple(each(self.below(f"[{n}]"), element) for n, element in enumerate(value))
