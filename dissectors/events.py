@@ -100,7 +100,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Incomplete:
-    """A line or message from either side that the connection's end cut off."""
+    """A line or message from either side that a gap or the connection's end cut off."""
 
     to_guest: bool
     raw: bytes = field(repr=False)

@@ -25,16 +25,16 @@ def line_end(received: bytes, limit: int = CONNECT_LINE_LIMIT) -> int:
 
 def parse_connect(line: bytes) -> int | None:
     """The port of `CONNECT <u32>\\n` in any case; None when the line is malformed."""
-    return _port_after(b"connect", line)
+    return _port_after(b"connect", line, CONNECT_LINE_LIMIT)
 
 
 def parse_ok(line: bytes) -> int | None:
     """The port of `OK <u32>\\n` in any case; None when the multiplexer said something else."""
-    return _port_after(b"ok", line)
+    return _port_after(b"ok", line, OK_LINE_LIMIT)
 
 
-def _port_after(word: bytes, line: bytes) -> int | None:
-    if not line.endswith(b"\n"):
+def _port_after(word: bytes, line: bytes, limit: int) -> int | None:
+    if not line.endswith(b"\n") or len(line) > limit:
         return None
     words = line[:-1].removesuffix(b"\r").split(b" ")
     if len(words) != 2 or words[0].lower() != word or not words[1].isdigit():

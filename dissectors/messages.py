@@ -204,7 +204,7 @@ class Reply:
             and self.msg_flags == 0
         )
 
-    def fields(self) -> dict[str, FieldValue]:
+    def fields(self) -> dict[str, int]:
         """The load's fields by their names in the specification."""
         return {}
 
@@ -222,7 +222,7 @@ class CpuReplyX86(Reply):
 
     apic_index: int
 
-    def fields(self) -> dict[str, FieldValue]:
+    def fields(self) -> dict[str, int]:
         return {"apic_index": self.apic_index}
 
     def encode(self) -> bytes:
@@ -241,7 +241,7 @@ class CpuReplyArm(Reply):
 
     cpu_id: int
 
-    def fields(self) -> dict[str, FieldValue]:
+    def fields(self) -> dict[str, int]:
         return {"cpu_id": self.cpu_id}
 
     def encode(self) -> bytes:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
+from itertools import islice
 
-from .constants import MAGIC_VERSION, UPCALL_PORT, Arch
+from .constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, OK_LINE_LIMIT, UPCALL_PORT, Arch
 from .events import (
     ConnectLine,
     Event,
@@ -31,6 +32,8 @@ from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
 
 _KEPT_OPEN = 64
 """Open requests whose messages are kept for decoding their replies; a peer has one or two."""
+_LOST_OPEN = 1 << 16
+"""Open requests that gaps can account for; a gap's size is only a number, and may be any."""
 _MAGIC = MAGIC_VERSION.to_bytes(4, "little")
 
 
@@ -95,7 +98,7 @@ class Observer:
     def to_guest(self, sent: bytes) -> list[Event]:
         """Events of one send from the VMM's side, as it was recorded."""
         events: list[Event] = []
-        if self._resync:
+        if self._resync and sent:
             self._forget(events)
         if self._to_phase is _Phase.MESSAGES:
             return events + self._requests(sent, 0)
@@ -130,28 +133,24 @@ class Observer:
         ):
             return [self._reply(service, received)]
         events: list[Event] = []
-        if self._skip:
+        if self._skip and received:
             skipped, received = received[: self._skip], received[self._skip :]
             self._skip -= len(skipped)
             events.append(Incomplete(False, skipped))
         self._from += received
         while self._from:
-            before = len(self._from)
+            before = (len(self._from), self._from_phase)
             match self._from_phase:
                 case _Phase.LINE:
                     self._ok_line(events)
                 case _Phase.HELLO | _Phase.MESSAGES if self._service is not None:
                     self._message(self._service, events)
-                case _Phase.MIDDLE if self._from.startswith(_MAGIC):
-                    if len(self._from) < DEVICE_MANAGER.reply_size:
-                        break
-                    first = decode_reply(self._from[: DEVICE_MANAGER.reply_size])
-                    self._from_phase = _Phase.HELLO if first.is_hello else _Phase.MESSAGES
-                    continue
+                case _Phase.MIDDLE:
+                    self._find_message(events)
                 case _:
                     events.append(Opaque(False, self._from))
                     self._from = b""
-            if len(self._from) == before:
+            if (len(self._from), self._from_phase) == before:
                 break
         return events
 
@@ -162,30 +161,7 @@ class Observer:
         """
         if size <= 0:
             return []
-        replies: list[int] = []
-        if to_guest and self._to_phase in (_Phase.LINE, _Phase.SERVICE):
-            self._to_phase, self._service, self._line = _Phase.MIDDLE, DEVICE_MANAGER, b""
-        service = self._service
-        if not to_guest and (self._from_phase is _Phase.LINE or service is None):
-            self._from_phase, self._from = _Phase.MIDDLE, b""
-        elif to_guest:
-            if service and self._to_phase is _Phase.MESSAGES:
-                for _ in range(-(-size // service.request_size)):
-                    self._open.append((self._next_number, None))
-                    self._next_number += 1
-                self._split_number = None
-        elif service and self._from_phase in (_Phase.HELLO, _Phase.MESSAGES):
-            missing = len(self._from) + size
-            if self._from_phase is _Phase.HELLO and missing >= service.hello_size:
-                missing -= service.hello_size
-                self._from_phase = _Phase.MESSAGES
-            whole, part = divmod(missing, service.reply_size)
-            for _ in range(whole + (part > 0)):
-                if self._open:
-                    replies.append(self._open.popleft()[0])
-            self._from = b""
-            self._skip = service.reply_size - part if part else 0
-        return [Lost(to_guest, size, tuple(replies))]
+        return self._lost_to_guest(size) if to_guest else self._lost_from_guest(size)
 
     def end(self) -> list[Event]:
         """The connection is over: what either side had begun and not finished."""
@@ -205,28 +181,106 @@ class Observer:
         """
         self._resync = True
 
-    def awaited(self) -> list[tuple[int, int]]:
-        """(request, bytes still to come) of each reply that is due, oldest first."""
+    def awaited(self, size: int) -> list[tuple[int, int]]:
+        """(request, bytes still to come) of each due reply that the next `size` bytes are of.
+
+        The request is -1 for the rest of a message whose beginning was lost.
+        """
         if self._service is None or self._from_phase is not _Phase.MESSAGES:
             return []
-        size = self._service.reply_size
+        whole = self._service.reply_size
         begun = len(self._from)
-        return [
-            (number, size - begun if place == 0 else size)
-            for place, (number, _) in enumerate(self._open)
+        due = [
+            (number, whole - begun if place == 0 else whole)
+            for place, (number, _) in enumerate(islice(self._open, size // whole + 2))
         ]
+        return [(-1, self._skip), *due] if self._skip else due
 
     @property
     def open_requests(self) -> tuple[int, ...]:
         """Numbers of the requests that have no reply yet, oldest first."""
         return tuple(number for number, _ in self._open)
 
+    def _lost_to_guest(self, size: int) -> list[Event]:
+        events: list[Event] = []
+        if self._resync:
+            self._forget(events)
+        if self._line:
+            events.append(Incomplete(True, self._line))
+            self._line = b""
+        if self._to_phase in (_Phase.LINE, _Phase.SERVICE):
+            self._to_phase, self._service = _Phase.MIDDLE, DEVICE_MANAGER
+        elif self._to_phase is _Phase.MESSAGES and self._service is not None:
+            lost_requests = -(-size // self._service.request_size)
+            for _ in range(min(lost_requests, _LOST_OPEN - len(self._open))):
+                self._open.append((self._next_number, None))
+                self._next_number += 1
+            self._split_number = None
+        events.append(Lost(True, size))
+        return events
+
+    def _lost_from_guest(self, size: int) -> list[Event]:
+        events: list[Event] = []
+        service = self._service
+        begun = len(self._from)
+        if begun:
+            events.append(Incomplete(False, self._from))
+            self._from = b""
+        replies: list[int] = []
+        if _Phase.OPAQUE in (self._to_phase, self._from_phase):
+            pass
+        elif self._from_phase is _Phase.LINE or service is None:
+            self._from_phase = _Phase.MIDDLE
+        elif self._from_phase is _Phase.MIDDLE:
+            self._resync = True  # there is nothing to count from
+        else:
+            counted = min(size, self._skip)  # the message they are of was lost before
+            self._skip -= counted
+            missing = begun + size - counted
+            if self._from_phase is _Phase.HELLO:
+                self._from_phase = _Phase.MESSAGES
+                self._skip = max(0, service.hello_size - missing)
+                missing = max(0, missing - service.hello_size)
+            whole, part = divmod(missing, service.reply_size)
+            for _ in range(min(whole + (part > 0), len(self._open))):
+                replies.append(self._open.popleft()[0])
+            if part:
+                self._skip = service.reply_size - part
+        events.append(Lost(False, size, tuple(replies)))
+        return events
+
     def _forget(self, events: list[Event]) -> None:
         self._resync = False
-        if self._from_phase is _Phase.MESSAGES and (self._open or self._from):
-            events.append(Lost(False, len(self._from), tuple(n for n, _ in self._open)))
-            self._open.clear()
+        service = self._service
+        phases = (_Phase.MIDDLE, _Phase.HELLO, _Phase.MESSAGES)
+        if service is None or self._from_phase not in phases:
+            return
+        if self._from_phase is _Phase.HELLO:
+            if self._to_phase is not _Phase.MESSAGES:
+                return
+            self._from_phase = _Phase.MESSAGES  # it asks, so it was told that the service is ready
+        self._skip = 0
+        begun = len(self._from)
+        if begun:
+            events.append(Incomplete(False, self._from))
             self._from = b""
+        if begun or self._open:
+            size = service.reply_size * max(1, len(self._open)) - begun
+            events.append(Lost(False, max(0, size), tuple(number for number, _ in self._open)))
+            self._open.clear()
+
+    def _find_message(self, events: list[Event]) -> None:
+        """Pass over what comes before the first message; it may end in a part of the magic."""
+        begin = self._from.find(_MAGIC)
+        if begin < 0:
+            begun = next((size for size in (3, 2, 1) if self._from.endswith(_MAGIC[:size])), 0)
+            begin = len(self._from) - begun
+        if begin:
+            events.append(Opaque(False, self._from[:begin]))
+            self._from = self._from[begin:]
+        if len(self._from) >= DEVICE_MANAGER.reply_size:
+            first = decode_reply(self._from[: DEVICE_MANAGER.reply_size])
+            self._from_phase = _Phase.HELLO if first.is_hello else _Phase.MESSAGES
 
     def _connect_line(self, sent: bytes, events: list[Event]) -> int:
         begun = len(self._line)
@@ -234,7 +288,7 @@ class Observer:
         end = line_end(self._line)
         if end == 0:
             return len(sent)
-        line, self._line = self._line[:end] if end > 0 else self._line, b""
+        line, self._line = self._line[: end if end > 0 else CONNECT_LINE_LIMIT], b""
         if line == PASSFD_LINE:
             events.append(PassFd(line))
             self._to_phase = _Phase.OPAQUE
@@ -298,7 +352,7 @@ class Observer:
         end = ok_line_end(self._from)
         if end == 0:
             return
-        line = self._from[:end] if end > 0 else self._from
+        line = self._from[: end if end > 0 else OK_LINE_LIMIT]
         self._from = self._from[len(line) :]
         port = parse_ok(line)
         events.append(OkLine(line, port))

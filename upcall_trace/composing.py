@@ -9,7 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dissectors.constants import MESSAGE_SIZE
 from dissectors.events import Event, RequestReceived
 
-from .capture.records import LEFT_OUT, Chunk, End, Gap, Header, Mark, Open, Record, Vmm
+from .capture.records import (
+    LEFT_OUT,
+    TIME_LIMIT,
+    Chunk,
+    End,
+    Gap,
+    Header,
+    Mark,
+    Open,
+    Record,
+    Vmm,
+)
 from .filters import Mask
 from .operations import Operations
 from .session import Session
@@ -55,6 +66,7 @@ class _Renumber:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, int], int] = {}
+        self._count = 0
 
     def __call__(self, place: int, record: Record) -> Record:
         conn = getattr(record, "conn", None)
@@ -62,7 +74,8 @@ class _Renumber:
             return record
         key = (place, conn)
         if key not in self._numbers or isinstance(record, Open):
-            self._numbers[key] = max(self._numbers.values(), default=0) + 1
+            self._count += 1
+            self._numbers[key] = self._count
         return dataclasses.replace(record, conn=self._numbers[key])
 
 
@@ -75,7 +88,8 @@ def _shifted(
         if isinstance(record, (End, Header)):
             continue
         if not isinstance(record, Mark):
-            record = dataclasses.replace(record, t_ns=record.t_ns + shift)
+            t_ns = min(max(record.t_ns + shift, -TIME_LIMIT), TIME_LIMIT - 1)
+            record = dataclasses.replace(record, t_ns=t_ns)
             # heapq.merge needs order; a clock that steps back keeps the file's order.
             now = max(now, record.t_ns)
         yield now, place, record
@@ -117,7 +131,8 @@ def keep_operations(
         elif record.to_guest:
             yield from _pieces(record, _requests(record, session.feed(record), wanted))
         else:
-            replies = _replies(record, session.awaited(record.conn), wanted)
+            awaited = session.awaited(record.conn, len(record.data))
+            replies = _replies(record, awaited, wanted)
             session.feed(record)
             yield from _pieces(record, replies)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from dissectors.vsockmon import VIRTIO_SIZE, VSOCKMON_SIZE
+
 from .capture.records import Gap
 from .errors import Unreachable, WrongUsage
 from .formats.vsock_records import PacketRecords
@@ -40,7 +42,8 @@ def open_interface(name: str, sysfs: Path = _SYSFS) -> socket.socket:
     except (OSError, ValueError):
         raise Unreachable(
             f"there is no interface {name}; make it with: ip link add {name} type vsockmon && "
-            f"ip link set {name} up (needs CONFIG_VSOCKMON)"
+            f"ip link set {name} up (needs a guest kernel with CONFIG_VSOCKMON, which "
+            "depends on CONFIG_VHOST_VSOCK)"
         ) from None
     if kind != _ARPHRD_VSOCKMON:
         raise WrongUsage(f"{name} is not a vsockmon interface")
@@ -77,7 +80,8 @@ def record_packets(
             recorder.record(record)
         recorder.settle()
         if not packet and (drops := count_drops(packets)):
-            recorder.record(Gap(now, 0, False, drops, "packets that the kernel had no room for"))
+            reason = f"the kernel had no room for {drops} packets, of these many bytes at least"
+            recorder.record(Gap(now, 0, False, drops * (VSOCKMON_SIZE + VIRTIO_SIZE), reason))
     for record in converter.finish():
         recorder.record(record)
 

@@ -87,6 +87,7 @@ _ANSWER_AT: Final = _DTYPE.fields["answered"][1] if _DTYPE.fields else 0
 _ANSWER: Final = Struct("<BiIIqqq")
 _ANOMALIES_AT: Final = _DTYPE.fields["anomalies"][1] if _DTYPE.fields else 0
 _U32: Final = Struct("<I")
+_U32_LIMIT: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ class OperationTable:
             self._extra += json.dumps(described, default=str, skipkeys=True).encode()
         row = len(self._rows) // _ROW.size
         self._rows += _ROW.pack(
-            conn, number, t_ns, offset, position, size, layout, msg_type, msg_size,
+            conn, min(number, _U32_LIMIT), t_ns, offset, position, size, layout, msg_type, msg_size,
             base, window, irq, count, apic_ver, busno, devfn, anomalies, len(self._extra),
             len(self._extra) - extra_begin,            0, 0, 0, 0, -1, -1, -1,
         )  # fmt: skip

@@ -111,6 +111,8 @@ class _Watch:
     open_rows: dict[int, _Asked] = field(default_factory=dict)
     short: tuple[int, int] | None = None
     last_ret: int | None = 0
+    file_gaps: int = 0
+    """How many of the session's gaps of no connection this one was told of."""
 
 
 class Session:
@@ -133,6 +135,8 @@ class Session:
         self.finished_rows: list[int] = []
         """Rows that were answered or given up since the caller last emptied the list."""
         self._watched: dict[int, _Watch] = {}
+        self._file_gaps = 0
+        self._ended = False
         self._arch = Arch(header.arch) if header.arch in _ARCHES else Arch.X86_64
 
     def feed(self, record: Record, offset: int = 0) -> Sequence[Event]:
@@ -159,14 +163,15 @@ class Session:
                 return self._gap(record)
             case Vmm():
                 self.vmm.append(record)
-            case End():
+            case End() if not self._ended:
+                self._ended = True
                 self.finish()
         return ()
 
-    def awaited(self, conn: int) -> list[tuple[int, int]]:
-        """(request, bytes still to come) of each reply that connection `conn` waits for."""
+    def awaited(self, conn: int, size: int) -> list[tuple[int, int]]:
+        """(request, bytes still to come) of each reply that `size` bytes from the guest are of."""
         watch = self._watched.get(conn)
-        return watch.observer.awaited() if watch else []
+        return watch.observer.awaited(size) if watch else []
 
     def finish(self) -> None:
         """No more records will come: what is still open stays unanswered."""
@@ -177,6 +182,10 @@ class Session:
         watch = self._watched.get(conn)
         if watch is None:  # the recording began after the connection did
             return self._open(Open(t_ns, conn, Begins.MIDDLE))
+        if watch.file_gaps != self._file_gaps:
+            watch.file_gaps = self._file_gaps
+            watch.observer.resync()
+            watch.last_ret = None
         return watch
 
     def _open(self, record: Open) -> _Watch:
@@ -187,13 +196,16 @@ class Session:
             record.conn, record.t_ns, record.begins, record.port, record.accepted, record.peer
         )
         observer = Observer(_START[record.begins], self._arch, self.header.port)
-        watch = self._watched[record.conn] = _Watch(observer, connection)
+        watch = _Watch(observer, connection, file_gaps=self._file_gaps)
+        self._watched[record.conn] = watch
         if record.begins is Begins.MIDDLE:
             watch.last_ret = None
         return watch
 
     def _chunk(self, chunk: Chunk, offset: int) -> list[Event]:
-        watch = self._watched.get(chunk.conn) or self._watch(chunk.conn, chunk.t_ns)
+        watch = self._watched.get(chunk.conn)
+        if watch is None or watch.file_gaps != self._file_gaps:
+            watch = self._watch(chunk.conn, chunk.t_ns)
         if chunk.to_guest:
             events = watch.observer.to_guest(chunk.data)
         else:
@@ -299,9 +311,7 @@ class Session:
         if record.reason != LEFT_OUT:
             self.lost += record.size
         if record.conn == 0:
-            for watch in self._watched.values():
-                watch.observer.resync()
-                watch.last_ret = None
+            self._file_gaps += 1  # each connection learns of it when it is next seen
             return []
         watch = self._watch(record.conn, record.t_ns)
         watch.last_ret = None

@@ -70,7 +70,7 @@ def info_object(capture: Capture) -> dict[str, Any]:
         "arch": capture.header.arch,
         "resolution_ns": capture.header.resolution_ns,
         "notes": capture.header.notes,
-        "failed": int((answered & (ret < 0)).sum()),
+        "errors": int((answered & (ret < 0)).sum()),
         "unanswered": int((~answered).sum()),
         "latency_ns": _quantiles(operations.column("latency_ns")[answered]),
         "operations": _by_operation(capture),
@@ -100,19 +100,25 @@ def _quantiles(latencies: Any) -> dict[str, int] | None:
 def _by_operation(capture: Capture) -> dict[str, dict[str, int]]:
     operations = capture.operations
     answered = operations.column("answered") == 1
-    failed = answered & (operations.column("ret") < 0)
+    errors = answered & (operations.column("ret") < 0)
     ours = operations.column("layout") != OTHER_SERVICE
-    types = operations.column("msg_type")
-    counted: dict[str, dict[str, int]] = {}
-    groups = [(op_name(int(t)), ours & (types == t)) for t in np.unique(types[ours])]
-    if not ours.all():
-        groups.append(("other services", ~ours))
-    for name, rows in groups:
-        counted[name] = {
-            "count": int(rows.sum()),
-            "failed": int((rows & failed).sum()),
-            "unanswered": int((rows & ~answered).sum()),
+    # One group for each type, and -1 for other services; types may be as many as operations.
+    groups, group = np.unique(
+        np.where(ours, operations.column("msg_type").astype(np.int64), -1), return_inverse=True
+    )
+    counts = np.bincount(group, minlength=len(groups))
+    failures = np.bincount(group[errors], minlength=len(groups))
+    missing = np.bincount(group[~answered], minlength=len(groups))
+    counted = {
+        "other services" if msg_type < 0 else op_name(msg_type): {
+            "count": int(counts[place]),
+            "errors": int(failures[place]),
+            "unanswered": int(missing[place]),
         }
+        for place, msg_type in enumerate(groups.tolist())
+    }
+    if "other services" in counted:
+        counted["other services"] = counted.pop("other services")
     return counted
 
 

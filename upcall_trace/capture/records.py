@@ -27,7 +27,7 @@ FRAME: Final = Struct("<II")
 
 _MAX_PARTS: Final = 64
 _INT_LIMIT: Final = 1 << 63
-_TIME_LIMIT: Final = 1 << 62
+TIME_LIMIT: Final = 1 << 62
 """Times stay within 146 years of 0, so that the difference of two fits in 64 bits."""
 _MAX_NOTES: Final = 256
 _CONN_LIMIT: Final = 1 << 32
@@ -380,7 +380,7 @@ def _int(value: object) -> int:
 def _time(value: object) -> int:
     if type(value) is not int:
         raise TypeError("a time is missing")
-    if not -_TIME_LIMIT <= value < _TIME_LIMIT:
+    if not -TIME_LIMIT <= value < TIME_LIMIT:
         raise ValueError("a time is out of range")
     return value
 

@@ -14,7 +14,10 @@ from ..render import safe
 
 
 def out(text: str, colour: str | None = None) -> None:
-    """One or more lines of data; colour is dropped when stdout is not a terminal."""
+    """One or more lines of data; colour is dropped when stdout is not a terminal.
+
+    What comes from outside is the caller's to make safe: a newline in it would begin a line.
+    """
     for line in text.split("\n"):
         click.secho(safe(line), fg=colour, color=None if _colour_allowed() else False)
 
@@ -25,9 +28,8 @@ def out_json(value: Any) -> None:
 
 
 def talk(text: str) -> None:
-    """A remark for the person at the terminal."""
-    for line in text.split("\n"):
-        click.echo(safe(line), err=True)
+    """A remark of one line for the person at the terminal."""
+    click.echo(safe(text), err=True)
 
 
 def _colour_allowed() -> bool:
@@ -46,8 +48,9 @@ def progress(what: str, size: int) -> Iterator[Any]:
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=size)
+        task = bar.add_task(escape(safe(what)), total=size)
         yield lambda offset: bar.update(task, completed=offset)

@@ -24,8 +24,11 @@ EXPORTS = ("transcript",)
 @click.argument("file", type=CAPTURE)
 @click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
+@click.option("--port", type=click.IntRange(0, 0xFFFFFFFF), help="The upcall port, if not 219.")
 @click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Kept in the capture.")
-def import_command(file: Path, output: Path, arch: str | None, notes: tuple[str, ...]) -> ExitCode:
+def import_command(
+    file: Path, output: Path, arch: str | None, port: int | None, notes: tuple[str, ...]
+) -> ExitCode:
     """Turn a transcript, or a pcap or pcapng file with link type VSOCK, into a capture.
 
     What FILE is, is told from its content. An existing output is replaced once the new one is
@@ -35,9 +38,11 @@ def import_command(file: Path, output: Path, arch: str | None, notes: tuple[str,
     with open_source(file) as source:
         if isinstance(source, CaptureReader):
             raise WrongUsage(f"{file} is a capture already; use filter or merge to copy it")
-        header = dataclasses.replace(
+        # The source reads its own header too: the port tells which connections are upcall.
+        source.header = header = dataclasses.replace(
             source.header,
             arch=arch or source.header.arch,
+            port=source.header.port if port is None else port,
             notes=source.header.notes | added,
         )
         with replacing(output, file) as temporary:
@@ -72,9 +77,10 @@ def export_command(capture: Path, name: str, output: Path) -> ExitCode:
     with open_source(capture) as source, replacing(output, capture) as temporary:
         records: list[Record] = [record for _, record in source.records()]
         with temporary.open("w", encoding="ascii") as file:
-            left_out = write_transcript(source.header, records, file)
+            gaps, others = write_transcript(source.header, records, file)
+    if others:
+        talk(f"{output}: {others} marks and half-closes have no place in a {name}")
+    if gaps:
+        talk(f"{output}: {gaps} gaps have no place in a {name}; requests are numbered anew")
     code = tell_losses(capture, open_capture(capture))
-    if left_out:
-        talk(f"{output}: {left_out} records have no place in a {name} and were left out")
-        code = ExitCode.LOST
-    return code
+    return ExitCode.LOST if gaps else code

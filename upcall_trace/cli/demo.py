@@ -1,46 +1,122 @@
-"""`demo`: a recording of a real guest, explained operation by operation."""
+"""`demo`: a simulated guest, the proxy, and a client that hotplugs and makes a few mistakes."""
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
 import click
 
+from dissectors.constants import MessageType
+from dissectors.messages import Request, bare_request, cpu_request, mmio_request, pci_request
+
+from .. import __version__
+from ..capture.index import append_mark
+from ..capture.records import COMMENT, Header, Mark
+from ..client import UpcallClient
 from ..errors import ExitCode
-from ..opening import load
+from ..guest import SimulatedGuest
+from ..kernel.world import kata_pod
+from ..listening import Listener
+from ..opening import build_index, load
+from ..proxy import Proxy
+from ..recorder import OnStoreError, Recorder
 from ..render import HEADING
 from ..samples import sample
-from .console import out
-from .show import comments, show_operation
+from ..transport import UnixAddress
+from .console import out, talk
+from .show import comments, show_comments, show_operation
 
-_SAMPLE = "cpu_lifecycle"
+_T = MessageType
+_DISK: Final = (0xE0006000, 0x2000, 5)
+_PATIENCE_S: Final = 0.5
+_WRONG_MAGIC: Final = dataclasses.replace(mmio_request(_T.ADD_MMIO, *_DISK), magic_version=0)
+_SCRIPT: Final[tuple[tuple[tuple[Request, str], ...], ...]] = (
+    (
+        (cpu_request(_T.ADD_CPU, [1, 2]), "Two vCPUs come up."),
+        (
+            cpu_request(_T.ADD_CPU, [2]),
+            "APIC id 2 is up already. Dragonball tells nobody: every later resize is rejected.",
+        ),
+        (mmio_request(_T.ADD_MMIO, *_DISK), "A virtio-mmio device, on the interrupt all share."),
+        (
+            mmio_request(_T.ADD_MMIO, *_DISK),
+            "The same window again. Dragonball counts any answer to an add as done.",
+        ),
+        (
+            mmio_request(_T.DEL_MMIO, 0xE0006000, 0x2000, 6),
+            "Base, size and interrupt must all be those of the device; here the interrupt is not.",
+        ),
+        (mmio_request(_T.DEL_MMIO, *_DISK), "Now it goes."),
+        (
+            _WRONG_MAGIC,
+            "A wrong magic_version: the guest does nothing, and the 0 is of the reply before.",
+        ),
+        (pci_request(_T.ADD_PCI, 0, 20), "Nothing answers in this slot."),
+        (
+            pci_request(_T.ADD_PCI, 0, 3),
+            "This one was found. PCI success writes no result: the errno before it is still there.",
+        ),
+    ),
+    (
+        (
+            cpu_request(_T.DEL_CPU, [77]),
+            "The guest cannot find this CPU: its thread crashes. No answer will ever come.",
+        ),
+    ),
+    ((bare_request(_T.ADD_MEM), "Another connection still answers; no kernel handles this type."),),
+)
+"""Connections, each with its requests and what they show."""
 
 
 @click.command("demo")
 def demo_command() -> ExitCode:
-    """Open a bundled recording of a real guest and explain what is seen.
+    """Record a client that hotplugs against a simulated guest, and show what was recorded.
 
-    Nothing is needed but this package, and nothing is changed.
+    Nothing is needed but this package, and no VM is touched. The capture stays on disk.
     """
-    path = sample(_SAMPLE)
+    directory = Path(tempfile.mkdtemp(prefix="upcall-demo-"))
+    path = directory / "demo.upcap"
+    talk("a simulated guest, the recording proxy in front of it, and a client; this takes a second")
+    _record(directory, path)
     capture = load(path)
-    out(
-        "A VMM asks a Linux guest to plug and unplug vCPUs over upcall: one 1024-byte request,\n"
-        "one 1024-byte reply, on vsock port 219. This was recorded from a real guest kernel:\n"
-        f"{capture.header.notes.get('guest_kernel', 'Linux')}.\n"
-    )
     out(HEADING)
     remarks = comments(capture.marks)
     for operation in capture.operations:
         show_operation(operation)
-        for text in remarks.get((operation.conn, operation.request), ()):
-            out(f"        {text}")
+        show_comments(remarks, operation)
     failed = sum(operation.failed for operation in capture.operations)
     out(
-        f"\n{len(capture.operations)} operations, {failed} of them refused by the guest. "
-        "Of a refusal Dragonball reports\nnothing: its user sees a timeout, or a resize that is "
-        "rejected from then on.\n\n"
-        f"The capture is {path}. Try:\n"
+        f"\n{len(capture.operations)} operations on {len(capture.connections)} connections, "
+        f"{failed} without success. The capture is\n{path}\n\nTry:\n"
         f"  upcall-trace show --filter 'ret < 0' {path}\n"
         f"  upcall-trace show --hex {path}\n"
-        f"  upcall-trace info {path}"
+        f"  upcall-trace show {sample('cpu_lifecycle')}   # a real guest"
     )
     return ExitCode.EXPECTED
+
+
+def _record(directory: Path, path: Path) -> None:
+    """Run the script through the proxy into a capture with remarks and an index."""
+    header = Header(source="proxy", tool=f"upcall-trace {__version__}", wall_ns=time.time_ns())
+    with (
+        SimulatedGuest(kata_pod(), path=directory / "guest") as guest,
+        closing(Listener(directory / "proxy")) as listener,
+        closing(Recorder(path, header, OnStoreError.STOP, threading.Event())) as recorder,
+    ):
+        proxy = Proxy(UnixAddress(guest.path), recorder, talk)
+        proxy.listen(listener.socket)
+        for requests in _SCRIPT:
+            with UpcallClient(UnixAddress(listener.path)) as client:
+                for request, _ in requests:
+                    client.ask(request.encode(), _PATIENCE_S)
+        proxy.stop()
+    build_index(path)
+    for conn, requests in enumerate(_SCRIPT, start=1):
+        for number, (_, remark) in enumerate(requests):
+            append_mark(path, Mark(time.time_ns(), conn, number, COMMENT, remark))

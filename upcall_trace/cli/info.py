@@ -45,9 +45,11 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     if info["latency_ns"]:
         named = ", ".join(f"{name} {duration(ns)}" for name, ns in info["latency_ns"].items())
         rows.append(("latency", named))
-    rows.append(("results", f"{info['failed']} failed, {info['unanswered']} unanswered"))
+    rows.append(
+        ("results", f"{info['errors']} answered with an error, {info['unanswered']} not at all")
+    )
     for op, counts in info["operations"].items():
-        text = f"{counts['count']:>6} sent, {counts['failed']} failed"
+        text = f"{counts['count']:>6} sent, {counts['errors']} errors"
         rows.append((op, f"{text}, {counts['unanswered']} unanswered"))
     for name, count in info["anomalies"].items():
         rows.append(("anomaly", f"{count:>6} {name}"))

@@ -125,7 +125,7 @@ def record_command(
             proxy.listen(listener.socket)
             for guest_listener, route in guests:
                 proxy.listen(guest_listener.socket, route)
-            talk(f"recording {name} -> {upstream or in_place} into {output}")
+            talk(f"recording {name} -> {upstream or address} into {output}")
             while not stop.wait(_LOOK_UP_S):
                 pass
             proxy.stop()

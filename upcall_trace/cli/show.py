@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,13 +19,14 @@ from ..formats import open_source
 from ..frames import frames
 from ..opening import capture_of
 from ..operations import Operation, Operations
-from ..render import HEADING, hex_lines, operation_text, seconds
+from ..render import HEADING, WIDTH, hex_lines, operation_text, safe, seconds
 from ..session import Session
 from ..shapes import frame_object, operation_object
 from .console import out, out_json
 from .files import CAPTURE, open_capture, tell_losses
 
 _POLL_S = 0.05
+_REMARK = "        # "
 
 
 @click.command("show")
@@ -65,8 +67,7 @@ def show_command(
         for row in rows:
             operation = opened.operations.operation(row)
             show_operation(operation, as_json)
-            for text in remarks.get((operation.conn, operation.request), ()):
-                out(f"        # {text}")
+            show_comments(remarks, operation)
     return tell_losses(capture, opened)
 
 
@@ -83,6 +84,13 @@ def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
             text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
             remarks.setdefault((mark.conn, mark.request), []).append(text)
     return remarks
+
+
+def show_comments(remarks: dict[tuple[int, int], list[str]], operation: Operation) -> None:
+    """The remarks on an operation, below its line."""
+    for text in remarks.get((operation.conn, operation.request), ()):
+        for line in textwrap.wrap(safe(text), WIDTH - len(_REMARK)):
+            out(_REMARK + line)
 
 
 def show_operation(operation: Operation, as_json: bool = False) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from struct import unpack
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapNgReader, RawPcapReader
@@ -19,18 +17,19 @@ from ..errors import UnreadableInput
 from .vsock_records import PacketRecords
 
 LINKTYPE_VSOCK = 271
-_PCAPNG = b"\x0a\x0d\x0d\x0a"
-_PCAP_HEADER_SIZE = 24
 _PACKET_HEADER_SIZE = 16
 _PACKET_LIMIT = 0xFFFF * 4
 """As much of one packet as scapy ever reads; its own default would cut the largest ones."""
 _NANOSECONDS = 1_000_000_000
+_WALL_LIMIT = (1 << 62) - 1
+"""The latest time that a capture can hold; only a damaged packet is later."""
 
 # Torn files are ours to report, in our words.
 logging.getLogger("scapy").setLevel(logging.CRITICAL)
 
 
 class _Packet(NamedTuple):
+    offset: int
     wall_ns: int
     raw: bytes
     original_size: int
@@ -55,7 +54,11 @@ class PcapSource:
         except (Scapy_Exception, EOFError) as error:
             raise UnreadableInput(f"{path} is not a whole packet capture: {error}") from None
         self._is_pcapng = isinstance(self._reader, RawPcapNgReader)
+        self._size = path.stat().st_size
+        self._read_to = 0
         self._other_linktype: int | None = None
+        if not self._is_pcapng and self._reader.linktype != LINKTYPE_VSOCK:
+            self._other_linktype = self._reader.linktype
         self._packets = self._read_packets()
         self._first = next(self._packets, None)
         if self._first is None and self._other_linktype is not None:
@@ -76,37 +79,47 @@ class PcapSource:
         packet = self._first
         while packet is not None:
             t_ns = packet.wall_ns - begin_ns
+            malformed = converter.malformed
             for record in converter.packet(t_ns, packet.raw, packet.original_size):
                 yield 0, record
+            if converter.malformed > malformed:
+                self.damage.append(Damage(packet.offset, len(packet.raw), at_end=False))
             packet = next(self._packets, None)
         for record in converter.finish():
             yield 0, record
-        if converter.malformed:
-            self.damage.append(Damage(0, converter.malformed, at_end=False))
-        with self.path.open("rb") as file:
-            torn = _torn_bytes(file, self._is_pcapng)
-            if torn:
-                offset = os.fstat(file.fileno()).st_size - torn
-                self.damage.append(Damage(offset, torn, at_end=True))
-        self.complete = not torn
+        torn = self._size - self._read_to
+        if torn > 0:
+            self.damage.append(Damage(self._read_to, torn, at_end=True))
+        self.complete = torn <= 0
 
     def _read_packets(self) -> Iterator[_Packet]:
+        reader = self._reader
+        # The public iterators would cut packets at scapy's MTU.
+        step = reader._read_block if self._is_pcapng else reader._read_packet
         while True:
+            self._read_to = reader.f.tell()
             try:
-                # The public iterator would cut packets at scapy's MTU.
-                raw, meta = self._reader._read_packet(_PACKET_LIMIT)
+                found = step(_PACKET_LIMIT)
             except (Scapy_Exception, EOFError, OverflowError):
-                return  # what could not be read any more is counted as torn
-            linktype = meta.linktype if self._is_pcapng else self._reader.linktype
+                return
+            if found is None:
+                continue  # a block that is no packet
+            raw, meta = found
+            if self._is_pcapng:
+                linktype = meta.linktype
+            else:
+                linktype = reader.linktype
+                if self._read_to + _PACKET_HEADER_SIZE + meta.caplen > self._size:
+                    return  # scapy gives what there is of a torn packet
             if linktype != LINKTYPE_VSOCK:
                 self._other_linktype = linktype
                 continue
-            yield _Packet(self._wall_ns(meta), raw, meta.wirelen)
+            yield _Packet(self._read_to, self._wall_ns(meta), raw, meta.wirelen)
 
     def _wall_ns(self, meta: Any) -> int:
         if self._is_pcapng:
             ticks = (meta.tshigh or 0) << 32 | (meta.tslow or 0)
-            return ticks * _NANOSECONDS // int(meta.tsresol)
+            return min(ticks * _NANOSECONDS // int(meta.tsresol), _WALL_LIMIT)
         return int(meta.sec * _NANOSECONDS + meta.usec * self._resolution_ns())
 
     def _resolution_ns(self) -> int:
@@ -125,31 +138,6 @@ class PcapSource:
         trace: TracebackType | None,
     ) -> None:
         self._reader.close()
-
-
-def _torn_bytes(file: IO[bytes], is_pcapng: bool) -> int:
-    """How many bytes at the file's end are no whole packet or block."""
-    size = os.fstat(file.fileno()).st_size
-    position = 0
-    order = ">" if file.read(4)[:1] == b"\xa1" else "<"
-    if not is_pcapng:
-        position = _PCAP_HEADER_SIZE
-    while position < size:
-        file.seek(position)
-        head = file.read(_PACKET_HEADER_SIZE)
-        if len(head) < 12:
-            return size - position
-        if is_pcapng:
-            if head[:4] == _PCAPNG:
-                order = "<" if head[8:12] == b"\x4d\x3c\x2b\x1a" else ">"
-            (length,) = unpack(f"{order}I", head[4:8])
-        else:
-            (captured,) = unpack(f"{order}I", head[8:12])
-            length = _PACKET_HEADER_SIZE + captured
-        if length < 12 or position + length > size:
-            return size - position
-        position += length
-    return 0
 
 
 def read(path: Path) -> PcapSource:

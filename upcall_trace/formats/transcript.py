@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from dissectors.constants import UPCALL_PORT
+
 from ..capture.reader import Damage
 from ..capture.records import (
     MAX_CHUNK,
@@ -30,6 +32,7 @@ from ..errors import UnreadableInput
 
 FORMAT = "upcall-transcript"
 VERSION = 1
+_HEADER_KEYS = ("kind", "format", "version", "port")
 _LINE_LIMIT = 4 << 20
 _SEND_LIMIT = 1 << 20
 _INT_LIMIT = 1 << 62
@@ -59,7 +62,7 @@ class TranscriptSource:
                 try:
                     records = list(_records(json.loads(line)))
                 except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-                    at_end = not line.endswith(b"\n")
+                    at_end = not line.endswith(b"\n") and len(line) < _LINE_LIMIT
                     self.damage.append(Damage(offset, len(line), at_end))
                 else:
                     for record in records:
@@ -98,9 +101,13 @@ def _header(path: Path, line: bytes) -> Header:
     notes = {
         key[:_TEXT_LIMIT]: value[:_TEXT_LIMIT]
         for key, value in values.items()
-        if isinstance(value, str) and key not in ("kind", "format")
+        if isinstance(value, str) and key not in _HEADER_KEYS
     }
-    return Header(source="transcript", arch=notes.get("arch"), notes=dict(list(notes.items())[:64]))
+    port = values.get("port", UPCALL_PORT)
+    if type(port) is not int or not 0 <= port < 1 << 32:
+        raise UnreadableInput(f"{path}: the header's port is not a number of 32 bits")
+    notes = dict(list(notes.items())[:64])
+    return Header(source="transcript", arch=notes.get("arch"), port=port, notes=notes)
 
 
 def _number(values: dict[str, Any], key: str, low: int = 0, high: int = _INT_LIMIT) -> int:
@@ -147,20 +154,27 @@ def _records(values: dict[str, Any]) -> Iterator[Record]:
             raise ValueError(f"unknown kind {kind!r}")
 
 
-def write(header: Header, records: Iterable[Record], file: IO[str]) -> int:
-    """Write records as a transcript; returns how many had no place in it (gaps, half-closes)."""
-    notes = dict(header.notes)
+def write(header: Header, records: Iterable[Record], file: IO[str]) -> tuple[int, int]:
+    """Write records as a transcript.
+
+    Returns how many records had no place in it: gaps, without which it reads differently, and
+    others (half-closes, marks), which it can do without.
+    """
+    notes = {key: text for key, text in header.notes.items() if key not in _HEADER_KEYS}
     if header.arch:
         notes.setdefault("arch", header.arch)
-    _line(file, {"kind": "header", "format": FORMAT, "version": VERSION, **notes})
-    left_out = 0
+    port = {} if header.port == UPCALL_PORT else {"port": header.port}
+    _line(file, {"kind": "header", "format": FORMAT, "version": VERSION, **notes, **port})
+    gaps = others = 0
     for record in records:
         values = _values(record)
         if values:
             _line(file, values)
+        elif isinstance(record, Gap):
+            gaps += 1
         elif not isinstance(record, End):
-            left_out += 1
-    return left_out
+            others += 1
+    return gaps, others
 
 
 def _line(file: IO[str], values: dict[str, Any]) -> None:
