@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -13,7 +15,7 @@ from ..errors import ExitCode, UserError
 from .console import talk
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "demo": ("demo", "Open a bundled recording of a real guest and explain what is seen."),
+    "demo": ("demo", "Record a client against a simulated guest, and show it."),
     "record": ("record", "Record upcall traffic: a proxy on the VMM's socket, or an interface."),
     "guest": ("guest", "Answer upcall requests as a real guest kernel does."),
     "send": ("send", "Send one request and show what the guest answers."),
@@ -64,18 +66,21 @@ def _nearest(name: str) -> str | None:
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="upcall-trace")
 def cli() -> None:
-    """Record, decode and explain guest hotplug over Dragonball's upcall channel."""
+    """Record, decode and simulate guest hotplug over Dragonball's upcall channel."""
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; the process ends with one of `ExitCode`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
     try:
         code = cli.main(arguments, prog_name="upcall-trace", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
-        error.show()
+        _tell(error)
         code = ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         talk("interrupted")
@@ -84,6 +89,26 @@ def main(arguments: list[str] | None = None) -> Any:
         talk(f"upcall-trace: {error}")
         code = error.exit_code
     except SystemExit as stop:
-        # click ends so, with 1, when the reader of our output left, as head does.
-        code = ExitCode.EXPECTED if isinstance(stop.__context__, BrokenPipeError) else stop.code
+        # Nothing but click ends so, with 1, when the reader of our output left, as head does.
+        code = ExitCode.EXPECTED if stop.code == 1 else stop.code
+    except OSError as error:
+        talk(f"upcall-trace: the output cannot be written: {error.strerror or error}")
+        _abandon_stdout()
+        code = ExitCode.LOST
     sys.exit(int(code or 0))
+
+
+def _tell(error: click.ClickException) -> None:
+    """What click has to say, which may repeat what was on the command line."""
+    said = io.StringIO()
+    error.show(said)
+    for line in said.getvalue().rstrip("\n").split("\n"):
+        talk(line)
+
+
+def _abandon_stdout() -> None:
+    """Python would try to write the rest once more when it ends, and complain."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        pass  # it is no file of ours
