@@ -157,7 +157,8 @@ class Channel:
             case Request():
                 return Signal.REQUEST, item.encode()
             case Reply():
-                hello = self.state is State.WAITING_SERVICE
+                answers = self._open is not None and self._open.msg_type == item.msg_type
+                hello = item.is_hello and not answers  # a CONNECT request has such a reply too
                 return (Signal.HELLO if hello else Signal.REPLY), item.encode()
 
     def _incoming(self, signal: Signal) -> Received | None:

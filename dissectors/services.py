@@ -42,7 +42,8 @@ class Service:
     """A protocol of fixed-size messages in ping-pong behind one service byte.
 
     Sizes are in bytes; `hello_size` 0 means that the guest says nothing before the first reply.
-    Decoders get exactly as many bytes as the size says, and must not raise.
+    Decoders get exactly as many bytes as the size says, and must not raise. The guest's first
+    message, `hello_size` bytes, goes to `decode_reply` as well.
     """
 
     byte: int

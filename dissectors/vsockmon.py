@@ -121,7 +121,7 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """One side closed; `reset` when it did so without a shutdown before, or refused."""
+    """One side closed or refused; `reset` when an accepted connection had no shutdown before."""
 
     conn: int
     by_guest: bool

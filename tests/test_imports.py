@@ -1,0 +1,210 @@
+"""Imports go one way: docs/developing.md. Read off every module's source, lazy imports included."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("dissectors", "upcall_trace")
+DISSECTORS = {
+    # module: what it may import of its own package
+    "constants": set(),
+    "wire": {"constants"},
+    "messages": {"constants"},
+    "services": {"constants", "messages"},
+    "vsockmon": {"constants"},
+    "events": {"services"},
+    "hvsock": {"constants", "events"},
+    "channel": {"constants", "events", "hvsock", "messages", "services"},
+    "observer": {"constants", "events", "hvsock", "messages", "services"},
+    "scapy_layers": {"constants", "messages", "services", "vsockmon"},
+}
+OUTSIDE_WORLD = {
+    "asyncio", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib", "random", "select",
+    "selectors", "signal", "socket", "socketserver", "subprocess", "tempfile", "threading", "time",
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    return {name_of(path): path for folder in folders for path in (ROOT / folder).rglob("*.py")}
+
+
+SOURCES = modules(*OURS)
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Every module that a file names in an import, by its full name."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            within = {f"{module}.{alias.name}" for alias in node.names} & set(SOURCES)
+            whole = len(within) == len(node.names)
+            found |= within if whole else within | {module}
+    return frozenset(found)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def users(wanted: str, *folders: str) -> set[str]:
+    """The modules that import `wanted` or something in it."""
+    return {
+        name
+        for name, path in modules(*(folders or OURS)).items()
+        if any(inside(module, wanted) for module in imports(path))
+    }
+
+
+def test_the_reader_of_imports_sees_every_kind() -> None:
+    assert {"numpy", "upcall_trace.capture.reader", "upcall_trace.filters"} <= imports(
+        SOURCES["upcall_trace.cli.show"]
+    )
+    assert "upcall_trace.cli" in imports(SOURCES["upcall_trace.__main__"])
+    assert "rich.console" in imports(SOURCES["upcall_trace.cli.console"])  # in a function
+    assert "dissectors.wire" in imports(ROOT / "tests" / "dissectors" / "test_wire.py")
+
+
+def third_party(module: str) -> set[str]:
+    used = {top(name) for name in imports(SOURCES[module])}
+    return used - set(sys.stdlib_module_names) - {*OURS, "__future__"}
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if inside(name, "dissectors")])
+def test_the_dissectors_need_nothing_but_python(name: str) -> None:
+    allowed = {"dissectors.wire": {"construct"}, "dissectors.scapy_layers": {"scapy"}}
+    assert third_party(name) <= allowed.get(name, set())
+    assert not any(inside(module, "upcall_trace") for module in imports(SOURCES[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if inside(name, "dissectors")])
+def test_the_dissectors_touch_nothing_outside(name: str) -> None:
+    assert not {top(module) for module in imports(SOURCES[name])} & OUTSIDE_WORLD
+
+
+def test_the_dissectors_import_each_other_one_way() -> None:
+    found = {}
+    for name, path in SOURCES.items():
+        if inside(name, "dissectors.") or name.startswith("dissectors."):
+            own = {module for module in imports(path) if inside(module, "dissectors")}
+            found[name.removeprefix("dissectors.")] = {m.removeprefix("dissectors.") for m in own}
+    assert set(found) == set(DISSECTORS)
+    for name, used in found.items():
+        assert used <= DISSECTORS[name], name
+    done: set[str] = set()
+    for name in DISSECTORS:  # it stands in order, so there is no cycle in it
+        assert DISSECTORS[name] <= done, name
+        done.add(name)
+
+
+def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Every way round that a walk through the graph meets."""
+    state: dict[str, str] = {}
+
+    def walk(name: str, way: list[str]) -> Iterator[list[str]]:
+        state[name] = "on the way"
+        for other in sorted(graph[name]):
+            if state.get(other) == "on the way":
+                yield [*way[way.index(other) :], other]
+            elif other not in state:
+                yield from walk(other, [*way, other])
+        state[name] = "done"
+
+    for name in graph:
+        if name not in state:
+            yield from walk(name, [name])
+
+
+def test_no_module_imports_itself_round_a_corner() -> None:
+    graph = {name: set(imports(path)) & set(SOURCES) - {name} for name, path in SOURCES.items()}
+    assert list(circles(graph)) == []
+    assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [["b", "c", "b"]]
+
+
+def test_a_capture_stands_alone() -> None:
+    for name, path in SOURCES.items():
+        if inside(name, "upcall_trace.capture"):
+            for module in imports(path):
+                assert not inside(module, "dissectors"), (name, module)
+                assert (
+                    not inside(module, "upcall_trace")
+                    or inside(module, "upcall_trace.capture")
+                    or module == "upcall_trace.errors"
+                ), (name, module)
+
+
+def test_only_the_command_line_knows_the_command_line() -> None:
+    for wanted in ("upcall_trace.cli", "click"):
+        for name in users(wanted):
+            assert inside(name, "upcall_trace.cli") or name == "upcall_trace.__main__", wanted
+    assert "upcall_trace.cli" in users("click")
+
+
+@pytest.mark.parametrize("name", ["session", "operations", "filters", "render", "formats"])
+def test_what_a_capture_means_is_no_business_of_a_screen_or_a_socket(name: str) -> None:
+    for module, path in SOURCES.items():
+        if inside(module, f"upcall_trace.{name}"):
+            used = {top(other) for other in imports(path)}
+            assert not used & {"click", "rich", "textual", "socket"}, module
+
+
+def test_scapy_is_in_two_modules_and_never_whole() -> None:
+    assert users("scapy") == {"dissectors.scapy_layers", "upcall_trace.formats.pcap"}
+    assert users("scapy.all", *OURS, "tests", "tools", "benchmarks") == set()
+    assert "tests.dissectors.test_scapy_layers" in users("scapy", "tests")
+
+
+def test_textual_is_only_in_the_terminal_interface() -> None:
+    assert all(inside(name, "upcall_trace.tui") for name in users("textual"))
+
+
+def loaded(code: str) -> set[str]:
+    """The packages that a fresh Python has loaded after running `code`."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"try:\n    {code}\nexcept SystemExit:\n    pass\n{report}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return set(ended.stderr.split())
+
+
+HEAVY = {"construct", "lark", "msgpack", "numpy", "rich", "scapy", "textual"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    packages = loaded(f"from upcall_trace.cli import main; main({arguments})")
+    assert {"click", "upcall_trace"} <= packages
+    assert not packages & HEAVY
+
+
+def test_the_decoder_loads_nothing_but_itself() -> None:
+    packages = loaded("import dissectors.observer, dissectors.channel, dissectors.vsockmon")
+    assert "dissectors" in packages
+    assert not packages & {*HEAVY, "click", "upcall_trace"}
