@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
 test: lint check
-	$(BIN)/python -m pytest -n auto -m "not torture"
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

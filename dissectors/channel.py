@@ -97,9 +97,7 @@ class Channel:
         """
         signal, raw = self._outgoing(item)
         if signal not in self._sends:
-            raise LocalProtocolError(
-                f"a {type(self).__name__.lower()} never sends a {signal.value}"
-            )
+            raise LocalProtocolError(f"a {type(self).__name__.lower()} never sends {_a(signal)}")
         if signal not in TRANSITIONS[self.state]:
             raise LocalProtocolError(f"no {signal.value} while the channel is {self.state.value}")
         if signal is Signal.REQUEST and isinstance(item, Request):
@@ -131,7 +129,7 @@ class Channel:
         event = self._incoming(expected[0]) if self._received else None
         if event is None:
             if self._eof and self._received:
-                raise self._broken(f"the peer closed in the middle of a {expected[0].value}")
+                raise self._broken(f"the peer closed in the middle of {_a(expected[0])}")
             if self._eof:
                 self.close()
             return NEED_DATA
@@ -212,6 +210,10 @@ class Channel:
     def _broken(self, why: str) -> RemoteProtocolError:
         self.state = State.ERROR
         return RemoteProtocolError(why)
+
+
+def _a(signal: Signal) -> str:
+    return f"{'an' if signal is Signal.OK_LINE else 'a'} {signal.value}"
 
 
 class Client(Channel):

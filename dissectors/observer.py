@@ -94,6 +94,8 @@ class Observer:
         self._resync = False
         self._split_number: int | None = None
         self._split_size = 0
+        self._received_last = 0
+        """Bytes of the guest's last receive."""
 
     def to_guest(self, sent: bytes) -> list[Event]:
         """Events of one send from the VMM's side, as it was recorded."""
@@ -154,13 +156,20 @@ class Observer:
                 break
         return events
 
-    def lost(self, to_guest: bool, size: int) -> list[Event]:
+    def lost(self, to_guest: bool, size: int, rest_of_send: bool = False) -> list[Event]:
         """`size` bytes were on the wire here and were not recorded.
 
-        Whole messages among them are counted, so that what follows is still paired rightly.
+        Whole messages among them are counted, so that what follows is still paired rightly. With
+        `rest_of_send` they belong to the send before them, whose last receive they complete.
         """
         if size <= 0:
             return []
+        if to_guest and rest_of_send and self._to_phase is _Phase.MESSAGES and self._service:
+            room = -self._received_last % self._service.request_size
+            self._split_number = None
+            if size <= room:
+                return [Lost(True, size)]
+            return [Lost(True, room), *self._lost_to_guest(size - room)]
         return self._lost_to_guest(size) if to_guest else self._lost_from_guest(size)
 
     def end(self) -> list[Event]:
@@ -337,6 +346,7 @@ class Observer:
                     self._split_number = number
                     self._split_size = len(piece)
             self._request_buffer = raw
+            self._received_last = len(piece)
             message = service.decode_request(raw, self._arch)
             overlaps = self._open[0][0] if self._open else None
             events.append(

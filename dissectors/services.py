@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Protocol
 
 from .constants import MESSAGE_SIZE, Arch
@@ -88,9 +87,14 @@ def service_for(byte: int) -> Service | None:
 
 @cache
 def _registered() -> dict[int, Service]:
+    from importlib.metadata import entry_points  # a third of the start-up, rarely needed
+
     services: dict[int, Service] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        service = entry.load()
+        try:
+            service = entry.load()
+        except Exception as error:  # whatever a foreign package does when it is imported
+            raise ServiceConflict(f"entry point {entry.name!r} cannot be loaded: {error}") from None
         if not isinstance(service, Service):
             raise ServiceConflict(f"entry point {entry.name!r} is not a Service")
         if service.byte == DEVICE_MANAGER.byte or service.byte in services:

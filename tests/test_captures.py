@@ -1,4 +1,4 @@
-"""captures/ holds what the recordings say, each with its story, and the installed package has it."""
+"""captures/ holds what the recordings say, each with its story, and the wheel ships it."""
 
 from __future__ import annotations
 

@@ -312,7 +312,8 @@ class _Build(Transformer[Token, Predicate]):
                 raise self._unknown(token, list(_ERRNO_NUMBERS))
             return _ERRNO_NUMBERS[token.upper()]
         unit = next((unit for unit in _UNIT_NS if token.endswith(unit)), None)
-        if token.type != "QUANTITY" or (field.kind != "duration") != (unit is None):
+        named = token.type != "QUANTITY" or field.kind == "errno"
+        if named or (field.kind != "duration") != (unit is None):
             wanted = _WRITTEN[field.kind]
             raise self._bad(token, f"{field.name} is compared with {wanted}")
         if len(token) > _DIGITS_LIMIT:

@@ -22,8 +22,8 @@ from .kernel.world import World, kata_pod
 from .listening import Listener
 from .machine import BadOrder, Habits, Link, Machine, Step
 
-_STACK_SIZE: Final = 256 << 10
-_CONTROL_LINE_LIMIT: Final = 64 << 10
+_CONTROL_LINE_LIMIT: Final = 1024
+"""Bytes of an order; far less than it takes to nest JSON too deep for a small stack."""
 _ACCEPT_PAUSE_S: Final = 0.05
 _JOIN_S: Final = 2.0
 
@@ -54,21 +54,30 @@ class SimulatedGuest:
         self._machine = Machine(world or kata_pod(), habits, faults, seed, talk)
         self._lock = threading.Lock()
         self._streams: set[socket.socket] = set()
+        self._orderers: set[socket.socket] = set()
+        """Streams of the guest, and of the control socket."""
         self._threads: set[threading.Thread] = set()
         self._stopping = threading.Event()
         self._listeners: list[Listener] = []
         try:
-            self._listen(self.path, self._serve)
+            self._listen(self.path, self._streams, self._serve)
             if control is not None:
-                self._listen(control, self._serve_control)
+                self._listen(control, self._orderers, self._serve_control)
         except BaseException:
             self.close()
             raise
 
     def control(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Follow one order of the control socket; raises BadOrder."""
+        """Follow one order of the control socket; raises BadOrder. A reset ends connections."""
+        ended: list[socket.socket] = []
         with self._lock:
-            return self._machine.control(order)
+            before = self._machine.guest
+            answer = self._machine.control(order)
+            if self._machine.guest is not before:
+                ended = list(self._streams)
+        for stream in ended:
+            _shutdown(stream)
+        return answer
 
     def state(self) -> dict[str, Any]:
         """CPUs, devices and locks as JSON values."""
@@ -77,11 +86,7 @@ class SimulatedGuest:
 
     def reset(self) -> None:
         """Boot anew: connections end, and the state is the world's again."""
-        with self._lock:
-            self._machine.reset()
-            streams = list(self._streams)
-        for stream in streams:
-            _shutdown(stream)
+        self.control({"reset": True})
 
     def close(self) -> None:
         """Stop listening and end every connection."""
@@ -90,7 +95,8 @@ class SimulatedGuest:
             _shutdown(listener.socket)
             listener.close()
         with self._lock:
-            streams, threads = list(self._streams), list(self._threads)
+            streams = [*self._streams, *self._orderers]
+            threads = list(self._threads)
         for stream in streams:
             _shutdown(stream)
         for thread in threads:
@@ -109,13 +115,21 @@ class SimulatedGuest:
     ) -> None:
         self.close()
 
-    def _listen(self, path: Path, serve: Callable[[socket.socket], None]) -> None:
+    def _listen(
+        self, path: Path, kept: set[socket.socket], serve: Callable[[socket.socket], None]
+    ) -> None:
         listener = Listener(path)
         self._listeners.append(listener)
-        threading.stack_size(_STACK_SIZE)
-        threading.Thread(target=self._accept, args=(listener.socket, serve), daemon=True).start()
+        threading.Thread(
+            target=self._accept, args=(listener.socket, kept, serve), daemon=True
+        ).start()
 
-    def _accept(self, listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+    def _accept(
+        self,
+        listener: socket.socket,
+        kept: set[socket.socket],
+        serve: Callable[[socket.socket], None],
+    ) -> None:
         while not self._stopping.is_set():
             try:
                 stream, _ = listener.accept()
@@ -124,20 +138,32 @@ class SimulatedGuest:
                     self._stopping.wait(_ACCEPT_PAUSE_S)
                     continue
                 return  # the listener was shut down
-            thread = threading.Thread(target=self._run, args=(stream, serve), daemon=True)
+            thread = threading.Thread(target=self._run, args=(stream, kept, serve), daemon=True)
             with self._lock:
-                self._streams.add(stream)
+                if self._stopping.is_set():  # `close` has already ended those it knew of
+                    stream.close()
+                    return
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads to be had
+                    stream.close()
+                    continue
+                kept.add(stream)
                 self._threads.add(thread)
-            thread.start()
 
-    def _run(self, stream: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+    def _run(
+        self,
+        stream: socket.socket,
+        kept: set[socket.socket],
+        serve: Callable[[socket.socket], None],
+    ) -> None:
         try:
             serve(stream)
         except OSError:
             pass  # the client went away
         finally:
             with self._lock:
-                self._streams.discard(stream)
+                kept.discard(stream)
                 self._threads.discard(threading.current_thread())
             stream.close()
 
@@ -181,24 +207,23 @@ class SimulatedGuest:
     def _serve_control(self, stream: socket.socket) -> None:
         lines = stream.makefile("rb")
         while line := lines.readline(_CONTROL_LINE_LIMIT):
-            try:
-                order = json.loads(line)
-                if order == {"reset": True}:
-                    self._reset_but(stream)
-                    answer: dict[str, Any] = {"ok": True}
-                else:
-                    answer = self.control(order)
-            except (ValueError, RecursionError) as error:
-                why = str(error) if isinstance(error, BadOrder) else "not a line of JSON"
-                answer = {"ok": False, "error": why}
+            whole = line.endswith(b"\n") or len(line) < _CONTROL_LINE_LIMIT
+            answer = self._obey(line) if whole else _refusal("an order is a short line")
             stream.sendall(json.dumps(answer).encode() + b"\n")
+            if not whole:
+                return
 
-    def _reset_but(self, control: socket.socket) -> None:
-        with self._lock:
-            self._streams.discard(control)
-        self.reset()
-        with self._lock:
-            self._streams.add(control)
+    def _obey(self, line: bytes) -> dict[str, Any]:
+        try:
+            return self.control(json.loads(line))
+        except BadOrder as error:
+            return _refusal(str(error))
+        except (ValueError, RecursionError):
+            return _refusal("not a line of JSON")
+
+
+def _refusal(why: str) -> dict[str, Any]:
+    return {"ok": False, "error": why}
 
 
 def _wait_for_close(stream: socket.socket) -> None:

@@ -13,7 +13,6 @@ from enum import Enum, StrEnum, auto
 from typing import Any, Final
 
 from dissectors.constants import (
-    CONNECT_LINE_LIMIT,
     MESSAGE_SIZE,
     SERVICE_BYTE_LIMIT_NS,
     UPCALL_PORT,
@@ -27,7 +26,7 @@ from .kernel.world import BadWorld, PciDevice, World, parse_pci
 
 _FIRST_LOCAL_PORT: Final = 1 << 30
 _SPLIT_PAUSE_NS: Final = 20_000_000
-_ECHO_SIZE: Final = 64 << 10
+_BULK_SIZE: Final = 64 << 10
 
 
 class Backend(StrEnum):
@@ -165,13 +164,13 @@ class Link:
             case _Phase.LINE:
                 # Dragonball reads up to the newline, so what follows is left for the guest.
                 dragonball = self._machine.habits.backend is Backend.DRAGONBALL
-                return 1 if dragonball else CONNECT_LINE_LIMIT
+                return 1 if dragonball else _BULK_SIZE
             case _Phase.SERVICE:
                 return 1
             case _Phase.REQUESTS:
                 return MESSAGE_SIZE
             case _Phase.ECHO:
-                return _ECHO_SIZE
+                return _BULK_SIZE
         return 0
 
     @property
@@ -196,7 +195,7 @@ class Link:
                 return [Step(now_ns, greeting)]
             case _Phase.REQUESTS:
                 return self._answer(received)
-            case _Phase.ECHO:
+            case _Phase.ECHO if not self._machine.guest.cut_off:
                 return [Step(now_ns, received)]
         return []
 
@@ -217,7 +216,8 @@ class Link:
             return []
         habits = self._machine.habits
         port = parse_connect(self._line[:end]) if end > 0 else None
-        if port is None or port not in {habits.port} | habits.echo:
+        listened = {habits.port} | habits.echo
+        if port not in listened or self._machine.guest.cut_off:
             return self._close()
         if port == habits.port:
             self._phase = _Phase.SERVICE

@@ -54,8 +54,13 @@ class MemoryGuest:
         self._streams = [stream for stream in self._streams if not stream.closed]
 
     def control(self, order: dict[str, Any]) -> dict[str, Any]:
-        """One order of the control socket; raises BadOrder."""
-        return self.machine.control(order)
+        """One order of the control socket; raises BadOrder. A reset ends every connection."""
+        before = self.machine.guest
+        answer = self.machine.control(order)
+        if self.machine.guest is not before:
+            for stream in self._streams:
+                stream.close()
+        return answer
 
     def state(self) -> dict[str, Any]:
         """CPUs, devices and locks as JSON values."""
@@ -73,6 +78,11 @@ class MemoryStream:
         self._steps: list[Step] = []
         self._received = b""
         self.closed = False
+
+    @property
+    def silent(self) -> bool:
+        """True when the guest's thread is gone: the connection is open and will say nothing."""
+        return self._link.silent
 
     def send(self, sent: bytes) -> None:
         """One send of the client; as in a guest, a busy thread reads it later."""

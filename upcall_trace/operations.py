@@ -212,6 +212,19 @@ class OperationTable:
         return named
 
 
+class NoTable(OperationTable):
+    """Takes operations and keeps none: for whoever only wants a session's events."""
+
+    def append(self, *_: object) -> int:
+        return 0
+
+    def answer(self, *_: object) -> None:
+        return None
+
+    def change_anomalies(self, row: int, add: int = 0, remove: int = 0) -> None:
+        return None
+
+
 class Operations:
     """A view of columns as operations: of a table that was decoded, or of a capture's index.
 

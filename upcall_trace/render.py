@@ -5,7 +5,7 @@ Shared by the command line and the terminal browser; everything here is plain te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from dissectors.constants import NOT_A_RESULT
@@ -43,20 +43,31 @@ def seconds(t_ns: int) -> str:
     return f"{t_ns / 1e9:.6f}"
 
 
+_MMIO: Final = {"mmio_base", "mmio_size", "mmio_irq"}
+_PCI: Final = {"busno", "devfn", "slot", "function"}
+_CPU: Final = {"count", "apic_ver", "apic_ids"}
+
+
 def fields_text(fields: Mapping[str, Any], room: int = 60) -> str:
     """An operation's key fields in a few words: `0xe0006000+0x2000 irq=5`, `apic_ids=1-3`.
 
     A list of ids is cut to end within `room` columns.
     """
-    if "mmio_base" in fields:
+    names = fields.keys()
+    if names == _MMIO and _numbers(fields.values()):
         base, size, irq = fields["mmio_base"], fields["mmio_size"], fields["mmio_irq"]
         return f"{base:#x}+{size:#x} irq={irq}"
-    if "devfn" in fields:
+    if names == _PCI and _numbers(fields.values()):
         return f"bus={fields['busno']} slot={fields['slot']}.{fields['function']}"
-    if "apic_ids" in fields:
+    if names == _CPU and _numbers(fields["apic_ids"]):
         ids = f"apic_ids={_id_list(fields['apic_ids'])}"
         return ids if len(ids) <= room else f"{ids[: max(room, 12) - 1]}…"
     return safe(" ".join(f"{name}={value}" for name, value in fields.items()))
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    """Whether these are our own fields: another service may give its own the same names."""
+    return isinstance(values, Iterable) and all(type(value) is int for value in values)
 
 
 def _id_list(ids: list[int]) -> str:

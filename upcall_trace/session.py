@@ -23,6 +23,7 @@ from dissectors.messages import Reply, Request
 from dissectors.observer import Observer, Start
 
 from .capture.records import (
+    CUT_OFF,
     LEFT_OUT,
     Begins,
     Chunk,
@@ -123,9 +124,9 @@ class Session:
     TooManyOperations.
     """
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, table: OperationTable | None = None) -> None:
         self.header = header
-        self.table = OperationTable()
+        self.table = OperationTable() if table is None else table
         self.connections: dict[int, Connection] = {}
         self.marks: list[Mark] = []
         self.vmm: list[Vmm] = []
@@ -315,7 +316,10 @@ class Session:
             return []
         watch = self._watch(record.conn, record.t_ns)
         watch.last_ret = None
-        events = watch.observer.lost(record.to_guest, record.size)
+        cut_off = record.reason == CUT_OFF
+        events = watch.observer.lost(record.to_guest, record.size, rest_of_send=cut_off)
+        if cut_off and watch.short is not None:
+            self.table.change_anomalies(watch.short[1], remove=_SHORT)
         for event in events:
             self._other(watch.connection, event)
         return events

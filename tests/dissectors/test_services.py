@@ -252,7 +252,6 @@ def test_a_conflict_is_told_as_soon_as_services_are_looked_up(site: Path, name: 
     assert (ended.stdout.strip(), ended.stderr) == (sentence, "")
 
 
-@pytest.mark.xfail(reason="a ServiceConflict is not told to the user yet", strict=True)
 @pytest.mark.parametrize("name", CONFLICTS)
 def test_a_conflict_is_one_sentence_on_the_command_line(
     site: Path, tmp_path: Path, name: str

@@ -157,6 +157,8 @@ class Vmm:
 
 LEFT_OUT: Final = "left out on purpose"
 DAMAGED: Final = "the file is damaged here"
+CUT_OFF: Final = "cut off by the capture's packet size limit"
+"""With this reason the missing bytes end the send that was recorded before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import click
 
+from dissectors.services import ServiceConflict
+
 from .. import __version__
 from ..errors import ExitCode, UserError
 from .console import talk
@@ -20,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "guest": ("guest", "Answer upcall requests as a real guest kernel does."),
     "send": ("send", "Send one request and show what the guest answers."),
     "show": ("show", "List a capture's operations, each request with its reply."),
+    "diagnose": ("diagnose", "Say why operations failed, and what to do next."),
     "info": ("info", "Counts, times, latencies and completeness of a capture."),
     "import": ("convert", "Turn a transcript, pcap or pcapng file into a capture."),
     "export": ("convert", "Write a capture in another format."),
@@ -88,6 +91,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         talk(f"upcall-trace: {error}")
         code = error.exit_code
+    except ServiceConflict as error:
+        talk(f"upcall-trace: {error}; uninstall one of the packages, or mend it")
+        code = ExitCode.USAGE
     except SystemExit as stop:
         # Nothing but click ends so, with 1, when the reader of our output left, as head does.
         code = ExitCode.EXPECTED if stop.code == 1 else stop.code

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import click
 
+from ..capture.reader import is_being_written
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..opening import Capture, load
 from .console import progress, talk
 
 CAPTURE = click.Path(path_type=Path)
+_DAMAGE_TOLD = 10
 
 
 def open_capture(path: Path) -> Capture:
@@ -29,11 +31,12 @@ def open_capture(path: Path) -> Capture:
 
 def tell_losses(path: Path, capture: Capture) -> ExitCode:
     """Say on stderr what is missing of a capture; the exit code that this deserves."""
-    lost = False
-    for damage in capture.damage:
+    lost = bool(capture.damage)
+    for damage in capture.damage[:_DAMAGE_TOLD]:
         where = "the end is torn" if damage.at_end else "damaged"
         talk(f"{path}: {where} at offset {damage.offset}: {damage.size} bytes cannot be read")
-        lost = True
+    if len(capture.damage) > _DAMAGE_TOLD:
+        talk(f"{path}: damaged in {len(capture.damage) - _DAMAGE_TOLD} more places")
     if capture.gaps:
         talk(f"{path}: {capture.gaps} bytes of traffic were not recorded")
         lost = True
@@ -47,12 +50,10 @@ def tell_losses(path: Path, capture: Capture) -> ExitCode:
 def replacing(path: Path, *inputs: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds.
 
-    Raises WrongUsage when `path` is one of the inputs or cannot be written.
+    Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written.
     """
-    for other in inputs:
-        if path.exists() and other.exists() and path.samefile(other):
-            raise WrongUsage(f"{path} is the input; give another name for the output")
     try:
+        _check_output(path, inputs)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
@@ -63,9 +64,20 @@ def replacing(path: Path, *inputs: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        try:
-            temporary.replace(path)
-        except OSError as error:
-            raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
+        temporary.replace(path)
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_output(path: Path, inputs: tuple[Path, ...]) -> None:
+    if not path.exists():
+        return
+    if any(other.exists() and path.samefile(other) for other in inputs):
+        raise WrongUsage(f"{path} is the input; give another name for the output")
+    if not path.is_file():  # taking the place of a socket or device would cut others off
+        raise WrongUsage(f"{path} exists and is not a file")
+    with path.open("rb") as file:
+        if is_being_written(file.fileno()):
+            raise WrongUsage(f"{path} is being recorded into by another process")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ExitCode
-from ..render import duration
+from ..render import duration, safe
 from ..shapes import info_object
 from .console import out, out_json
 from .files import CAPTURE, open_capture, tell_losses
@@ -25,7 +25,7 @@ def info_command(capture: Path, as_json: bool) -> ExitCode:
         out_json(info)
     else:
         for name, text in _rows(info):
-            out(f"{name:<12} {text}")
+            out(f"{name:<12} {safe(text)}")
     return tell_losses(capture, opened)
 
 

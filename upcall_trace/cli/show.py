@@ -82,7 +82,7 @@ def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
     for mark in marks:
         if mark.conn is not None and mark.request is not None:
             text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
-            remarks.setdefault((mark.conn, mark.request), []).append(text)
+            remarks.setdefault((mark.conn, mark.request), []).append(safe(text))
     return remarks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -48,13 +49,16 @@ class PcapSource:
         self.path = path
         self.damage: list[Damage] = []
         self.complete = False
+        file = path.open("rb")
         try:
             # scapy picks the reader by the file's magic and returns it from either constructor.
-            self._reader: Any = RawPcapReader(str(path))
+            # It takes open files too, and would not close one that it cannot read.
+            self._reader: Any = RawPcapReader(file)  # type: ignore[arg-type]
         except (Scapy_Exception, EOFError) as error:
+            file.close()
             raise UnreadableInput(f"{path} is not a whole packet capture: {error}") from None
         self._is_pcapng = isinstance(self._reader, RawPcapNgReader)
-        self._size = path.stat().st_size
+        self._size = os.fstat(file.fileno()).st_size
         self._read_to = 0
         self._other_linktype: int | None = None
         if not self._is_pcapng and self._reader.linktype != LINKTYPE_VSOCK:

@@ -16,7 +16,7 @@ from dissectors.vsockmon import (
     decode_packet,
 )
 
-from ..capture.records import MAX_CHUNK, Begins, Chunk, Close, Gap, How, Open, Record
+from ..capture.records import CUT_OFF, MAX_CHUNK, Begins, Chunk, Close, Gap, How, Open, Record
 
 
 class PacketRecords:
@@ -64,8 +64,7 @@ class PacketRecords:
                     piece = event.payload[begin : begin + MAX_CHUNK]
                     yield Chunk(t_ns, conn, event.to_guest, piece)
                 if event.missing:
-                    reason = "cut off by the capture's packet size limit"
-                    yield Gap(t_ns, conn, event.to_guest, event.missing, reason)
+                    yield Gap(t_ns, conn, event.to_guest, event.missing, CUT_OFF)
             case Ended(conn=conn):
                 yield from self._opened(conn, accepted=False)
                 how = How.RESET if event.reset else How.CLOSE

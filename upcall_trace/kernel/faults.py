@@ -29,8 +29,10 @@ CONDITIONS: Final = {
 }
 _OPS: Final = {t.name.lower() for t in MessageType} | {"any"}
 _UNITS_NS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-_DELAY: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
-_WHEN: Final = re.compile(r"(\d+)(\+|-(\d+))?")
+_DELAY: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(us|ms|s)")
+_WHEN: Final = re.compile(r"([0-9]{1,9})(\+|-([0-9]{1,9}))?")
+_DELAY_LIMIT_NS: Final = 86_400_000_000_000
+"""A day; much longer ones are more than a thread can wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,16 @@ class Fault:
 def parse_fault(text: str) -> Fault:
     """Parse one SPEC; raises WrongUsage, which names the part that is wrong."""
     op, *parts = text.split(":")
-    if op not in _OPS and not re.fullmatch(r"type_\d+", op):
+    if op not in _OPS and not _is_nameless(op):
         raise _wrong(text, op, f"is no operation; known are {', '.join(sorted(_OPS))}")
     action: str | None = None
+    told: set[str] = set()
     value, first, last, chance = 0, 1, None, 1.0
     for part in parts:
         name, sign, argument = part.partition("=")
+        if name in told:
+            raise _wrong(text, part, f"is a second {name}")
+        told.add(name)
         if name == "when":
             first, last = _occasions(text, part, argument)
         elif name == "chance":
@@ -72,6 +78,12 @@ def parse_fault(text: str) -> Fault:
     return Fault(text, op, action, value, first, last, chance)
 
 
+def _is_nameless(op: str) -> bool:
+    """True for `type_77`, false for the number of an operation that has a name."""
+    found = re.fullmatch(r"type_([0-9]{1,10})", op)
+    return found is not None and int(found[1]) < 1 << 32 and op_name(int(found[1])) == op
+
+
 def _value(text: str, part: str, name: str, argument: str | None) -> int:
     if name in ("drop", "close", "garbage"):
         if argument is not None:
@@ -81,9 +93,12 @@ def _value(text: str, part: str, name: str, argument: str | None) -> int:
         found = _DELAY.fullmatch(argument or "")
         if not found:
             raise _wrong(text, part, "needs a time with its unit, such as delay=300ms")
-        return round(float(found[1]) * _UNITS_NS[found[2]])
+        delay_ns = round(float(found[1]) * _UNITS_NS[found[2]])
+        if delay_ns > _DELAY_LIMIT_NS:
+            raise _wrong(text, part, "is more than a day")
+        return delay_ns
     low, high = (-(1 << 31), (1 << 31) - 1) if name == "ret" else (1, MESSAGE_SIZE - 1)
-    if not re.fullmatch(r"-?\d{1,10}", argument or "") or not low <= int(argument or 0) <= high:
+    if not re.fullmatch(r"-?[0-9]{1,10}", argument or "") or not low <= int(argument or 0) <= high:
         raise _wrong(text, part, f"needs a number from {low} to {high}")
     return int(argument or 0)
 

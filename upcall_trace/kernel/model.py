@@ -149,7 +149,8 @@ class Guest:
         if self.world.needs_boot_mmio and not self.world.mmio:
             raise OopsError("UP309", lock_held=True)
         claimed = [(window.base, window.end) for window in self.windows] + [*self.world.iomem]
-        if end < base or any(_cross(base, end, *other) for other in claimed):
+        empty = request.mmio_size == 0  # at 0 such a window seems to end where memory ends
+        if empty or end < base or any(_cross(base, end, *other) for other in claimed):
             raise FailedError(EBUSY, "UP305")
         self.windows.append(Window(base, request.mmio_size, request.mmio_irq))
         return Done()
@@ -211,13 +212,9 @@ class Connection:
 
         The bytes are laid over those of the request before. Never raises.
         """
-        guest = self._guest
-        piece = piece[:MESSAGE_SIZE]
-        self._request = piece + self._request[len(piece) :]
-        if guest.cut_off:
-            self.fate = Fate.CUT_OFF
-        if self.fate is not Fate.ANSWERED:
+        if not self._take(piece):
             return Outcome(self.fate, None, ())
+        guest = self._guest
         guest.lock.taken = False
         try:
             causes, delay_ns = self._process(decode_request(self._request, guest.world.arch))
@@ -243,13 +240,19 @@ class Connection:
 
     def refuse(self, piece: bytes, ret: int) -> Outcome:
         """Answer `ret` as a failed command does, without executing the request: a fault."""
-        piece = piece[:MESSAGE_SIZE]
-        self._request = piece + self._request[len(piece) :]
-        if self.fate is not Fate.ANSWERED:
+        if not self._take(piece):
             return Outcome(self.fate, None, ())
         self._write_header(decode_request(self._request, self._guest.world.arch), 0)
         self._write(ret, None)
         return Outcome(Fate.ANSWERED, bytes(self._reply), ("UP599",))
+
+    def _take(self, piece: bytes) -> bool:
+        """Lay a receive over the request buffer; False when nobody is there to look at it."""
+        piece = piece[:MESSAGE_SIZE]
+        self._request = piece + self._request[len(piece) :]
+        if self._guest.cut_off:
+            self.fate = Fate.CUT_OFF
+        return self.fate is Fate.ANSWERED
 
     def _silent(self, fate: Fate, code: str) -> Outcome:
         self.fate = fate

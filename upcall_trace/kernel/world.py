@@ -37,7 +37,7 @@ class Window:
 
     @property
     def end(self) -> int:
-        """The last byte; before the first one when the window is empty or wraps around."""
+        """The last byte; before the first one when the window is empty."""
         return self.base + self.size - 1
 
 
@@ -117,7 +117,7 @@ def load_worlds(path: Path) -> dict[str, World]:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableInput(f"{path} is not a TOML file: {error}") from None
     try:
         return {name: parse_world(name, table) for name, table in tables.items()}
@@ -129,7 +129,9 @@ def choose_world(worlds: dict[str, World], name: str | None) -> World:
     """The world called `name`, or the only one; raises WrongUsage."""
     if name is None and len(worlds) == 1:
         return next(iter(worlds.values()))
-    known = ", ".join(worlds) or "none"
+    known = ", ".join(worlds)
+    if not worlds:
+        raise WrongUsage("the file has no machine: a table such as [pod] describes one")
     if name is None:
         raise WrongUsage(f"the file has several machines; choose one with --machine: {known}")
     if name not in worlds:
@@ -165,11 +167,21 @@ def parse_world(name: str, table: object) -> World:
         world = replace(world, vcpus_running=world.cpus_online)
     if not world.is_old and not world.boot_table:
         world = replace(world, boot_table=world.cpus_online)
-    if len(world.cpus_online) > world.nr_cpu_ids:
-        raise BadWorld(f"[{name}] cpus_online has more CPUs than nr_cpu_ids")
-    if not world.cpus_online:
-        raise BadWorld(f"[{name}] cpus_online is empty: a guest has a boot CPU")
+    _check_cpus(name, world)
     return world
+
+
+def _check_cpus(name: str, world: World) -> None:
+    online = world.cpus_online
+    if not online:
+        raise BadWorld(f"[{name}] cpus_online is empty: a guest has a boot CPU")
+    if len(online) > world.nr_cpu_ids:
+        raise BadWorld(f"[{name}] cpus_online has more CPUs than nr_cpu_ids")
+    for key, cpus in (("cpus_online", online), ("boot_table", world.boot_table)):
+        if len(set(cpus)) < len(cpus):
+            raise BadWorld(f"[{name}] {key} names a CPU twice")
+    if world.arch is Arch.AARCH64 and (0 not in online or max(online) >= world.nr_cpu_ids):
+        raise BadWorld(f"[{name}] cpus_online must have 0 and numbers below nr_cpu_ids on aarch64")
 
 
 def _window(at: _Place, value: object) -> Window:

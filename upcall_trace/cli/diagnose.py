@@ -1,0 +1,117 @@
+"""`diagnose`: why the hotplug failed, what the VMM does with it, and what to do next."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import click
+
+from ..diagnose.finding import Severity
+from ..diagnose.report import as_github, as_json, as_junit, as_markdown, as_text
+from ..diagnose.rules.registry import rules
+from ..diagnose.run import Diagnosed, diagnose
+from ..errors import ExitCode, UnreadableInput, WrongUsage
+from ..kernel.world import World, choose_world, load_worlds
+from .console import out, progress, talk
+from .files import CAPTURE
+
+_FORMATS = ("text", "json", "markdown", "junit", "github")
+_SEVERITIES = [severity.word for severity in Severity]
+
+
+@click.command("diagnose")
+@click.argument("captures", type=CAPTURE, nargs=-1)
+@click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
+@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
+@click.option(
+    "--vmm",
+    type=click.Choice(["dragonball", "other"]),
+    default="dragonball",
+    show_default=True,
+    help="Who the client is: it decides the consequences.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    default="text",
+    show_default=True,
+    help="How to tell it.",
+)
+@click.option("--json", "as_json_too", is_flag=True, help="The same as --format json.")
+@click.option("--all", "everything", is_flag=True, help="Tell every finding in full, as text.")
+@click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
+@click.option("--explain", metavar="CODE", help="Print a code's page instead.")
+def diagnose_command(
+    captures: tuple[Path, ...],
+    world_file: Path | None,
+    machine: str | None,
+    vmm: str,
+    form: str,
+    as_json_too: bool,
+    everything: bool,
+    fail_on: str | None,
+    explain: str | None,
+) -> ExitCode:
+    """Say why operations failed, what the VMM makes of it, and what to do next.
+
+    With the guest's world (--world) causes that the wire cannot decide become certain. Without,
+    such findings say "possibly".
+    """
+    if explain is not None:
+        out(_page(explain))
+        return ExitCode.EXPECTED
+    if not captures:
+        raise WrongUsage("give at least one capture, or --explain CODE")
+    world = _world(world_file, machine)
+    diagnosed = [_diagnose(path, world, vmm == "dragonball") for path in captures]
+    match "json" if as_json_too else form:
+        case "json":
+            out(as_json(diagnosed))
+        case "markdown":
+            out("\n".join(as_markdown(diagnosed)))
+        case "junit":
+            out(as_junit(diagnosed))
+        case "github":
+            out("\n".join(as_github(diagnosed)))
+        case _:
+            for line in as_text(diagnosed, everything):
+                out(line)
+    return _exit_code(diagnosed, fail_on)
+
+
+def _diagnose(path: Path, world: World | None, dragonball: bool) -> Diagnosed:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UnreadableInput(f"{path}: {error.strerror}") from None
+    with progress(f"diagnosing {path.name}", size) as report:
+        return diagnose(path, world, dragonball, report)
+
+
+def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:
+    if fail_on is not None:
+        limit = Severity[fail_on.upper()]
+        if any(f.severity >= limit for each in diagnosed for f in each.findings):
+            return ExitCode.DIFFERENT
+    torn = [each for each in diagnosed if not each.complete]
+    for each in torn:
+        talk(f"{each.path} is not complete: what is missing in it cannot be judged")
+    return ExitCode.LOST if torn else ExitCode.EXPECTED
+
+
+def _world(file: Path | None, machine: str | None) -> World | None:
+    if file is None:
+        if machine is not None:
+            raise WrongUsage("--machine needs a file: give --world too")
+        return None
+    return choose_world(load_worlds(file), machine)
+
+
+def _page(code: str) -> str:
+    known = rules()
+    rule = known.get(code.upper())
+    if rule is None:
+        raise WrongUsage(f"{code!r} is no code; known are {', '.join(known)}")
+    return f"{rule.code} {rule.name} ({rule.severity.word})\n\n{inspect.cleandoc(rule.page)}"

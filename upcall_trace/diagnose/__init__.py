@@ -1,0 +1,1 @@
+"""Why a hotplug failed: findings about a capture. docs/diagnosis.md."""

@@ -1,0 +1,273 @@
+"""Which codes explain a reply or a silence: decided by the guest's model, or by the wire alone.
+
+With the guest's world the kernel model runs in step with the recording; while it predicts what was
+recorded its causes are certain. Without a world, or once prediction and recording part, only what
+the reply itself proves is certain; everything that rests on what happened before is inferred, since
+a recording may lack connections.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from dissectors.constants import (
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    EIO,
+    ENODEV,
+    EPERM,
+    MAGIC_VERSION,
+    MMIO_MSG_SIZE,
+    RESERVED_TYPES,
+    Arch,
+    MessageType,
+)
+
+from ..kernel.model import Connection, Guest
+from ..kernel.outcome import Fate, Outcome
+from ..kernel.world import World
+from .finding import Ref
+from .history import History
+from .situation import Situation
+
+_SHAREABLE_IRQ = 5
+
+
+class Cause(NamedTuple):
+    """A code, and whether it is one of several or rests on earlier requests."""
+
+    code: str
+    inferred: bool = False
+
+
+def _sure(*codes: str) -> list[Cause]:
+    return [Cause(code) for code in codes]
+
+
+def _maybe(*codes: str) -> list[Cause]:
+    return [Cause(code, inferred=True) for code in codes]
+
+
+class ModelGuest:
+    """The kernel model, kept in step with a recording for as long as it predicts it."""
+
+    def __init__(self, world: World) -> None:
+        self._guest: Guest | None = Guest(world)
+        self._connections: dict[int, Connection] = {}
+        self._outcomes: dict[Ref, Outcome] = {}
+
+    def connect(self, conn: int, from_start: bool) -> None:
+        """A connection began; one that is seen from the middle is not to be predicted."""
+        if self._guest is not None and from_start:
+            self._connections[conn] = self._guest.connect()
+        else:
+            self.part()
+
+    def part(self) -> None:
+        """The recording lacks something: nothing can be predicted any more."""
+        self._guest = None
+
+    def start_vcpu(self, cpu: int) -> None:
+        """The VMM created a vCPU."""
+        if self._guest is not None:
+            self._guest.start_vcpu(cpu)
+
+    def request(self, ref: Ref, piece: bytes) -> None:
+        """The guest received this."""
+        connection = self._connections.get(ref.conn)
+        if self._guest is None or connection is None:
+            self.part()
+            return
+        self._outcomes[ref] = connection.receive(piece)
+
+    def reply(self, ref: Ref, raw: bytes) -> list[Cause] | None:
+        """Causes of a recorded reply; None when the model did not predict it."""
+        outcome = self._outcomes.pop(ref, None)
+        if self._guest is None or outcome is None:
+            return None
+        if outcome.reply is None or outcome.reply[:20] != raw[:20]:
+            self.part()
+            return None
+        return _sure(*(code for code in outcome.causes if code != "UP503"))
+
+    def silence(self, ref: Ref) -> list[Cause] | None:
+        """Causes of a recorded silence; None when the model expected a reply."""
+        outcome = self._outcomes.pop(ref, None)
+        if self._guest is None or outcome is None or outcome.fate is Fate.ANSWERED:
+            return None
+        return _sure(*outcome.causes)
+
+
+def of_reply(at: Situation) -> list[Cause]:
+    """What the wire says about the reply to a request, plain success included."""
+    ret = at.ret
+    assert ret is not None  # silence is of_silence's
+    if at.request.magic_version != MAGIC_VERSION:
+        return _sure("UP512", "UP502" if ret else "UP501")
+    match at.request.msg_type:
+        case MessageType.ADD_CPU:
+            return _add_cpu(at, ret)
+        case MessageType.DEL_CPU:
+            return _del_cpu(at, ret)
+        case MessageType.ADD_MMIO | MessageType.DEL_MMIO:
+            return _mmio(at, ret)
+        case MessageType.ADD_PCI | MessageType.DEL_PCI:
+            return _pci(at, ret)
+    if ret != EPERM:
+        return _sure("UP599")
+    return _sure("UP511" if at.request.msg_type in RESERVED_TYPES else "UP504")
+
+
+def _add_cpu(at: Situation, ret: int) -> list[Cause]:
+    partly = _maybe("UP209") if at.cpu is not None and at.cpu.count > 1 else []
+    match ret:
+        case 0:
+            return []
+        case _ if ret == EINVAL and at.arch is Arch.X86_64:
+            if any(cpu in at.history.cpus for cpu in at.apic_ids):
+                maybe_hidden = at.history.unplugged_numbers
+                return _maybe("UP202", "UP203") + partly if maybe_hidden else _maybe("UP202")
+            if at.apic_ids and all(cpu in at.history.removed_cpus for cpu in at.apic_ids):
+                return _maybe("UP203") + partly
+            return _maybe("UP202", "UP203") + partly
+        case _ if ret == EIO:
+            return _sure("UP201") + partly
+    return _sure("UP599")
+
+
+def _del_cpu(at: Situation, ret: int) -> list[Cause]:
+    match ret:
+        case 0:
+            return []
+        case _ if ret == EBUSY:
+            return _sure("UP208")
+        case _ if ret != EINVAL:
+            return _sure("UP599")
+    load = at.reply.fields().get("apic_index", 0) if at.reply else 0
+    if at.arch is Arch.AARCH64:
+        return _sure("UP204")
+    if load:  # the refusal to remove all would have written a zero there
+        return _sure("UP205" if 0 in at.apic_ids else "UP599")
+    return _sure("UP204") if at.last_load or 0 not in at.apic_ids else _maybe("UP204", "UP205")
+
+
+def _mmio(at: Situation, ret: int) -> list[Cause]:
+    mmio = at.mmio
+    assert mmio is not None  # the type says so
+    if ret == 0:
+        return []
+    if ret == EINVAL:
+        if mmio.msg_size != MMIO_MSG_SIZE:
+            return _sure("UP303")
+        refusable = mmio.mmio_irq == 0 or at.arch is Arch.AARCH64
+        return _sure("UP304" if refusable else "UP599")
+    if at.request.msg_type == MessageType.DEL_MMIO:
+        return _sure("UP306" if ret == ENODEV else "UP599")
+    if ret == EBUSY:
+        return _sure("UP305")
+    if ret != EEXIST:
+        return _sure("UP599")
+    if mmio.mmio_irq == _SHAREABLE_IRQ:
+        return _sure("UP301")
+    if at.history.overlapping(mmio.mmio_base, mmio.mmio_size):
+        return _maybe("UP301")
+    return (
+        _maybe("UP302", "UP301") if at.history.on_irq(mmio.mmio_irq) else _maybe("UP301", "UP302")
+    )
+
+
+def _pci(at: Situation, ret: int) -> list[Cause]:
+    adding = at.request.msg_type == MessageType.ADD_PCI
+    if ret == 0:
+        return []
+    if ret != ENODEV:
+        # The kernel itself gives no other: what is there was left over, if something was.
+        return _sure("UP502") if at.last_ret in (ret, None) else _sure("UP599")
+    pci = at.pci
+    assert pci is not None  # the type says so
+    real = ["UP402", "UP401"] if adding else ["UP403"]
+    if at.last_ret is not None and at.last_ret != ret:
+        return _sure("UP403") if not adding else _maybe(*real)
+    present = (pci.busno, pci.devfn) in at.history.pci
+    gone = (pci.busno, pci.devfn) in at.history.removed_pci
+    if not adding and gone and not present:
+        return _maybe("UP403", "UP502")
+    return _maybe("UP502", *real)
+
+
+def of_silence(at: Situation) -> list[Cause]:
+    """What may have killed or held up the guest's thread; all of it is inferred."""
+    if at.ref.conn in at.history.died:
+        return []
+    arm = at.arch is Arch.AARCH64
+    codes: list[str] = []
+    match at.request.msg_type:
+        case MessageType.DEL_CPU if not arm and at.apic_ids:
+            falling = all(a > b for a, b in pairwise(at.apic_ids))
+            codes = ["UP206", "UP207"] if falling else ["UP207", "UP206"]
+            codes = codes if len(at.apic_ids) > 1 else ["UP206"]
+        case MessageType.ADD_CPU if arm:
+            codes = ["UP210"]
+        case MessageType.ADD_MMIO if not at.history.windows and not at.history.removed_windows:
+            codes = ["UP309"]
+        case MessageType.DEL_MMIO | MessageType.DEL_PCI:
+            codes = ["UP308"]
+    if at.is_cpu or at.is_mmio:
+        codes = ["UP603", *codes] if at.history.stuck_by else [*codes, "UP603"]
+    if at.request.magic_version != MAGIC_VERSION:
+        return []
+    return _maybe(*codes)
+
+
+def learn(history: History, at: Situation, causes: list[Cause]) -> None:
+    """Take into the history what the reply shows to have happened."""
+    if at.request.magic_version != MAGIC_VERSION or at.reply is None:
+        return
+    worked = at.ret == 0 or causes == _sure("UP502")
+    if at.is_cpu:
+        (_learn_cpus if worked else _learn_failed_cpus)(history, at)
+    elif not worked:
+        return
+    elif at.mmio is not None:
+        key = (at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq)
+        if at.request.msg_type == MessageType.ADD_MMIO:
+            history.windows[key] = at.ref
+            history.removed_windows.pop(key, None)
+        else:
+            history.windows.pop(key, None)
+            history.removed_windows[key] = at.ref
+    elif at.pci is not None:
+        place = (at.pci.busno, at.pci.devfn)
+        if at.request.msg_type == MessageType.ADD_PCI:
+            history.pci[place] = at.ref
+            history.removed_pci.pop(place, None)
+        else:
+            history.pci.pop(place, None)
+            history.removed_pci[place] = at.ref
+
+
+def _learn_cpus(history: History, at: Situation) -> None:
+    for cpu in at.apic_ids:
+        if at.request.msg_type == MessageType.ADD_CPU:
+            history.cpus[cpu] = at.ref
+            history.removed_cpus.pop(cpu, None)
+        else:
+            history.cpus.pop(cpu, None)
+            history.removed_cpus[cpu] = at.ref
+            history.unplugged_numbers = True
+
+
+def _learn_failed_cpus(history: History, at: Situation) -> None:
+    """Some ids of the list may have come or gone before it failed: they are unknown then."""
+    ids = at.apic_ids
+    doubtful = ids
+    if at.ret == EINVAL and at.request.msg_type == MessageType.ADD_CPU:
+        doubtful = [] if any(cpu in history.cpus for cpu in ids) else ids[:-1]
+    elif at.ret == EINVAL:
+        doubtful = ids[: ids.index(0)] if 0 in ids else []
+        history.unplugged_numbers |= bool(doubtful)
+    for cpu in doubtful:
+        history.cpus.pop(cpu, None)
+        history.removed_cpus.pop(cpu, None)

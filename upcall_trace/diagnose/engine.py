@@ -1,0 +1,375 @@
+"""Walks a recording once and says what went wrong in it, as it is found.
+
+Memory grows with what is open and with the findings, not with the operations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from dissectors.constants import (
+    CALLER_TIMEOUT_NS,
+    EIO,
+    MAGIC_VERSION,
+    REPLY_LOAD_OFFSET,
+    SERVICE_BYTE_LIMIT_NS,
+    Arch,
+    MessageType,
+)
+from dissectors.events import Event, ReplyReceived, RequestReceived, ServiceByte
+from dissectors.messages import CpuRequestArm, Reply, Request
+from dissectors.services import DEVICE_MANAGER
+
+from ..capture.records import Begins, Chunk, Close, End, Gap, Header, How, Mark, Open, Record, Vmm
+from ..kernel.world import World
+from ..operations import NoTable
+from ..session import Connection, Session
+from .causes import Cause, ModelGuest, learn, of_reply, of_silence
+from .finding import Finding, Ref, Told
+from .history import History
+from .rules.registry import rules
+from .situation import ConnectionSituation, Situation
+
+_CREATED: Final = re.compile(r"vCPU (\d+) created")
+_LOOP_INTERVAL_NS: Final = 100_000_000
+_LOOP_LENGTH: Final = 3
+_NEARLY: Final = 9 / 10
+_KEPT_BUSY: Final = 64
+_LOCK_HOLDERS: Final = frozenset({"UP207", "UP210"})
+_STALE: Final = frozenset({"UP501", "UP502"})
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is remembered of one connection."""
+
+    open: dict[int, Situation] = field(default_factory=dict)
+    last_ret: int | None = 0
+    last_load: int | None = 0
+    last_ref: Ref | None = None
+    load_ref: Ref | None = None
+    ok_ns: int | None = None
+    early_told: bool = False
+    unsolicited_told: bool = False
+    hello_told: bool = False
+    short: Situation | None = None
+    """The last request, when it was short and its rest may still come."""
+
+
+class Diagnosis:
+    """Feed it a capture's records in order; it returns findings as they become certain.
+
+    `world` is what the guest looked like at boot, where the user knows. `dragonball` says that
+    Dragonball is the client, which decides the consequences.
+    """
+
+    def __init__(self, header: Header, world: World | None = None, dragonball: bool = True) -> None:
+        self.session = Session(header, NoTable())
+        self._header = header
+        self._world = world
+        self._dragonball = dragonball
+        self._model = ModelGuest(world) if world else None
+        self._history = History.of_world(world) if world else History()
+        self._rules = rules()
+        self._watched: dict[int, _Watched] = {}
+        self._now_ns = 0
+        self._busy: deque[tuple[Ref, int, int]] = deque(maxlen=_KEPT_BUSY)
+        """Requests that held the hotplug lock for long: (request, from, to)."""
+        self._refusals = 0
+        self._refused_ns: int | None = None
+        self._loop: ConnectionSituation | None = None
+        self._added: dict[object, Situation] = {}
+        known = {arch.value: arch for arch in Arch}
+        self._arch = world.arch if world else known.get(header.arch or "")
+        """Until the first CPU request tells, None when nobody said."""
+
+    def feed(self, record: Record, offset: int = 0) -> list[Finding]:
+        """What one record brings to light."""
+        if isinstance(record, (Mark, Header, End)):
+            return []
+        events = self.session.feed(record, offset)
+        self.session.finished_rows.clear()
+        self._now_ns = record.t_ns
+        match record:
+            case Open():
+                self._watched[record.conn] = watched = _Watched()
+                if record.accepted:
+                    watched.ok_ns = record.t_ns
+                if record.begins is Begins.MIDDLE:
+                    self._from_middle(record.conn)
+                return []
+            case Chunk():
+                return list(self._chunk(record.conn, events))
+            case Close() if record.how is not How.HALF:
+                return list(self._close(record))
+            case Gap():
+                self._lost(record)
+            case Vmm():
+                created = _CREATED.search(record.action)
+                if created and self._model:
+                    self._model.start_vcpu(int(created[1]))
+        return []
+
+    def finish(self) -> list[Finding]:
+        """The recording is over: what is still open, looping or plugged."""
+        found: list[Finding] = []
+        for conn in list(self._watched):
+            found += self._over(conn, closed_by_guest=False, at_end=True)
+        if self._loop is not None:
+            found.append(self._of_connection("UP102", self._loop))
+        for situation in self._added.values():
+            found.append(self._of_request(Cause("UP704"), situation))
+        return found
+
+    def _from_middle(self, conn: int) -> None:
+        watched = self._watched[conn]
+        watched.last_ret = watched.last_load = None
+        if self._model:
+            self._model.part()
+
+    def _lost(self, gap: Gap) -> None:
+        if self._model:
+            self._model.part()
+        for conn in [gap.conn] if gap.conn else list(self._watched):
+            if conn in self._watched:
+                self._watched[conn].last_ret = self._watched[conn].last_load = None
+
+    def _chunk(self, conn: int, events: object) -> Iterator[Finding]:
+        if conn not in self._watched:
+            self._watched[conn] = _Watched()
+            self._from_middle(conn)
+        watched = self._watched[conn]
+        connection = self.session.connections[conn]
+        for event in events if isinstance(events, (list, tuple)) else ():
+            if isinstance(event, RequestReceived):
+                yield from self._request(conn, watched, event)
+            elif isinstance(event, ReplyReceived):
+                yield from self._reply(conn, watched, event)
+            else:
+                yield from self._handshake(conn, watched, connection, event)
+
+    def _handshake(
+        self, conn: int, watched: _Watched, connection: Connection, event: Event
+    ) -> Iterator[Finding]:
+        if connection.accepted and watched.ok_ns is None:
+            watched.ok_ns = self._now_ns
+            if self._loop is not None:
+                yield self._of_connection("UP102", self._loop)
+            self._refusals, self._refused_ns, self._loop = 0, None, None
+        if isinstance(event, ServiceByte):
+            if event.service is DEVICE_MANAGER and self._model:
+                self._model.connect(conn, from_start=True)
+            if event.early and not watched.early_told:
+                watched.early_told = True
+                yield self._of_connection("UP108", ConnectionSituation(connection))
+        if connection.hello is False and not watched.hello_told:
+            watched.hello_told = True
+            yield self._of_connection("UP107", ConnectionSituation(connection))
+
+    def _request(self, conn: int, watched: _Watched, event: RequestReceived) -> Iterator[Finding]:
+        request = event.message
+        if not isinstance(request, Request):
+            return
+        ref = Ref(conn, event.number)
+        if self._arch is None and isinstance(request, CpuRequestArm):
+            self._arch = Arch.AARCH64
+        situation = Situation(
+            ref,
+            event,
+            request,
+            self._now_ns,
+            self._history,
+            self._arch or Arch.X86_64,
+            last_ret=watched.last_ret,
+            last_load=watched.last_load,
+            last_ref=watched.last_ref,
+            load_ref=watched.load_ref,
+        )
+        watched.open[event.number] = situation
+        if self._model:
+            self._model.request(ref, event.raw[: event.size])
+        short, watched.short = watched.short, None
+        if short is not None and event.continues != short.ref.request:
+            yield self._of_request(Cause("UP506"), short)
+        if event.continues is not None:
+            yield self._of_request(Cause("UP505"), situation)
+        elif event.rest_of is not None:
+            yield self._of_request(Cause("UP508"), situation)
+        else:
+            if event.overlaps is not None:
+                yield self._of_request(Cause("UP507"), situation)
+            if event.size < len(event.raw):
+                watched.short = situation  # unless its rest follows
+
+    def _reply(self, conn: int, watched: _Watched, event: ReplyReceived) -> Iterator[Finding]:
+        reply = event.message
+        if not isinstance(reply, Reply):
+            return
+        situation = None if event.number is None else watched.open.pop(event.number, None)
+        if situation is None:
+            if event.number is None and not watched.unsolicited_told:
+                watched.unsolicited_told = True
+                connection = self.session.connections[conn]
+                yield self._of_connection("UP510", ConnectionSituation(connection))
+            watched.last_ret, watched.last_load = reply.ret, None
+            return
+        # Earlier replies on this connection may have come since the request was sent.
+        situation.last_ret, situation.last_load = watched.last_ret, watched.last_load
+        situation.last_ref, situation.load_ref = watched.last_ref, watched.load_ref
+        situation.reply, situation.reply_raw = reply, event.raw
+        situation.latency_ns = self._now_ns - situation.sent_ns
+        yield from self._judge(situation)
+        self._remember(watched, situation, reply)
+
+    def _judge(self, at: Situation) -> Iterator[Finding]:
+        predicted = self._model.reply(at.ref, at.reply_raw) if self._model else None
+        causes = of_reply(at) if predicted is None else predicted
+        for cause in causes:
+            yield self._of_request(cause, at)
+        reply = at.reply
+        assert reply is not None  # the caller has set it
+        if any(at.reply_raw[REPLY_LOAD_OFFSET + reply.msg_size :]):
+            yield self._of_request(Cause("UP503"), at)
+        if reply.magic_version != MAGIC_VERSION or reply.msg_type != at.request.msg_type:
+            yield self._of_request(Cause("UP509"), at)
+        late = (at.latency_ns or 0) > CALLER_TIMEOUT_NS
+        if late and (at.is_cpu or at.is_mmio or at.is_pci):
+            at.held_up_by = self._held_up(at)
+            yield self._of_request(Cause("UP601"), at)
+        yield from self._consequences(at, causes)
+        learn(self._history, at, causes)
+        self._track_device(at, causes)
+        if at.is_cpu and reply.ret == EIO:
+            self._busy.append((at.ref, at.sent_ns, self._now_ns))
+
+    def _consequences(self, at: Situation, causes: list[Cause]) -> Iterator[Finding]:
+        if not self._dragonball or at.ret == 0 or at.request.magic_version != MAGIC_VERSION:
+            return
+        codes = {cause.code for cause in causes}
+        inferred = any(cause.inferred for cause in causes)
+        if at.is_cpu:
+            yield self._of_request(Cause("UP702"), at)
+        adding = at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI)
+        if adding and codes != {"UP502"} and at.ret is not None:
+            yield self._of_request(Cause("UP701", inferred), at)
+
+    def _track_device(self, at: Situation, causes: list[Cause]) -> None:
+        """Devices that were added in this recording, for what is left at its end."""
+        worked = at.ret == 0 or [cause.code for cause in causes] == ["UP502"]
+        if not worked or at.request.magic_version != MAGIC_VERSION:
+            return
+        key: object = None
+        if at.mmio is not None:
+            key = (at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq)
+        elif at.pci is not None:
+            key = (at.pci.busno, at.pci.devfn)
+        if at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI):
+            self._added[key] = at
+        elif at.request.msg_type in (MessageType.DEL_MMIO, MessageType.DEL_PCI):
+            self._added.pop(key, None)
+
+    def _held_up(self, at: Situation) -> Ref | None:
+        """Another connection's request that held the lock while this one waited."""
+        for ref, begun, ended in self._busy:
+            if ref.conn != at.ref.conn and begun < self._now_ns and ended > at.sent_ns:
+                return ref
+        return None
+
+    def _remember(self, watched: _Watched, at: Situation, reply: Reply) -> None:
+        wrote_ret = at.request.magic_version == MAGIC_VERSION and not (
+            at.is_pci and reply.ret == watched.last_ret
+        )
+        if wrote_ret or watched.last_ret is None:
+            watched.last_ref = at.ref
+        watched.last_ret = reply.ret
+        if reply.msg_size:
+            watched.load_ref = at.ref
+        watched.last_load = int.from_bytes(at.reply_raw[REPLY_LOAD_OFFSET:][:4], "little")
+
+    def _close(self, close: Close) -> Iterator[Finding]:
+        conn = close.conn
+        if conn not in self._watched:
+            return  # the other side closes what is over
+        connection = self.session.connections[conn]
+        yield from self._over(conn, close.by_guest, at_end=False)
+        if connection.port == self._header.port and not connection.accepted and close.by_guest:
+            yield from self._refused(connection)
+        if (
+            connection.line
+            and connection.port is None
+            and not connection.line.startswith(b"passfd")
+        ):
+            yield self._of_connection("UP103", ConnectionSituation(connection))
+
+    def _over(self, conn: int, closed_by_guest: bool, at_end: bool) -> Iterator[Finding]:
+        """The connection ended, or the recording did: nothing will be answered any more."""
+        watched = self._watched.pop(conn)
+        connection = self.session.connections[conn]
+        if watched.short is not None:
+            yield self._of_request(Cause("UP506"), watched.short)
+        for situation in watched.open.values():
+            predicted = self._model.silence(situation.ref) if self._model else None
+            causes = of_silence(situation) if predicted is None else predicted
+            for cause in causes:
+                yield self._of_request(cause, situation)
+            yield self._of_request(Cause("UP602"), situation)
+            if closed_by_guest:
+                yield self._of_request(Cause("UP605"), situation)
+            yield from self._consequences(situation, causes)
+            self._history.died.setdefault(conn, situation.ref)
+            if any(c.code in _LOCK_HOLDERS for c in causes) and not self._history.stuck_by:
+                self._history.stuck_by = situation.ref
+        yield from self._never_ready(connection, watched, closed_by_guest, at_end)
+
+    def _never_ready(
+        self, connection: Connection, watched: _Watched, closed_by_guest: bool, at_end: bool
+    ) -> Iterator[Finding]:
+        if not connection.accepted or connection.port != self._header.port or at_end:
+            return
+        waited = self._now_ns - (watched.ok_ns or connection.opened_ns)
+        situation = ConnectionSituation(connection, waited_ns=waited)
+        known = connection.service == DEVICE_MANAGER.byte
+        if connection.service is None:
+            if closed_by_guest and waited >= SERVICE_BYTE_LIMIT_NS * _NEARLY:
+                yield self._of_connection("UP105", situation)
+        elif not known and closed_by_guest and not connection.requests:
+            yield self._of_connection("UP104", situation)
+        elif known and connection.hello is None and not connection.lost:
+            yield self._of_connection("UP106", situation)
+
+    def _refused(self, connection: Connection) -> Iterator[Finding]:
+        """One refusal is a finding; many in a row are one: Dragonball's loop."""
+        interval = None if self._refused_ns is None else self._now_ns - self._refused_ns
+        self._refused_ns = self._now_ns
+        in_row = interval is not None and interval < _LOOP_INTERVAL_NS
+        self._refusals = self._refusals + 1 if in_row else 1
+        situation = ConnectionSituation(connection, self._refusals, interval)
+        if self._refusals < _LOOP_LENGTH:
+            yield self._of_connection("UP101", situation)
+        else:
+            self._loop = situation
+
+    def _of_request(self, cause: Cause, at: Situation) -> Finding:
+        rule = self._rules[cause.code]
+        return self._finding(cause, rule.tell(at), at.ref.conn, at.ref.request)
+
+    def _of_connection(self, code: str, at: ConnectionSituation) -> Finding:
+        rule = self._rules[code]
+        return self._finding(Cause(code), rule.tell(at), at.connection.number, None)
+
+    def _finding(self, cause: Cause, told: Told, conn: int, request: int | None) -> Finding:
+        rule = self._rules[cause.code]
+        return Finding(
+            rule.code, rule.name, rule.severity, conn, request, cause.inferred,
+            told.what, told.why, told.so, told.next, told.evidence,
+        )  # fmt: skip
+
+
+def sort_key(finding: Finding) -> tuple[int, int, str]:
+    """By place in the recording; at one request causes, then times, then consequences."""
+    request = -1 if finding.request is None else finding.request
+    return finding.conn or 0, request, finding.code

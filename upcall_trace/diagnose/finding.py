@@ -1,0 +1,77 @@
+"""A finding: one code at one place, told in four sentences, with its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Severity(IntEnum):
+    """How bad it is; ordered."""
+
+    NOTE = 1
+    WARNING = 2
+    ERROR = 3
+    FATAL = 4
+
+    @property
+    def word(self) -> str:
+        """The name that users see and write."""
+        return self.name.lower()
+
+
+class Ref(NamedTuple):
+    """A request by its connection and number."""
+
+    conn: int
+    request: int
+
+    def __str__(self) -> str:
+        return f"request {self.conn}.{self.request}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a finding rests on: a request of the capture, or a line of a log.
+
+    `source` is `request`, `connection`, `console` or `vmm-log`; `line` counts from 1.
+    """
+
+    source: str
+    text: str
+    conn: int | None = None
+    request: int | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The four sentences of a finding, and what it rests on besides its own request."""
+
+    what: str
+    why: str
+    so: str
+    next: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One code where it was seen.
+
+    `request` is None for what concerns a whole connection, `conn` for what concerns the capture.
+    `inferred` is true when it is one of several possible causes, or not seen directly.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    conn: int | None
+    request: int | None
+    inferred: bool
+    what: str
+    why: str
+    so: str
+    next: str
+    evidence: tuple[Evidence, ...] = ()

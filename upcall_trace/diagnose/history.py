@@ -1,0 +1,67 @@
+"""What a recording has shown of a guest so far, and which request showed it.
+
+It knows what was seen to happen and nothing else: a capture may begin in the middle, and other
+connections may not be in it. `None` as a reference means: there at boot, by the world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..kernel.world import PciDevice, Window, World
+from .finding import Ref
+
+
+@dataclass(slots=True)
+class History:
+    """Devices and CPUs by the request that added or removed them last."""
+
+    windows: dict[tuple[int, int, int], Ref | None] = field(default_factory=dict)
+    """Registered windows as (base, size, irq)."""
+    removed_windows: dict[tuple[int, int, int], Ref] = field(default_factory=dict)
+    cpus: dict[int, Ref | None] = field(default_factory=dict)
+    """APIC ids that are up."""
+    removed_cpus: dict[int, Ref] = field(default_factory=dict)
+    pci: dict[tuple[int, int], Ref | None] = field(default_factory=dict)
+    """(bus, devfn) of registered functions."""
+    removed_pci: dict[tuple[int, int], Ref] = field(default_factory=dict)
+    unplugged_numbers: bool = False
+    """A CPU was removed: on old kernels some may be out of the lookup's reach since."""
+    stuck_by: Ref | None = None
+    """The request that left the hotplug lock taken, as far as that is known."""
+    died: dict[int, Ref] = field(default_factory=dict)
+    """Connections whose thread in the guest is gone, with the request it died on."""
+
+    @classmethod
+    def of_world(cls, world: World) -> History:
+        """What is there at boot."""
+        return cls(
+            windows={(w.base, w.size, w.irq): None for w in world.mmio},
+            cpus=dict.fromkeys(world.cpus_online),
+            pci={(d.bus, d.devfn): None for d in world.pci},
+        )
+
+    def overlapping(self, base: int, size: int) -> tuple[Window, Ref | None] | None:
+        """A registered window that the kernel's overlap check finds, with its request."""
+        end = base + size - 1
+        for (other, other_size, irq), ref in self.windows.items():
+            if base < other + other_size - 1 and end > other:
+                return Window(other, other_size, irq), ref
+        return None
+
+    def on_irq(self, irq: int) -> tuple[Window, Ref | None] | None:
+        """A registered window with this interrupt, with its request."""
+        for (base, size, other), ref in self.windows.items():
+            if other == irq:
+                return Window(base, size, other), ref
+        return None
+
+    def at_base(self, base: int) -> tuple[Window, Ref | None] | None:
+        """A registered window that begins here."""
+        for (other, size, irq), ref in self.windows.items():
+            if other == base:
+                return Window(other, size, irq), ref
+        return None
+
+    def has_pci(self, device: PciDevice) -> bool:
+        return (device.bus, device.devfn) in self.pci

@@ -1,0 +1,180 @@
+"""UP401 to UP404: PCI functions. docs/protocol.md section 4."""
+
+from __future__ import annotations
+
+from ..finding import Evidence, Ref, Severity, Told
+from ..situation import Situation
+from .registry import rule
+from .wording import (
+    ADD_LOST,
+    DEL_IGNORED,
+    SENT_TWICE,
+    console_lines,
+    pointing,
+    quote,
+    refused,
+    since,
+)
+
+
+def _place(at: Situation) -> str:
+    pci = at.pci
+    assert pci is not None  # only PCI requests get here
+    return f"bus {pci.busno} slot {pci.slot}.{pci.function}"
+
+
+def _there(at: Situation) -> tuple[bool, Ref | None]:
+    """Whether the recording shows the function in the guest, and by which request."""
+    pci = at.pci
+    assert pci is not None  # only PCI requests get here
+    key = (pci.busno, pci.devfn)
+    return key in at.history.pci, at.history.pci.get(key)
+
+
+def _removed(at: Situation) -> Ref | None:
+    pci = at.pci
+    assert pci is not None  # only PCI requests get here
+    return at.history.removed_pci.get((pci.busno, pci.devfn))
+
+
+@rule("UP401", "pci-no-such-bus", Severity.ERROR)
+def pci_no_such_bus(at: Situation) -> Told:
+    """The guest does not have the bus.
+
+    **What it says.** ADD_PCI names a bus number that the guest's kernel does not know.
+
+    **Why it matters.** Dragonball counts any answer to an add as done, or does not wait for one.
+    The VMM believes that the device is plugged, and the user finds it missing.
+
+    **On the wire.** Reply type 7 with ret -19 (ENODEV). An empty slot gives the same (UP402), and
+    so does a success after an earlier -19 on the connection.
+
+    **Example.** `pci_memory`, request 1.9: ADD_PCI on bus 9 of a guest that has bus 0 only.
+
+    **Limits.** The wire does not tell a missing bus from an empty slot: this is inferred, unless
+    the guest's console says `Could not find PCI bus` or the guest's world is known.
+
+    **What to do.** Look where the VMM got the bus from. Kata's devices are on bus 0.
+    """
+    pci = at.pci
+    assert pci is not None  # only ADD_PCI gets here
+    seen = sorted({bus for bus, _ in at.history.pci})
+    shown = ""
+    if seen and pci.busno not in seen:
+        buses = ", ".join(map(str, seen[:4])) + (" and others" if len(seen) > 4 else "")
+        shown = f"; the devices known from this recording are on bus {buses}"
+    return Told(
+        what=refused(at),
+        why=f"The guest has no PCI bus {pci.busno}{shown}.",
+        so=ADD_LOST,
+        next="Look where the VMM got the bus number from: Kata's devices are on bus 0.",
+    )
+
+
+@rule("UP402", "pci-nothing-there", Severity.ERROR)
+def pci_nothing_there(at: Situation) -> Told:
+    """Nothing answers in the slot.
+
+    **What it says.** The guest scanned the slot that ADD_PCI names, and no device answered there.
+
+    **Why it matters.** Dragonball counts any answer to an add as done, or does not wait for one.
+    The VMM believes that the device is plugged, and the user finds it missing.
+
+    **On the wire.** Reply type 7 with ret -19 (ENODEV). A missing bus gives the same (UP401), and
+    so does a success after an earlier -19 on the connection.
+
+    **Example.** `pci_memory`, request 1.5: ADD_PCI of bus 0 slot 9.0, where the VMM offers nothing.
+
+    **Limits.** After an earlier -19 on the same connection the reply proves nothing: a new
+    connection, or the console, tells.
+
+    **What to do.** Look whether the VMM had the device on its bus before it sent the request, and
+    in that slot: `devfn` is the slot times 8 plus the function.
+    """
+    present, ref = _there(at)
+    removed = _removed(at)
+    why = f"Nothing answered when the guest scanned {_place(at)}"
+    if removed:
+        why += f"; the device that was there was removed by {removed}"
+    elif present:
+        why += f", although by this recording the device there {since(ref)}"
+    else:
+        why += ", and this recording shows no device there before"
+    return Told(
+        what=refused(at),
+        why=f"{why}.",
+        so=ADD_LOST,
+        next="Look in the VMM's log whether the device was on its bus, in this slot, by then.",
+        evidence=pointing(removed or ref, "added or removed the device in this slot"),
+    )
+
+
+@rule("UP403", "pci-no-such-device", Severity.ERROR)
+def pci_no_such_device(at: Situation) -> Told:
+    """The device that is to be removed is not there.
+
+    **What it says.** The guest has no PCI device where DEL_PCI says: it was removed before, or was
+    never added.
+
+    **Why it matters.** Nothing changed in the guest. Dragonball does not look at the answer to a
+    removal, so the user notices nothing; but VMM and guest disagreed before already.
+
+    **On the wire.** Reply type 8 with ret -19 (ENODEV). A success after an earlier -19 on the
+    connection looks the same (UP502).
+
+    **Example.** `pci_memory`, request 1.7: the second DEL_PCI of bus 0 slot 6.0 in a row.
+
+    **Limits.** After an earlier -19 on the same connection the reply proves nothing. The console
+    says `Could not find PCI device for slot`, followed by `devfn`.
+
+    **What to do.** Look for a device that is removed twice, or for an add that failed.
+    """
+    present, ref = _there(at)
+    removed = _removed(at)
+    place = _place(at)
+    evidence: tuple[Evidence, ...] = ()
+    if removed:
+        why = f"The device at {place} was already removed by {removed}"
+        evidence = pointing(removed, "removed this device")
+    elif present:
+        why = f"The device at {place} {since(ref)}, but something removed it from the guest since"
+        evidence = pointing(ref, "added this device")
+    else:
+        why = f"The guest has no device at {place}; no add of it is known to have worked"
+    return Told(
+        what=refused(at),
+        why=f"{why}.",
+        so=DEL_IGNORED,
+        next=SENT_TWICE,
+        evidence=evidence,
+    )
+
+
+@rule("UP404", "pci-driver-failed", Severity.ERROR)
+def pci_driver_failed(at: Situation) -> Told:
+    """The device was found, but its driver does not work.
+
+    **What it says.** ADD_PCI found and scanned the device. Its driver then failed, for instance
+    because the kernel could not give the device its BARs (the address ranges of its registers).
+
+    **Why it matters.** To the VMM this is a success in every way. The user finds a device that is
+    listed in the guest and cannot be used.
+
+    **On the wire.** Nothing: reply type 7 with ret 0, or with an errno left over from before.
+
+    **Example.** No recording has it.
+
+    **Limits.** It needs the guest's console. A driver that fails without printing is not found.
+
+    **What to do.** Read the console's lines on this device. If BARs are not assigned, look at the
+    address ranges that the VMM gives to the PCI bus.
+    """
+    lines = console_lines(at)
+    said = f": the console has {quote(lines)}" if lines else ", as the guest's console shows"
+    return Told(
+        what=f"The guest found the device of {at.op}, but its driver failed.",
+        why=f"The reply only means that the slot was scanned; the driver failed later{said}.",
+        so="Dragonball believes the device is plugged; the user finds one that cannot be used.",
+        next="Read the console's lines on this device, above all whether its BARs were assigned.",
+        evidence=lines,
+    )

@@ -1,0 +1,54 @@
+"""The table of codes: each rule's number, name and severity, its words, and its page.
+
+A rule is a function from what was seen to the four sentences of a finding. Its docstring is its
+page of the documentation: what it says, why it matters, how it looks on the wire, an example from a
+real recording, known limits, and what to do. Codes are never used again for something else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final, TypeVar
+
+from ..finding import Severity, Told
+
+_MODULES: Final = (
+    "handshake", "cpus", "mmio", "pci", "stale", "framing", "types", "timing", "consequences",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One code. `tell` takes what its family looks at, and gives the four sentences."""
+
+    code: str
+    name: str
+    severity: Severity
+    page: str
+    tell: Callable[..., Told]
+
+
+_RULES: dict[str, Rule] = {}
+_Tell = TypeVar("_Tell", bound=Callable[..., Told])
+
+
+def rule(code: str, name: str, severity: Severity) -> Callable[[_Tell], _Tell]:
+    """Enter a function into the table under its code."""
+
+    def enter(tell: _Tell) -> _Tell:
+        if code in _RULES:
+            raise ValueError(f"two rules for {code}")
+        _RULES[code] = Rule(code, name, severity, inspect.getdoc(tell) or "", tell)
+        return tell
+
+    return enter
+
+
+def rules() -> dict[str, Rule]:
+    """Every rule by its code, in the order of the codes."""
+    for module in _MODULES:
+        import_module(f".{module}", __package__)
+    return dict(sorted(_RULES.items()))
