@@ -106,6 +106,9 @@ def of_reply(at: Situation) -> list[Cause]:
     assert ret is not None  # silence is of_silence's
     if at.request.magic_version != MAGIC_VERSION:
         return _sure("UP512", "UP502" if ret else "UP501")
+    if ret == EPERM and not (at.is_pci and at.last_ret == ret):
+        # Also what a kernel without one of the hotplug options answers to a type it knows.
+        return _sure("UP511" if at.request.msg_type in RESERVED_TYPES else "UP504")
     match at.request.msg_type:
         case MessageType.ADD_CPU:
             return _add_cpu(at, ret)
@@ -115,9 +118,7 @@ def of_reply(at: Situation) -> list[Cause]:
             return _mmio(at, ret)
         case MessageType.ADD_PCI | MessageType.DEL_PCI:
             return _pci(at, ret)
-    if ret != EPERM:
-        return _sure("UP599")
-    return _sure("UP511" if at.request.msg_type in RESERVED_TYPES else "UP504")
+    return _sure("UP599")
 
 
 def _add_cpu(at: Situation, ret: int) -> list[Cause]:

@@ -59,6 +59,10 @@ class _Watched:
     short: Situation | None = None
     """The last request, when it was short and its rest may still come."""
 
+    def forget(self) -> None:
+        """What the guest's reply buffer holds is not known any more."""
+        self.last_ret = self.last_load = self.last_ref = self.load_ref = None
+
 
 class Diagnosis:
     """Feed it a capture's records in order; it returns findings as they become certain.
@@ -126,8 +130,7 @@ class Diagnosis:
         return found
 
     def _from_middle(self, conn: int) -> None:
-        watched = self._watched[conn]
-        watched.last_ret = watched.last_load = None
+        self._watched[conn].forget()
         if self._model:
             self._model.part()
 
@@ -136,7 +139,7 @@ class Diagnosis:
             self._model.part()
         for conn in [gap.conn] if gap.conn else list(self._watched):
             if conn in self._watched:
-                self._watched[conn].last_ret = self._watched[conn].last_load = None
+                self._watched[conn].forget()
 
     def _chunk(self, conn: int, events: object) -> Iterator[Finding]:
         if conn not in self._watched:
@@ -216,6 +219,7 @@ class Diagnosis:
                 connection = self.session.connections[conn]
                 yield self._of_connection("UP510", ConnectionSituation(connection))
             watched.last_ret, watched.last_load = reply.ret, None
+            watched.last_ref = watched.load_ref = None
             return
         # Earlier replies on this connection may have come since the request was sent.
         situation.last_ret, situation.last_load = watched.last_ret, watched.last_load
@@ -286,9 +290,10 @@ class Diagnosis:
         if wrote_ret or watched.last_ret is None:
             watched.last_ref = at.ref
         watched.last_ret = reply.ret
-        if reply.msg_size:
+        load = int.from_bytes(at.reply_raw[REPLY_LOAD_OFFSET:][:4], "little")
+        if reply.msg_size or load != watched.last_load:
             watched.load_ref = at.ref
-        watched.last_load = int.from_bytes(at.reply_raw[REPLY_LOAD_OFFSET:][:4], "little")
+        watched.last_load = load
 
     def _close(self, close: Close) -> Iterator[Finding]:
         conn = close.conn
