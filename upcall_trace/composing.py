@@ -70,9 +70,11 @@ class _Renumber:
 
     def __call__(self, place: int, record: Record) -> Record:
         conn = getattr(record, "conn", None)
-        if not conn or isinstance(record, (Vmm, Header, End)):
+        if not conn or isinstance(record, (Header, End)):
             return record
         key = (place, conn)
+        if isinstance(record, Vmm):
+            return dataclasses.replace(record, conn=self._numbers.get(key, 0))
         if key not in self._numbers or isinstance(record, Open):
             self._count += 1
             self._numbers[key] = self._count

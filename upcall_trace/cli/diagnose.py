@@ -10,7 +10,7 @@ import click
 from ..diagnose.finding import Severity
 from ..diagnose.report import as_github, as_json, as_junit, as_markdown, as_text
 from ..diagnose.rules.registry import rules
-from ..diagnose.run import Diagnosed, diagnose
+from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..kernel.world import World, choose_world, load_worlds
 from .console import out, progress, talk
@@ -22,6 +22,10 @@ _SEVERITIES = [severity.word for severity in Severity]
 
 @click.command("diagnose")
 @click.argument("captures", type=CAPTURE, nargs=-1)
+@click.option(
+    "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
+)
+@click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
 @click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
 @click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
 @click.option(
@@ -45,6 +49,8 @@ _SEVERITIES = [severity.word for severity in Severity]
 @click.option("--explain", metavar="CODE", help="Print a code's page instead.")
 def diagnose_command(
     captures: tuple[Path, ...],
+    console: Path | None,
+    vmm_log: Path | None,
     world_file: Path | None,
     machine: str | None,
     vmm: str,
@@ -56,16 +62,20 @@ def diagnose_command(
 ) -> ExitCode:
     """Say why operations failed, what the VMM makes of it, and what to do next.
 
-    With the guest's world (--world) causes that the wire cannot decide become certain. Without,
-    such findings say "possibly".
+    Give captures, logs, or both: a guest's console tells which of several causes it was, and
+    stands in for a capture that there is not. With the guest's world (--world) causes that the
+    wire cannot decide become certain. Without, such findings say "possibly".
     """
     if explain is not None:
         out(_page(explain))
         return ExitCode.EXPECTED
-    if not captures:
-        raise WrongUsage("give at least one capture, or --explain CODE")
+    if not captures and console is None and vmm_log is None:
+        raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
     world = _world(world_file, machine)
-    diagnosed = [_diagnose(path, world, vmm == "dragonball") for path in captures]
+    logs = read_logs(console, vmm_log)
+    diagnosed = [_diagnose(path, world, vmm == "dragonball", logs) for path in captures]
+    if not captures:
+        diagnosed = [diagnose_logs(console or vmm_log or Path(), logs)]
     match "json" if as_json_too else form:
         case "json":
             out(as_json(diagnosed))
@@ -81,13 +91,13 @@ def diagnose_command(
     return _exit_code(diagnosed, fail_on)
 
 
-def _diagnose(path: Path, world: World | None, dragonball: bool) -> Diagnosed:
+def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> Diagnosed:
     try:
         size = path.stat().st_size
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
     with progress(f"diagnosing {path.name}", size) as report:
-        return diagnose(path, world, dragonball, report)
+        return diagnose(path, world, dragonball, logs, report)
 
 
 def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:

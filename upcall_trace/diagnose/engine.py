@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dissectors.constants import (
     CALLER_TIMEOUT_NS,
+    EBUSY,
     EIO,
     MAGIC_VERSION,
     REPLY_LOAD_OFFSET,
@@ -31,6 +32,8 @@ from ..session import Connection, Session
 from .causes import Cause, ModelGuest, learn, of_reply, of_silence
 from .finding import Finding, Ref, Told
 from .history import History
+from .logs.console import ConsoleMatcher
+from .logs.decide import decide
 from .rules.registry import rules
 from .situation import ConnectionSituation, Situation
 
@@ -40,7 +43,10 @@ _LOOP_LENGTH: Final = 3
 _NEARLY: Final = 9 / 10
 _KEPT_BUSY: Final = 64
 _LOCK_HOLDERS: Final = frozenset({"UP207", "UP210"})
-_STALE: Final = frozenset({"UP501", "UP502"})
+_SEEN_IN_CONSOLE: Final = frozenset(
+    {"UP201", "UP202", "UP203", "UP204", "UP205", "UP206", "UP207", "UP208", "UP209", "UP210",
+     "UP305", "UP401", "UP402", "UP403", "UP502"}
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -71,11 +77,18 @@ class Diagnosis:
     Dragonball is the client, which decides the consequences.
     """
 
-    def __init__(self, header: Header, world: World | None = None, dragonball: bool = True) -> None:
+    def __init__(
+        self,
+        header: Header,
+        world: World | None = None,
+        dragonball: bool = True,
+        console: ConsoleMatcher | None = None,
+    ) -> None:
         self.session = Session(header, NoTable())
         self._header = header
         self._world = world
         self._dragonball = dragonball
+        self._console = console
         self._model = ModelGuest(world) if world else None
         self._history = History.of_world(world) if world else History()
         self._rules = rules()
@@ -195,6 +208,8 @@ class Diagnosis:
         watched.open[event.number] = situation
         if self._model:
             self._model.request(ref, event.raw[: event.size])
+        if self._console and (situation.is_cpu or situation.is_pci) and _executed(situation):
+            situation.console = self._console.find(situation)
         short, watched.short = watched.short, None
         if short is not None and event.continues != short.ref.request:
             yield self._of_request(Cause("UP506"), short)
@@ -232,10 +247,14 @@ class Diagnosis:
     def _judge(self, at: Situation) -> Iterator[Finding]:
         predicted = self._model.reply(at.ref, at.reply_raw) if self._model else None
         causes = of_reply(at) if predicted is None else predicted
-        for cause in causes:
-            yield self._of_request(cause, at)
         reply = at.reply
         assert reply is not None  # the caller has set it
+        if self._console and at.is_mmio and reply.ret in (0, EBUSY) and _executed(at):
+            at.console = self._console.find(at)
+        if at.console is not None:
+            causes = decide(causes, at, at.console)
+        for cause in causes:
+            yield self._of_request(cause, at)
         if any(at.reply_raw[REPLY_LOAD_OFFSET + reply.msg_size :]):
             yield self._of_request(Cause("UP503"), at)
         if reply.magic_version != MAGIC_VERSION or reply.msg_type != at.request.msg_type:
@@ -319,6 +338,8 @@ class Diagnosis:
         for situation in watched.open.values():
             predicted = self._model.silence(situation.ref) if self._model else None
             causes = of_silence(situation) if predicted is None else predicted
+            if situation.console is not None:
+                causes = decide(causes, situation, situation.console)
             for cause in causes:
                 yield self._of_request(cause, situation)
             yield self._of_request(Cause("UP602"), situation)
@@ -359,8 +380,10 @@ class Diagnosis:
             self._loop = situation
 
     def _of_request(self, cause: Cause, at: Situation) -> Finding:
-        rule = self._rules[cause.code]
-        return self._finding(cause, rule.tell(at), at.ref.conn, at.ref.request)
+        told = self._rules[cause.code].tell(at)
+        if at.console is not None and cause.code in _SEEN_IN_CONSOLE:
+            told = replace(told, evidence=(*told.evidence, *at.console.evidence))
+        return self._finding(cause, told, at.ref.conn, at.ref.request)
 
     def _of_connection(self, code: str, at: ConnectionSituation) -> Finding:
         rule = self._rules[code]
@@ -372,6 +395,10 @@ class Diagnosis:
             rule.code, rule.name, rule.severity, conn, request, cause.inferred,
             told.what, told.why, told.so, told.next, told.evidence,
         )  # fmt: skip
+
+
+def _executed(at: Situation) -> bool:
+    return at.request.magic_version == MAGIC_VERSION
 
 
 def sort_key(finding: Finding) -> tuple[int, int, str]:

@@ -22,12 +22,14 @@ class Severity(IntEnum):
 
 
 class Ref(NamedTuple):
-    """A request by its connection and number."""
+    """A request by its connection and number; connection 0 stands for a guest's console."""
 
     conn: int
     request: int
 
     def __str__(self) -> str:
+        if self.conn == 0:
+            return f"operation {self.request} of the console"
         return f"request {self.conn}.{self.request}"
 
 

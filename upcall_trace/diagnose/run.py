@@ -1,4 +1,4 @@
-"""Diagnosing a whole capture: records in, findings out in their order."""
+"""Diagnosing: a capture, logs, or both, and out come findings in their order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,27 @@ from ..kernel.world import World
 from ..opening import Progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
+from .logs.console import ConsoleMatcher, ConsoleOperation, read_console
+from .logs.story import of_console, of_vmm_log
+from .logs.vmm import VmmLine, read_vmm_log
 
 _PROGRESS_EVERY = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """What was read of a guest's console and a VMM's log; empty where there is none."""
+
+    console: tuple[ConsoleOperation, ...] = ()
+    vmm: tuple[VmmLine, ...] = ()
+
+
+def read_logs(console: Path | None, vmm_log: Path | None) -> Logs:
+    """Read the logs that there are; raises UnreadableInput."""
+    return Logs(
+        tuple(read_console(console)) if console else (),
+        tuple(read_vmm_log(vmm_log)) if vmm_log else (),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +48,15 @@ def diagnose(
     path: Path,
     world: World | None = None,
     dragonball: bool = True,
+    logs: Logs | None = None,
     progress: Progress | None = None,
 ) -> Diagnosed:
     """Every finding about a capture, or any file that can be imported; raises UnreadableInput."""
     findings: list[Finding] = []
+    logs = logs or Logs()
+    matcher = ConsoleMatcher(logs.console) if logs.console else None
     with open_source(path) as source:
-        diagnosis = Diagnosis(source.header, world, dragonball)
+        diagnosis = Diagnosis(source.header, world, dragonball, matcher)
         for count, (offset, record) in enumerate(source.records()):
             findings += diagnosis.feed(record, offset)
             if progress is not None and count % _PROGRESS_EVERY == 0:
@@ -44,4 +66,12 @@ def diagnose(
         whole = source.complete and not source.damage and not session.lost
         operations = sum(connection.requests for connection in session.connections.values())
     findings.sort(key=sort_key)
+    findings += of_vmm_log(logs.vmm, findings)
     return Diagnosed(path, findings, operations, len(session.connections), whole)
+
+
+def diagnose_logs(name: Path, logs: Logs) -> Diagnosed:
+    """Every finding that logs give without a capture; all from a console are inferred."""
+    findings = list(of_console(logs.console))
+    findings += of_vmm_log(logs.vmm, findings)
+    return Diagnosed(name, findings, len(logs.console), 0, complete=True)

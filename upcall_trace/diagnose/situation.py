@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dissectors.constants import CPU_TYPES, MMIO_TYPES, PCI_TYPES, Arch, errno_name, op_name
 from dissectors.events import RequestReceived
@@ -19,6 +20,9 @@ from ..render import fields_text
 from ..session import Connection
 from .finding import Evidence, Ref
 from .history import History
+
+if TYPE_CHECKING:  # logs are matched with situations, so they know these and not the reverse
+    from .logs.console import ConsoleOperation
 
 
 @dataclass(slots=True)
@@ -47,6 +51,8 @@ class Situation:
     held_up_by: Ref | None = None
     """A request of another connection that held the hotplug lock meanwhile."""
     evidence: list[Evidence] = field(default_factory=list)
+    console: ConsoleOperation | None = None
+    """What the guest's console says of it."""
 
     @property
     def op(self) -> str:

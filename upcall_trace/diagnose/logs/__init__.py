@@ -1,0 +1,1 @@
+"""What guest consoles and VMM logs say about upcall operations. docs/diagnosis.md."""
