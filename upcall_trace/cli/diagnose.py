@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from ..diagnose.finding import Severity
-from ..diagnose.report import as_github, as_json, as_junit, as_markdown, as_text
+from ..diagnose.finding import Finding, Severity
+from ..diagnose.report import (
+    as_github,
+    as_json,
+    as_junit,
+    as_markdown,
+    as_text,
+    finding_object,
+    in_full,
+)
 from ..diagnose.rules.registry import rules
-from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, read_logs
+from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..kernel.world import World, choose_world, load_worlds
-from .console import out, progress, talk
+from .console import out, out_json, progress, talk
 from .files import CAPTURE
 
 _FORMATS = ("text", "json", "markdown", "junit", "github")
@@ -46,6 +56,7 @@ _SEVERITIES = [severity.word for severity in Severity]
 @click.option("--json", "as_json_too", is_flag=True, help="The same as --format json.")
 @click.option("--all", "everything", is_flag=True, help="Tell every finding in full, as text.")
 @click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
+@click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they are recorded.")
 @click.option("--explain", metavar="CODE", help="Print a code's page instead.")
 def diagnose_command(
     captures: tuple[Path, ...],
@@ -58,6 +69,7 @@ def diagnose_command(
     as_json_too: bool,
     everything: bool,
     fail_on: str | None,
+    as_it_grows: bool,
     explain: str | None,
 ) -> ExitCode:
     """Say why operations failed, what the VMM makes of it, and what to do next.
@@ -73,6 +85,11 @@ def diagnose_command(
         raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
     world = _world(world_file, machine)
     logs = read_logs(console, vmm_log)
+    if as_it_grows:
+        if len(captures) != 1 or form not in ("text", "json"):
+            raise WrongUsage("--follow takes one capture, and tells it as text or JSON lines")
+        findings = follow(captures[0], world, vmm == "dragonball", logs)
+        return _follow(findings, as_json_too or form == "json", everything, fail_on)
     diagnosed = [_diagnose(path, world, vmm == "dragonball", logs) for path in captures]
     if not captures:
         diagnosed = [diagnose_logs(console or vmm_log or Path(), logs)]
@@ -98,6 +115,23 @@ def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> 
         raise UnreadableInput(f"{path}: {error.strerror}") from None
     with progress(f"diagnosing {path.name}", size) as report:
         return diagnose(path, world, dragonball, logs, report)
+
+
+def _follow(
+    findings: Iterable[Finding], as_json: bool, everything: bool, fail_on: str | None
+) -> ExitCode:
+    """Each finding as it comes: errors in full, others when everything is wanted."""
+    limit = Severity[fail_on.upper()] if fail_on else None
+    code = ExitCode.EXPECTED
+    for finding in findings:
+        if as_json:
+            out_json(finding_object(finding))
+        elif everything or finding.severity >= Severity.ERROR:
+            out("\n".join(in_full(finding)))
+        sys.stdout.flush()
+        if limit is not None and finding.severity >= limit:
+            code = ExitCode.DIFFERENT
+    return code
 
 
 def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:

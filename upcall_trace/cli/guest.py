@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -16,12 +17,13 @@ from ..kernel.faults import parse_fault
 from ..kernel.world import SERIES, World, choose_world, kata_pod, load_worlds
 from ..machine import Backend, Habits, Pace
 from .console import talk
-from .files import CAPTURE
+
+_PATH: Final = click.Path(path_type=Path)
 
 
 @click.command("guest")
-@click.option("--listen", type=CAPTURE, metavar="PATH", required=True, help="The socket to make.")
-@click.option("--world", type=CAPTURE, metavar="FILE", help="A TOML file of guests at boot.")
+@click.option("--listen", type=_PATH, metavar="PATH", required=True, help="The socket to make.")
+@click.option("--world", type=_PATH, metavar="FILE", help="A TOML file of guests at boot.")
 @click.option("--machine", metavar="NAME", help="Which of its tables; not needed for one.")
 @click.option("--kernel", type=click.Choice(SERIES), help="Series of the default Kata pod.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="And its architecture.")
@@ -32,7 +34,7 @@ from .files import CAPTURE
     show_default=True,
     help="Answer at once, or wait as a guest does.",
 )
-@click.option("--control", type=CAPTURE, metavar="PATH", help="A socket for the VMM's side.")
+@click.option("--control", type=_PATH, metavar="PATH", help="A socket for the VMM's side.")
 @click.option(
     "--fault",
     "faults",

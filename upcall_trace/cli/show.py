@@ -13,6 +13,7 @@ import numpy as np
 
 from ..capture.reader import CaptureReader
 from ..capture.records import COMMENT, Mark
+from ..dragonball import verdict
 from ..errors import ExitCode, WrongUsage
 from ..filters import Filter, parse
 from ..formats import open_source
@@ -27,6 +28,7 @@ from .files import CAPTURE, open_capture, tell_losses
 
 _POLL_S = 0.05
 _REMARK = "        # "
+_VERDICT = "        = "
 
 
 @click.command("show")
@@ -35,6 +37,7 @@ _REMARK = "        # "
 @click.option("--hex", "with_hex", is_flag=True, help="Frames with their bytes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--filter", "expression", metavar="EXPR", help="Only operations that match.")
+@click.option("--verdicts", is_flag=True, help="Also what Dragonball makes of each answer.")
 @click.option("--follow", is_flag=True, help="Go on with what is recorded from now on.")
 def show_command(
     capture: Path,
@@ -42,6 +45,7 @@ def show_command(
     with_hex: bool,
     as_json: bool,
     expression: str | None,
+    verdicts: bool,
     follow: bool,
 ) -> ExitCode:
     """List a capture's operations, one line each, every request with its reply.
@@ -68,6 +72,8 @@ def show_command(
             operation = opened.operations.operation(row)
             show_operation(operation, as_json)
             show_comments(remarks, operation)
+            if verdicts and not as_json:
+                _show_verdict(operation)
     return tell_losses(capture, opened)
 
 
@@ -84,6 +90,14 @@ def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
             text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
             remarks.setdefault((mark.conn, mark.request), []).append(safe(text))
     return remarks
+
+
+def _show_verdict(operation: Operation) -> None:
+    """What the VMM and the runtime make of an operation, below its line."""
+    if operation.msg_type is not None:
+        opinion = verdict(operation.msg_type, operation.ret, operation.latency_ns)
+        for line in textwrap.wrap(f"Dragonball: {opinion}", WIDTH - len(_VERDICT)):
+            out(_VERDICT + line)
 
 
 def show_comments(remarks: dict[tuple[int, int], list[str]], operation: Operation) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..capture.reader import CaptureReader
+from ..errors import WrongUsage
 from ..formats import open_source
 from ..kernel.world import World
 from ..opening import Progress
@@ -68,6 +72,34 @@ def diagnose(
     findings.sort(key=sort_key)
     findings += of_vmm_log(logs.vmm, findings)
     return Diagnosed(path, findings, operations, len(session.connections), whole)
+
+
+def follow(
+    path: Path, world: World | None, dragonball: bool, logs: Logs, poll_s: float = 0.05
+) -> Iterator[Finding]:
+    """Findings of a capture that grows, as they are found, until its recording ends.
+
+    The last ones come at the end: what is then unanswered, and what the VMM's log adds. Raises
+    UnreadableInput, and WrongUsage for a file that cannot grow.
+    """
+    with open_source(path) as source:
+        if not isinstance(source, CaptureReader):
+            raise WrongUsage(f"{path} is not a capture: only captures grow")
+        matcher = ConsoleMatcher(logs.console) if logs.console else None
+        diagnosis = Diagnosis(source.header, world, dragonball, matcher)
+        found: list[Finding] = []
+        while True:
+            live = source.live
+            for offset, record in source.grow():
+                for finding in diagnosis.feed(record, offset):
+                    found.append(finding)
+                    yield finding
+            if not live and not source.live:
+                break
+            time.sleep(poll_s)
+        last = sorted(diagnosis.finish(), key=sort_key)
+        yield from last
+        yield from of_vmm_log(logs.vmm, found + last)
 
 
 def diagnose_logs(name: Path, logs: Logs) -> Diagnosed:

@@ -1,0 +1,272 @@
+"""Takes out of texts what identifies people and hosts, and leaves what explains a failure.
+
+Every value gets a placeholder, the same one wherever it stands: `host-1`, `id-2`, `ip-1`. Lines that
+belong together still do. The kernel's addresses and registers stay, and so do times and sizes.
+docs/bundle.md tells what is looked for, and what is not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Final
+
+_BLOCK: Final = 1 << 20
+_MOST_VALUES: Final = 100_000
+"""Distinct values of a kind that are told apart; a hostile log could name any number."""
+_MOST_HOSTS: Final = 500
+
+KINDS: Final = {
+    "host": "host names",
+    "id": "pod, sandbox and container ids",
+    "ip": "IP addresses",
+    "mac": "MAC addresses",
+    "user": "user names and their directories",
+    "name": "pod and namespace names",
+    "long": "unbroken stretches of a megabyte",
+    "capture-host": "host names in captures",
+    "capture-note": "notes in captures",
+    "capture-client": "client process, user and group numbers in captures",
+    "capture-mark": "texts of marks in captures",
+}
+"""What is taken out, and how it is called in front of people."""
+
+# Words that hosts have been called, and that logs are full of.
+_ORDINARY: Final = frozenset(
+    b"agent client connect console debug device dragonball error fatal guest host info init kata "
+    b"kernel linux localhost main network node none null notice root runtime server service socket "
+    b"stderr stdout systemd test trace upcall user vcpu virtio vsock warn warning".split()
+)
+_PLACEHOLDER: Final = re.compile(rb"(?:host|id|ip|mac|user|name|long)-(?:\d+|more)")
+
+_HOST: Final = rb"[A-Za-z0-9][\w.:-]*"
+_TAG: Final = rb"(?=[^\s:\[]+\[\d+\]:|kernel:)"
+_DAY: Final = rb"\d{4}-\d\d-\d\d"
+_CLOCK: Final = rb"\d\d:\d\d:\d\d[.,\d]*"
+_PREFIXES: Final = tuple(
+    re.compile(rb"^((?:<\d{1,3}>)?" + before + rb")(" + _HOST + rb") " + after, re.MULTILINE)
+    for before, after in (
+        (rb"[A-Z][a-z]{2} [ \d]\d " + _CLOCK + rb" ", rb"(?=[^\s:]+:)"),
+        (_DAY + rb"T" + _CLOCK + rb"(?:Z|[+-]\d\d:?\d\d) ", rb"(?=[^\s:]+:)"),
+        (rb"1 " + _DAY + rb"T\S+ ", rb""),
+        (rb"[A-Z][a-z]{2} " + _DAY + rb" " + _CLOCK + rb" [A-Z]{2,5} ", _TAG),
+        (rb"\[ *\d+\.\d+\] ", _TAG),
+        (rb"\d{9,11}\.\d+ ", _TAG),
+    )
+)
+"""The beginnings of syslog and journal lines, up to the host and what has to follow it."""
+
+_QUOTED: Final = rb"\\?\"\s*:\s*\\?\""
+_KEY_HOST: Final = re.compile(
+    rb"(?i)((?<![a-z])(?:_?host_?name(?:" + _QUOTED + rb"|\s*[:=]\s*\"?| (?:set )?to <)"
+    rb"|(?:host|node(?:_?name)?)(?:" + _QUOTED + rb"|=\\?\"?)))(" + _HOST + rb")"
+)
+_KEY_NAME: Final = re.compile(
+    rb"(?i)((?<![a-z])(?:pod(?:[_.-]?name(?:space)?)?|namespace)(?:" + _QUOTED + rb"|=\\?\"?))"
+    rb"([A-Za-z][^\s\"\\,;&}\])]*)"
+)
+_KEY_USER: Final = re.compile(
+    rb"(?i)((?<![a-z])user(?:_?name)?(?:" + _QUOTED + rb"|=\\?\"?))([A-Za-z][\w.-]*)"
+)
+_CLOUD_HOST: Final = re.compile(rb"\bip-\d{1,3}-\d{1,3}-\d{1,3}-\d{1,3}\b(?:\.[\w-]+)*")
+_AT: Final = re.compile(rb"(?<![\w.+-])[A-Za-z_][\w.+-]*@[A-Za-z][\w-]*(?:\.[\w-]+)*")
+_HOME: Final = re.compile(
+    rb"\\?/(?:home|Users)\\?/[^/\\\s\"':,;<>|()\[\]{}]+|/run/user/\d+"
+    rb"|(?<![\w./-])\\?/root(?![\w-])"
+)
+_UUID: Final = re.compile(
+    rb"(?:(?<![0-9a-fA-F])|(?<=pod))[0-9a-fA-F]{8}([-_])[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1"
+    rb"[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}(?![0-9a-fA-F])"
+)
+_MAC: Final = re.compile(
+    rb"(?<![0-9a-fA-F:])[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4,18}[0-9a-fA-F]{2}(?![0-9a-fA-F:])"
+)
+_IPV6: Final = re.compile(rb"(?<![\w:.])[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?![\w:])")
+_IPV4: Final = re.compile(rb"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\d)")
+_HEX: Final = re.compile(rb"(?<![0-9a-fA-F])(?<!0[xX])[0-9a-fA-F]{12,}")
+_NAMED_ID: Final = re.compile(rb"(?:/|(?:id|sandbox|container|pod)\W{0,4}|[a-z]-)\Z", re.IGNORECASE)
+_KERNEL_LINE: Final = re.compile(rb"\[ *\d+\.\d+\]")
+_REGISTER: Final = re.compile(rb"(?:[A-Z][A-Z0-9]{1,5}|[0-9]{4}|address|x\d\d?|pc|lr|sp) ?: ?\Z")
+_NUMBERS: Final = re.compile(rb"\[\s*\d{1,3}(?:\s*,\s*\d{1,3}){7,}\s*\]")
+"""How `journalctl -o json` writes a text with control bytes: as numbers."""
+
+
+class Redactor:
+    """Placeholders for one bundle. First let it `learn` every text, then `redact` them."""
+
+    def __init__(self, hosts: Iterable[str] = ()) -> None:
+        """`hosts` are names that are known beforehand."""
+        self._values: dict[str, dict[bytes, int]] = {}
+        self._places: Counter[str] = Counter()
+        self._hosts: set[bytes] = set()
+        self._known: re.Pattern[bytes] | None = None
+        for host in hosts:
+            self.learn_host(host.encode("utf-8", "surrogatepass"))
+
+    def learn_host(self, host: bytes) -> None:
+        """A host name that is to be found wherever it stands."""
+        label = host.partition(b".")[0].lower()
+        if len(label) < 3 or label in _ORDINARY or label.isdigit() or _PLACEHOLDER.match(label):
+            return
+        if label not in self._hosts and len(self._hosts) < _MOST_HOSTS:
+            self._hosts.add(label)
+            names = b"|".join(map(re.escape, sorted(self._hosts, key=len, reverse=True)))
+            self._known = re.compile(
+                rb"(?i)(?<![A-Za-z0-9_-])(?:" + names + rb")(?![\w-])(?:\.[A-Za-z0-9][\w-]*)*"
+            )
+
+    def learn(self, text: bytes) -> None:
+        """Find the names of hosts in whole lines, by where they stand."""
+        for pattern in (*_PREFIXES, _KEY_HOST):
+            for found in pattern.finditer(text):
+                self.learn_host(found[2])
+
+    def redact(self, text: bytes) -> bytes:
+        """`text` with placeholders; lines should be whole."""
+        text = _NUMBERS.sub(self._spelled_out, text)
+        text = self._whole(_UUID, "id", text)
+        text = self._whole(_AT, "user", text)
+        text = self._whole(_CLOUD_HOST, "host", text)
+        for pattern in (*_PREFIXES, _KEY_HOST):
+            text = pattern.sub(self._host_behind, text)
+        if self._known is not None:
+            text = self._whole(self._known, "host", text)
+        text = _KEY_NAME.sub(lambda m: m[1] + self._placeholder("name", m[2]), text)
+        text = _KEY_USER.sub(lambda m: m[1] + self._placeholder("user", m[2]), text)
+        text = _HOME.sub(lambda m: b"/" + self._placeholder("user", _home_owner(m[0])), text)
+        text = self._whole(_MAC, "mac", text)
+        text = _IPV6.sub(self._ipv6, text)
+        text = _IPV4.sub(self._ipv4, text)
+        return _HEX.sub(self._hex, text)
+
+    def redact_text(self, text: str) -> str:
+        """The same for a text that is no log."""
+        raw = text.encode("utf-8", "surrogatepass")
+        return self.redact(raw).decode("utf-8", "surrogatepass")
+
+    def took_out(self, kind: str) -> None:
+        """Count something that was taken out elsewhere."""
+        self._places[kind] += 1
+
+    def placeholder(self, kind: str, text: str) -> str:
+        """What stands for a text that is to be replaced as a whole."""
+        return self._placeholder(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
+
+    def account(self) -> list[dict[str, str | int]]:
+        """What was taken out, by kind: how many values, at how many places. Never the values."""
+        return [
+            {
+                "kind": kind,
+                "what": what,
+                "values": len(self._values.get(kind, ())) or self._places[kind],
+                "places": self._places[kind],
+            }
+            for kind, what in KINDS.items()
+            if self._places[kind]
+        ]
+
+    def _placeholder(self, kind: str, value: bytes, key: bytes | None = None) -> bytes:
+        if _PLACEHOLDER.fullmatch(value):
+            return value
+        self._places[kind] += 1
+        numbers = self._values.setdefault(kind, {})
+        key = (value if key is None else key).lower()
+        number = numbers.get(key)
+        if number is None:
+            if len(numbers) >= _MOST_VALUES:
+                return f"{kind}-more".encode()
+            number = numbers[key] = len(numbers) + 1
+        return f"{kind}-{number}".encode()
+
+    def _whole(self, pattern: re.Pattern[bytes], kind: str, text: bytes) -> bytes:
+        key: Callable[[bytes], bytes] = _label if kind == "host" else bytes
+        return pattern.sub(lambda m: self._placeholder(kind, m[0], key(m[0])), text)
+
+    def _host_behind(self, found: re.Match[bytes]) -> bytes:
+        host = found[2]
+        if host.lower() in _ORDINARY:
+            return found[0]
+        after = found[0][len(found[1]) + len(host) :]
+        return found[1] + self._placeholder("host", host, _label(host)) + after
+
+    def _ipv6(self, found: re.Match[bytes]) -> bytes:
+        text = found[0]
+        address = text.rstrip(b".")
+        if not text.endswith(b"::"):
+            address = address.rstrip(b":")
+        if b"::" not in address and address.count(b":") != 7:
+            return text
+        try:
+            parsed = ipaddress.IPv6Address(address.decode())
+        except ValueError:
+            return text
+        if parsed.is_loopback or parsed.is_unspecified:
+            return text
+        return self._placeholder("ip", address, parsed.packed.hex().encode()) + text[len(address) :]
+
+    def _ipv4(self, found: re.Match[bytes]) -> bytes:
+        address = found[0]
+        octets = [int(octet) for octet in address.split(b".")]
+        if max(octets) > 255 or octets[0] == 127 or not any(octets):
+            return address
+        return self._placeholder("ip", address)
+
+    def _hex(self, found: re.Match[bytes]) -> bytes:
+        digits, text, begin = found[0], found.string, found.start()
+        before = text[max(0, begin - 16) : begin]
+        if digits.isdigit() and len(digits) < 20 and not _NAMED_ID.search(before):
+            return digits  # a time or a size
+        if digits[:-1].isdigit() and digits[-1:] in b"eE" and before.endswith(b"."):
+            return digits  # a fraction with an exponent
+        if len(digits) == 16:
+            line = text[max(text.rfind(b"\n", 0, begin), begin - 200, 0) : begin]
+            if _REGISTER.search(before) or _KERNEL_LINE.search(line):
+                return digits  # an address or a register of the kernel's
+        # A container's id is often cut to its first twelve digits.
+        return self._placeholder("id", digits, digits[:12] if len(digits) == 64 else digits)
+
+    def _spelled_out(self, found: re.Match[bytes]) -> bytes:
+        numbers = [int(number) for number in found[0].strip(b"[]").split(b",")]
+        if max(numbers) > 255:
+            return found[0]
+        text = self.redact(bytes(numbers)).decode("utf-8", "backslashreplace")
+        return json.dumps(text).encode()
+
+
+def _label(host: bytes) -> bytes:
+    """A host's name without its domain: both are the same host."""
+    return host if host.replace(b".", b"").isdigit() else host.partition(b".")[0]
+
+
+def _home_owner(path: bytes) -> bytes:
+    return path.replace(b"\\", b"").rstrip(b"/").rpartition(b"/")[2]
+
+
+def blocks(file: IO[bytes]) -> Iterator[bytes | None]:
+    """A log in pieces of about a megabyte that end where a line ends.
+
+    Where a megabyte has no end of line it is cut at a blank, and None stands for what has not even
+    that: nobody could say what is in it.
+    """
+    rest = b""
+    unbroken = False
+    while piece := file.read(_BLOCK):
+        rest += piece
+        cut = (rest.rfind(b"\n") + 1) or (rest.rfind(b" ") + 1 if len(rest) >= _BLOCK else 0)
+        if unbroken:
+            end = min((at for at in (rest.find(b"\n"), rest.find(b" ")) if at >= 0), default=-1)
+            if end < 0:
+                rest = b""
+                continue
+            rest, cut, unbroken = rest[end:], max(0, cut - end), False
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+        if len(rest) >= _BLOCK:
+            yield None
+            rest, unbroken = b"", True
+    if rest:
+        yield rest
