@@ -15,7 +15,7 @@ from ..formats import open_source
 from ..formats.transcript import write as write_transcript
 from ..opening import build_index
 from .console import talk
-from .files import CAPTURE, open_capture, replacing, tell_losses
+from .files import CAPTURE, open_capture, replacing, tell_damage, tell_losses
 
 EXPORTS = ("transcript",)
 
@@ -52,9 +52,7 @@ def import_command(
             build_index(temporary)
         opened = open_capture(output)
         code = tell_losses(output, opened)
-        for damage in source.damage:
-            where = "its end is torn" if damage.at_end else "damaged"
-            talk(f"{file}: {where} at offset {damage.offset}: {damage.size} bytes left out")
+        if tell_damage(file, source.damage):
             code = ExitCode.LOST
     talk(f"{output}: {len(opened.connections)} connections, {len(opened.operations)} operations")
     return code

@@ -19,6 +19,8 @@ from .. import __version__
 from ..capture.index import append_mark
 from ..capture.records import COMMENT, Header, Mark
 from ..client import UpcallClient
+from ..diagnose.report import as_text
+from ..diagnose.run import diagnose
 from ..errors import ExitCode
 from ..guest import SimulatedGuest
 from ..kernel.world import kata_pod
@@ -35,6 +37,7 @@ from .show import comments, show_comments, show_operation
 _T = MessageType
 _DISK: Final = (0xE0006000, 0x2000, 5)
 _PATIENCE_S: Final = 0.5
+_WORLD: Final = kata_pod()
 _WRONG_MAGIC: Final = dataclasses.replace(mmio_request(_T.ADD_MMIO, *_DISK), magic_version=0)
 _SCRIPT: Final[tuple[tuple[tuple[Request, str], ...], ...]] = (
     (
@@ -90,10 +93,12 @@ def demo_command() -> ExitCode:
     for operation in capture.operations:
         show_operation(operation)
         show_comments(remarks, operation)
-    failed = sum(operation.failed for operation in capture.operations)
+    out("\nWhy, by upcall-trace diagnose:\n")
+    for line in as_text([diagnose(path, _WORLD)]):
+        out(line)
     out(
-        f"\n{len(capture.operations)} operations on {len(capture.connections)} connections, "
-        f"{failed} without success. The capture is\n{path}\n\nTry:\n"
+        f"\nThe capture is\n{path}\n\nTry:\n"
+        f"  upcall-trace diagnose --all {path}\n"
         f"  upcall-trace show --filter 'ret < 0' {path}\n"
         f"  upcall-trace show --hex {path}\n"
         f"  upcall-trace show {sample('cpu_lifecycle')}   # a real guest"
@@ -105,7 +110,7 @@ def _record(directory: Path, path: Path) -> None:
     """Run the script through the proxy into a capture with remarks and an index."""
     header = Header(source="proxy", tool=f"upcall-trace {__version__}", wall_ns=time.time_ns())
     with (
-        SimulatedGuest(kata_pod(), path=directory / "guest") as guest,
+        SimulatedGuest(_WORLD, path=directory / "guest") as guest,
         closing(Listener(directory / "proxy")) as listener,
         closing(Recorder(path, header, OnStoreError.STOP, threading.Event())) as recorder,
     ):

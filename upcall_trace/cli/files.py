@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ..capture.reader import is_being_written
+from ..capture.reader import Damage, is_being_written
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..opening import Capture, load
 from .console import progress, talk
@@ -31,12 +31,7 @@ def open_capture(path: Path) -> Capture:
 
 def tell_losses(path: Path, capture: Capture) -> ExitCode:
     """Say on stderr what is missing of a capture; the exit code that this deserves."""
-    lost = bool(capture.damage)
-    for damage in capture.damage[:_DAMAGE_TOLD]:
-        where = "the end is torn" if damage.at_end else "damaged"
-        talk(f"{path}: {where} at offset {damage.offset}: {damage.size} bytes cannot be read")
-    if len(capture.damage) > _DAMAGE_TOLD:
-        talk(f"{path}: damaged in {len(capture.damage) - _DAMAGE_TOLD} more places")
+    lost = tell_damage(path, capture.damage)
     if capture.gaps:
         talk(f"{path}: {capture.gaps} bytes of traffic were not recorded")
         lost = True
@@ -44,6 +39,16 @@ def tell_losses(path: Path, capture: Capture) -> ExitCode:
         talk(f"{path}: the recording was not closed cleanly; its last moments may be missing")
         lost = True
     return ExitCode.LOST if lost else ExitCode.EXPECTED
+
+
+def tell_damage(path: Path, found: list[Damage]) -> bool:
+    """Say on stderr where a file cannot be read, up to a point; whether there is such a place."""
+    for damage in found[:_DAMAGE_TOLD]:
+        where = "the end is torn" if damage.at_end else "damaged"
+        talk(f"{path}: {where} at offset {damage.offset}: {damage.size} bytes cannot be read")
+    if len(found) > _DAMAGE_TOLD:
+        talk(f"{path}: damaged in {len(found) - _DAMAGE_TOLD} more places")
+    return bool(found)
 
 
 @contextmanager

@@ -24,14 +24,17 @@ _WANTED: Final = re.compile(
 )
 _MANAGER: Final = re.compile(r"db-dev-mgr: (.*)")
 _CPU: Final = re.compile(
-    r"(?:Current vcpu number: \d+, )?(add|del|Add|Delete) vcpu number ?: (\d+)"
+    r"(?:Current vcpu number: \d+, )?(add|del|Add|Delete) vcpu number ?: (\d{1,9})"
 )
 _CPU_ID: Final = re.compile(r"(?:adding vcpu apic_id|deleting vcpu|cannot be added: apci_id) (\d+)")
 _CPU_DONE: Final = re.compile(r"cpu event notification: (?:apic ids index|cpu_id) (\d+)")
-_PCI: Final = re.compile(r"(add|remove) pci device of busno: ([0-9a-f]+), devfn: ([0-9a-f]+)")
-_FAILED: Final = re.compile(r"Command run failed, err: (-?\d+)")
+_PCI: Final = re.compile(
+    r"(add|remove) pci device of busno: ([0-9a-f]{1,2}), devfn: ([0-9a-f]{1,2})\b"
+)
+_FAILED: Final = re.compile(r"Command run failed, err: (-?\d{1,9})\b")
 _REGISTERING: Final = re.compile(
-    r"virtio-mmio: Registering device (virtio-mmio\.\d+) at 0x([0-9a-f]+)-0x([0-9a-f]+), IRQ (\d+)"
+    r"virtio-mmio: Registering device (virtio-mmio\.\d+) "
+    r"at 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16}), IRQ (\d{1,9})\."
 )
 _MMIO_PROBE: Final = re.compile(
     r"virtio-mmio (virtio-mmio\.\d+): (?:Wrong magic value|Version \S+ not supported|"
@@ -54,6 +57,7 @@ _REASONS: Final = (
     (re.compile(r"Could not find PCI bus for busno"), "UP401"),
     (re.compile(r"Could not find PCI device for slot"), "UP402"),
 )
+_U64: Final = (1 << 64) - 1
 _KEPT: Final = 200_000
 """Operations that a console may be about; a hostile one would go on for ever."""
 
@@ -115,7 +119,7 @@ class _Reader:
         elif found := _REGISTERING.search(text):
             base, end, irq = int(found[2], 16), int(found[3], 16), int(found[4])
             added = self._begin(MessageType.ADD_MMIO, line)
-            added.window, added.device, added.ret = (base, end - base + 1, irq), found[1], 0
+            added.window, added.device, added.ret = (base, end - base + 1 & _U64, irq), found[1], 0
             self._devices[found[1]] = added
         elif found := _MMIO_PROBE.search(text):
             self._probe(self._devices.get(found[1] or found[2]), line)
@@ -157,7 +161,7 @@ class _Reader:
         elif said.startswith("db_devmgr_process : Not found valid command"):
             self._begin(None, line).ret = EPERM
         elif found := _FAILED.search(said):
-            self._failed(line, int(found[1][:12]), current)
+            self._failed(line, int(found[1]), current)
         elif current is not None and current.msg_type is not None:
             current.lines.append(line)
             if found := _CPU_ID.search(said):

@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 from ...errors import UnreadableInput
 
 _LINE_LIMIT: Final = 64 << 10
+_NUMBERS: Final = re.compile(rb'"MESSAGE"\s*:\s*\[')
+"""How a journal's message begins that is written as numbers; words cannot be found in it."""
 _SAID_LIMIT: Final = 4096
 _GUEST_TIME: Final = re.compile(r"\[\s*(\d{1,9}\.\d{1,9})\]")
 _WALL_TIME: Final = re.compile(
@@ -43,7 +45,7 @@ def read_lines(path: Path, wanted: re.Pattern[bytes]) -> Iterator[LogLine]:
             number = 0
             while raw := file.readline(_LINE_LIMIT):
                 number += 1
-                if wanted.search(raw):
+                if wanted.search(raw) or _NUMBERS.search(raw):
                     yield _line(number, raw)
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
