@@ -89,7 +89,8 @@ def headline(finding: Finding) -> str:
     """One line: where, how bad, the code, and what happened."""
     possibly = " possibly" if finding.inferred else ""
     head = f"{place(finding):>7} {finding.severity.word:<7}{possibly} {finding.code} {finding.name}"
-    return safe(f"{head}: {finding.what}")[:WIDTH]
+    line = safe(f"{head}: {finding.what}")
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
 def in_full(finding: Finding) -> Iterator[str]:
