@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -29,17 +28,21 @@ from upcall_trace.transport import is_alive
 COMMAND = [sys.executable, "-m", "upcall_trace", "record"]
 
 
+_LIMITED = (
+    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Starts a command whose files cannot grow beyond a size, as on a full disk."""
+
+
 class Running:
     """A `record` process that accepts connections."""
 
     def __init__(self, *arguments: str | Path, file_limit: int | None = None) -> None:
-        def limit() -> None:
-            if file_limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
-        self.process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, preexec_fn=limit
-        )
+        command = [*COMMAND, *map(str, arguments)]
+        if file_limit is not None:
+            command = [sys.executable, "-c", _LIMITED.format(file_limit), *command]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.said: list[str] = []
         assert self.process.stderr is not None
         for line in self.process.stderr:

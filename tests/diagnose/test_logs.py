@@ -157,7 +157,7 @@ def test_hostile_logs_are_bounded_and_never_raise(tmp_path: Path) -> None:
     logs = read_logs(tmp_path / "log", tmp_path / "log")
     found = diagnose_logs(tmp_path / "log", logs).findings
     assert time.monotonic() - begun < 5
-    assert codes(found) == ["UP599"]
+    assert codes(found) == ["UP204"]
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
