@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from dissectors.channel import NEED_DATA, Client, RemoteProtocolError, State
@@ -56,8 +55,8 @@ class UpcallClient:
     def ask(self, request: bytes, timeout_s: float) -> Answer | None:
         """Send `request` in one write and wait for a whole reply.
 
-        None when no whole reply came in time, or the guest closed. The reply is decoded for
-        the architecture of a CPU request, else for the client's.
+        None when no whole reply came in time, or the guest closed. Nothing of the reply is
+        checked; it is decoded for the client's architecture.
         """
         begun = time.monotonic_ns()
         self._stream.settimeout(timeout_s)
@@ -85,12 +84,7 @@ class UpcallClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self, port: int) -> socket.socket:

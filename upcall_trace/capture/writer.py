@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from io import BufferedWriter
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from .records import MAGIC, End, Header, Record, encode
@@ -47,12 +46,7 @@ class CaptureWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:

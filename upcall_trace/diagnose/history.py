@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..kernel.world import PciDevice, Window, World
+from ..kernel.world import Window, World
 from .finding import Ref
 
 
@@ -27,6 +27,9 @@ class History:
     removed_pci: dict[tuple[int, int], Ref] = field(default_factory=dict)
     unplugged_numbers: bool = False
     """A CPU was removed: on old kernels some may be out of the lookup's reach since."""
+    unsure: bool = False
+    """The guest may have taken requests in another order than their replies tell, or executed
+    some whose replies are missing: what is listed here may be gone."""
     stuck_by: Ref | None = None
     """The request that left the hotplug lock taken, as far as that is known."""
     died: dict[int, Ref] = field(default_factory=dict)
@@ -62,6 +65,3 @@ class History:
             if other == base:
                 return Window(other, size, irq), ref
         return None
-
-    def has_pci(self, device: PciDevice) -> bool:
-        return (device.bus, device.devfn) in self.pci

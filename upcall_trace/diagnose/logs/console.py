@@ -82,7 +82,6 @@ class ConsoleOperation:
     oops: bool = False
     closed: bool = False
     probe_failed: LogLine | None = None
-    is_last: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -203,8 +202,6 @@ def read_console(path: Path) -> list[ConsoleOperation]:
     for operation in operations[:-1]:
         if operation.pci is not None and operation.ret is None and not operation.oops:
             operation.ret = 0
-    if operations:
-        operations[-1].is_last = True
     return operations
 
 
