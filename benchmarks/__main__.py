@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, relays, start
+from . import decoding, guest, relays, start
 
-ALL = {"relays": relays.run, "decoding": decoding.run, "start": start.run}
+ALL = {"relays": relays.run, "guest": guest.run, "decoding": decoding.run, "start": start.run}
 
 
 def main() -> None:

@@ -28,14 +28,14 @@ def run() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         server = directory / "vmm"
-        _start(stack, server, sys.executable, "-m", "benchmarks.peers", str(server))
+        start(stack, server, sys.executable, "-m", "benchmarks.peers", str(server))
         paths = {
             "direct": server,
             "socat": _socat(stack, directory / "socat", server),
             "socat -b262144": _socat(stack, directory / "socat-big", server, "-b262144"),
             "record": directory / "record",
         }
-        _start(
+        start(
             stack, paths["record"], sys.executable, "-m", "upcall_trace", "record",
             "--listen", str(paths["record"]), "--upstream", str(server),
             "-o", str(directory / "bench.upcap"),
@@ -75,14 +75,14 @@ def _bulk(paths: dict[str, Path]) -> Iterator[str]:
 
 
 def _socat(stack: ExitStack, path: Path, server: Path, *options: str) -> Path:
-    _start(
+    start(
         stack, path, "socat", *options,
         f"UNIX-LISTEN:{path},fork,backlog=64", f"UNIX-CONNECT:{server}",
     )  # fmt: skip
     return path
 
 
-def _start(stack: ExitStack, path: Path, *command: str) -> None:
+def start(stack: ExitStack, path: Path, *command: str) -> None:
     """A process that lives as long as the stack, once it listens at `path`."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     stack.callback(process.wait)

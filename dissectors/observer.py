@@ -35,6 +35,7 @@ _KEPT_OPEN = 64
 _LOST_OPEN = 1 << 16
 """Open requests that gaps can account for; a gap's size is only a number, and may be any."""
 _MAGIC = MAGIC_VERSION.to_bytes(4, "little")
+_CONNECT = b"CONNECT "
 
 
 class Start(Enum):
@@ -111,6 +112,9 @@ class Observer:
                     position = self._connect_line(sent, events)
                 case _Phase.SERVICE:
                     position = self._service_byte(sent, position, events)
+                case _Phase.MIDDLE if sent.upper().startswith(_CONNECT):
+                    self._to_phase = self._from_phase = _Phase.LINE  # only its opening is missing
+                    self._service, self._accepted = None, False
                 case _Phase.MIDDLE:
                     self._to_phase = _Phase.SERVICE if len(sent) == 1 else _Phase.MESSAGES
                     if self._to_phase is _Phase.MESSAGES:
@@ -217,6 +221,9 @@ class Observer:
         if self._line:
             events.append(Incomplete(True, self._line))
             self._line = b""
+        if self._to_phase is _Phase.MIDDLE and size >= DEVICE_MANAGER.request_size:
+            self._to_phase = _Phase.MESSAGES  # too much for a service byte
+            self._request_buffer = bytes(DEVICE_MANAGER.request_size)
         if self._to_phase in (_Phase.LINE, _Phase.SERVICE):
             self._to_phase, self._service = _Phase.MIDDLE, DEVICE_MANAGER
         elif self._to_phase is _Phase.MESSAGES and self._service is not None:
@@ -289,7 +296,9 @@ class Observer:
             self._from = self._from[begin:]
         if len(self._from) >= DEVICE_MANAGER.reply_size:
             first = decode_reply(self._from[: DEVICE_MANAGER.reply_size])
-            self._from_phase = _Phase.HELLO if first.is_hello else _Phase.MESSAGES
+            # A guest says hello before it is asked; a reply may look the same.
+            hello = first.is_hello and not self._open
+            self._from_phase = _Phase.HELLO if hello else _Phase.MESSAGES
 
     def _connect_line(self, sent: bytes, events: list[Event]) -> int:
         begun = len(self._line)

@@ -323,6 +323,17 @@ def test_a_client_that_vanishes_is_recorded_as_gone(recorded: Recorded) -> None:
     assert transcript(recorded.records())[-1] == "1 close by client"
 
 
+def test_the_end_of_the_recording_is_nobodys_close(recorded: Recorded) -> None:
+    with Upcall(recorded.path) as client:
+        client.ask(ADD)
+        other = open_port(recorded.path, 1024)
+        records = recorded.records()
+        assert client.stream.recv(64) == b""
+        assert other.recv(64) == b""
+        other.close()
+    assert not [record for record in records if isinstance(record, Close)]
+
+
 def test_without_an_upstream_the_client_is_closed_and_the_user_told_once(tmp_path: Path) -> None:
     said: list[str] = []
     recorder = Recorder(tmp_path / "c", Header("proxy"), OnStoreError.STOP, threading.Event())

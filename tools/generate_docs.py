@@ -31,7 +31,7 @@ from dissectors.constants import (
 from dissectors.messages import mmio_request
 from dissectors.vsockmon import Operation, Transport, VirtioOp
 
-from . import capture_blocks, program_blocks
+from . import capture_blocks, diagnosis_blocks, program_blocks
 from .markdown import code, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -225,6 +225,13 @@ BLOCKS: Final[Blocks] = {
     "capture-columns": capture_blocks.capture_columns,
     "capture-example": capture_blocks.capture_example,
     "transcript-lines": capture_blocks.transcript_lines,
+    "codes": diagnosis_blocks.codes,
+    "code-pages": diagnosis_blocks.code_pages,
+    "diagnose-example": diagnosis_blocks.diagnose_example,
+    "console-example": diagnosis_blocks.console_example,
+    "joined-example": diagnosis_blocks.joined_example,
+    "json-finding": diagnosis_blocks.json_finding,
+    "github-example": diagnosis_blocks.github_example,
 }
 
 

@@ -28,44 +28,44 @@ _SOCKET: Final = "captures/guest_oops.upcap"
 _INSIDE: Final = "captures/real_client_simple.upcap"
 
 
-def _run(command: str, capture: str, *options: str) -> str:
+def run(command: str, capture: str, *options: str) -> str:
     """What a command says on stdout about a capture that is shipped."""
     arguments = [command, str(ROOT / capture), *options]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     return result.stdout.rstrip()
 
 
-def _session(command: str, capture: str, *options: str, lines: int | None = None) -> str:
+def session(command: str, capture: str, *options: str, lines: int | None = None) -> str:
     """A command as it is typed, and the first `lines` lines of what it prints."""
     typed = " ".join(f"'{word}'" if " " in word else word for word in options)
-    shown = _run(command, capture, *options).splitlines()[:lines]
+    shown = run(command, capture, *options).splitlines()[:lines]
     prompt = f"$ upcall-trace {command} {capture} {typed}".rstrip()
     return fenced("\n".join([prompt, *shown]), "console")
 
 
 def show_example() -> str:
     """The operations of a recording."""
-    return _session("show", _CPUS)
+    return session("show", _CPUS)
 
 
 def filter_example() -> str:
     """Some operations of a recording."""
-    return _session("show", _PCI, "--filter", "stale-error")
+    return session("show", _PCI, "--filter", "stale-error")
 
 
 def info_example() -> str:
     """The counts of a recording."""
-    return _session("info", _CPUS)
+    return session("info", _CPUS)
 
 
 def frames_on_the_socket() -> str:
     """The beginning of a connection as a client of the socket sees it."""
-    return _session("show", _SOCKET, "--frames", lines=9)
+    return session("show", _SOCKET, "--frames", lines=9)
 
 
 def frames_in_the_guest() -> str:
     """The beginning of a connection as vsockmon shows it."""
-    return _session("show", _INSIDE, "--frames", lines=7)
+    return session("show", _INSIDE, "--frames", lines=7)
 
 
 def exit_codes() -> str:
@@ -114,11 +114,12 @@ def _value(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         value = " or ".join(map(code, option.type.choices))
     else:
-        value = option.metavar or {"integer": "NUMBER"}.get(option.type.name, "PATH")
+        number = option.type.name.startswith(("integer", "float"))
+        value = option.metavar or ("NUMBER" if number else "PATH")
     remarks = ["required"] if option.required else []
     if option.multiple:
         remarks.append("may be repeated")
-    elif isinstance(option.default, (str, int)):
+    elif isinstance(option.default, (str, int, float)):
         remarks.append(f"default {code(option.default)}")
     return ", ".join([value, *remarks])
 
@@ -199,7 +200,7 @@ def anomalies() -> str:
 # JSON.
 
 
-def _pretty(line: str) -> str:
+def pretty(line: str) -> str:
     """One object, for reading: a line for each key."""
     keys = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in json.loads(line).items())
     return fenced("\n".join(["{", ",\n".join(keys), "}"]), "json")
@@ -207,14 +208,14 @@ def _pretty(line: str) -> str:
 
 def json_operation() -> str:
     """One line of `show --json`."""
-    return _pretty(_run("show", _CPUS, "--json").splitlines()[2])
+    return pretty(run("show", _CPUS, "--json").splitlines()[2])
 
 
 def json_frame() -> str:
     """One line of `show --frames --json`."""
-    return _pretty(_run("show", _SOCKET, "--frames", "--json").splitlines()[1])
+    return pretty(run("show", _SOCKET, "--frames", "--json").splitlines()[1])
 
 
 def json_info() -> str:
     """What `info --json` prints."""
-    return _pretty(_run("info", _CPUS, "--json"))
+    return pretty(run("info", _CPUS, "--json"))

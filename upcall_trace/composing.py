@@ -27,13 +27,19 @@ from .session import Session
 
 
 def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:
-    """The records of some connections, and those of none: what the VMM did, marks without one."""
+    """The records of some connections, and those of none.
+
+    Those are what the VMM did, marks without a connection, and gaps of which nobody knows whose
+    bytes are missing.
+    """
     for record in records:
-        if isinstance(record, End):
-            continue
-        conn = getattr(record, "conn", None)
-        if conn in conns or isinstance(record, Vmm) or (isinstance(record, Mark) and conn is None):
-            yield record
+        match record:
+            case End():
+                continue
+            case Vmm() | Mark(conn=None) | Gap(conn=0):
+                yield record
+            case _ if getattr(record, "conn", None) in conns:
+                yield record
 
 
 def merge(sources: Sequence[tuple[Header, Iterable[Record]]]) -> tuple[Header, Iterator[Record]]:

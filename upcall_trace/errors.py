@@ -20,7 +20,8 @@ class ExitCode(IntEnum):
 
 EXIT_MEANINGS: dict[ExitCode, str] = {
     ExitCode.EXPECTED: "as expected",
-    ExitCode.DIFFERENT: "replies differ, or the peer died on the way",
+    ExitCode.DIFFERENT: "replies differ, the peer died on the way, or a finding is at or above "
+    "--fail-on",
     ExitCode.USAGE: "wrong usage, or a plan refused",
     ExitCode.LOST: "finished, but something was lost on the way: a torn file, a truncated import, "
     "a gap in the recording",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dissectors.constants import Arch
 from dissectors.events import (
     ConnectLine,
     Event,
@@ -34,6 +35,7 @@ from .capture.records import (
     Vmm,
 )
 from .formats import Source
+from .provenance import Provenance, Run
 from .render import duration, fields_text, safe
 from .session import Session
 
@@ -42,7 +44,8 @@ from .session import Session
 class Frame:
     """One thing that happened; `direction` is `>` to the guest, `<` from it, else empty.
 
-    `t_ns` counts from the capture's first record; `request` is the operation it belongs to.
+    `t_ns` counts from the capture's first record; `request` is the operation it belongs to. `runs`
+    say where the bytes of a request or reply come from, where that was asked for.
     """
 
     number: int
@@ -52,25 +55,65 @@ class Frame:
     text: str
     raw: bytes = b""
     request: int | None = None
+    runs: tuple[Run, ...] = ()
 
 
-def frames(source: Source) -> Iterator[Frame]:
+def frames(source: Source, with_provenance: bool = False) -> Iterator[Frame]:
     """Every frame of an open source, in the order of the records."""
     session = Session(source.header)
+    origins = _Origins(source.header) if with_provenance else None
     number = 0
     for offset, record in source.records():
         events = session.feed(record, offset)
+        traced = origins.feed(record, events) if origins else [()] * len(events)
         shown = [_of_event(event) for event in events] or [_of_record(record)]
-        for direction, text, raw, request in shown:
+        for (direction, text, raw, request), runs in zip(shown, traced or [()], strict=True):
             if text:
                 t_ns = getattr(record, "t_ns", session.last_ns) - (session.first_ns or 0)
                 conn = getattr(record, "conn", 0) or 0
-                yield Frame(number, t_ns, conn, direction, text, raw, request)
+                yield Frame(number, t_ns, conn, direction, text, raw, request, runs)
                 number += 1
         if isinstance(record, Close) and events:
             text = _of_record(record)[1]
             yield Frame(number, record.t_ns - (session.first_ns or 0), record.conn, "", text)
             number += 1
+
+
+class _Origins:
+    """The provenance of every connection's bytes."""
+
+    def __init__(self, header: Header) -> None:
+        known = {arch.value: arch for arch in Arch}
+        self._arch = known.get(header.arch or "")
+        self._connections: dict[int, Provenance] = {}
+
+    def feed(self, record: Record, events: Sequence[Event]) -> list[tuple[Run, ...]]:
+        """The runs of each of a record's events."""
+        match record:
+            case Open(conn=conn, begins=begins):
+                whole = begins is not Begins.MIDDLE
+                self._connections[conn] = Provenance(whole, self._arch)
+            case Gap(conn=0):
+                for connection in self._connections.values():
+                    connection.missing()
+            case Chunk(conn=conn) | Gap(conn=conn):
+                if conn not in self._connections:
+                    self._connections[conn] = Provenance(from_start=False, arch=self._arch)
+                return [_runs_of(self._connections[conn], event) for event in events]
+            case Close(conn=conn, how=how) if how is not How.HALF:
+                self._connections.pop(conn, None)
+        return [()] * len(events)
+
+
+def _runs_of(connection: Provenance, event: Event) -> tuple[Run, ...]:
+    match event:
+        case RequestReceived():
+            return tuple(connection.request(event))
+        case ReplyReceived():
+            return tuple(connection.reply(event))
+        case Lost():
+            connection.lost(event)
+    return ()
 
 
 _Shown = tuple[str, str, bytes, int | None]

@@ -172,8 +172,9 @@ class SimulatedGuest:
             with self._lock:
                 now = time.monotonic_ns()
                 steps = link.expire(now) if received is None else link.receive(received, now)
-            if not all(self._take(stream, step) for step in steps):
-                return
+            for step in steps:
+                if not self._take(stream, step):
+                    return
 
     def _receive(self, stream: socket.socket, link: Link) -> bytes | None:
         """What came, or None when the link's deadline passed before anything did."""

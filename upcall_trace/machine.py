@@ -161,14 +161,14 @@ class Link:
     def read_size(self) -> int:
         """Bytes that the next read may take; 0 when nobody reads any more."""
         match self._phase:
+            case _Phase.REQUESTS:
+                return MESSAGE_SIZE
             case _Phase.LINE:
                 # Dragonball reads up to the newline, so what follows is left for the guest.
                 dragonball = self._machine.habits.backend is Backend.DRAGONBALL
                 return 1 if dragonball else _BULK_SIZE
             case _Phase.SERVICE:
                 return 1
-            case _Phase.REQUESTS:
-                return MESSAGE_SIZE
             case _Phase.ECHO:
                 return _BULK_SIZE
         return 0
@@ -184,6 +184,8 @@ class Link:
         if not received:
             return self._close() if self._phase is not _Phase.CLOSED else []
         match self._phase:
+            case _Phase.REQUESTS:
+                return self._answer(received)
             case _Phase.LINE:
                 return self._connect(received)
             case _Phase.SERVICE:
@@ -193,8 +195,6 @@ class Link:
                     return self._close()
                 self._phase = _Phase.REQUESTS
                 return [Step(now_ns, greeting)]
-            case _Phase.REQUESTS:
-                return self._answer(received)
             case _Phase.ECHO if not self._machine.guest.cut_off:
                 return [Step(now_ns, received)]
         return []
@@ -231,7 +231,9 @@ class Link:
     def _answer(self, piece: bytes) -> list[Step]:
         machine = self._machine
         self._request += 1
-        fault = machine.faults.strike(self._connection.peek_type(piece))
+        fault = None
+        if machine.faults.rules:
+            fault = machine.faults.strike(self._connection.peek_type(piece))
         if fault is not None:
             machine.on_strike(
                 f"fault {fault.text} strikes connection {self.number}, request {self._request}"
@@ -257,6 +259,8 @@ class Link:
 
     def _steps(self, outcome: Outcome, fault: Fault | None, due_ns: int) -> list[Step]:
         reply = outcome.reply or b""
+        if fault is None:
+            return [Step(due_ns, reply)]
         match fault:
             case Fault(action="drop"):
                 return []

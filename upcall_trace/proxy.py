@@ -16,6 +16,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _DESCRIPTORS: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")
 _STACK_SIZE: Final = 256 << 10
 _ACCEPT_PAUSE_S: Final = 0.05
+_GRACE_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,10 @@ class Proxy:
             relays = list(self._relays)
         for listener in self._listening:
             _shutdown(listener, socket.SHUT_RDWR)
+        # A side that has closed by now is to be recorded as the one that did.
+        grace_ends = time.monotonic() + _GRACE_S
+        for relay in relays:
+            relay.done.wait(max(0.0, grace_ends - time.monotonic()))
         for relay in relays:
             relay.cut()
         for relay in relays:
@@ -188,7 +194,9 @@ class _Relay:
             self._proxy.forget(self)
 
     def cut(self) -> None:
-        """End both directions now, from another thread."""
+        """End both directions now, from another thread; the recording ends before they do."""
+        with self._lock:
+            self._closed = True  # what the two sides see from here on is our doing
         for stream in (self._client, self._guest):
             if stream is not None:
                 _shutdown(stream, socket.SHUT_RDWR)

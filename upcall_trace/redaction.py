@@ -1,8 +1,8 @@
 """Takes out of texts what identifies people and hosts, and leaves what explains a failure.
 
-Every value gets a placeholder, the same one wherever it stands: `host-1`, `id-2`, `ip-1`. Lines that
-belong together still do. The kernel's addresses and registers stay, and so do times and sizes.
-docs/bundle.md tells what is looked for, and what is not.
+Every value gets a placeholder, the same one wherever it stands: `host-1`, `id-2`, `ip-1`. Lines
+that belong together still do. The kernel's addresses and registers stay, and so do times and sizes.
+docs/diagnosis.md tells what is looked for, and what is not.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ KINDS: Final = {
     "user": "user names and their directories",
     "name": "pod and namespace names",
     "long": "unbroken stretches of a megabyte",
+    "mark-name": "names of marks in captures",
     "capture-host": "host names in captures",
     "capture-note": "notes in captures",
     "capture-client": "client process, user and group numbers in captures",
@@ -59,6 +60,8 @@ _PREFIXES: Final = tuple(
 )
 """The beginnings of syslog and journal lines, up to the host and what has to follow it."""
 
+_BEGINS: Final = rb"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt])|(?<=[0-9;\[]m))"
+"""Where a word may begin: also behind an escaped newline, and behind a colour."""
 _QUOTED: Final = rb"\\?\"\s*:\s*\\?\""
 _KEY_HOST: Final = re.compile(
     rb"(?i)((?<![a-z])(?:_?host_?name(?:" + _QUOTED + rb"|\s*[:=]\s*\"?| (?:set )?to <)"
@@ -115,7 +118,7 @@ class Redactor:
             self._hosts.add(label)
             names = b"|".join(map(re.escape, sorted(self._hosts, key=len, reverse=True)))
             self._known = re.compile(
-                rb"(?i)(?<![A-Za-z0-9_-])(?:" + names + rb")(?![\w-])(?:\.[A-Za-z0-9][\w-]*)*"
+                rb"(?i)" + _BEGINS + rb"(?:" + names + rb")(?![\w-])(?:\.[A-Za-z0-9][\w-]*)*"
             )
 
     def learn(self, text: bytes) -> None:
@@ -127,7 +130,7 @@ class Redactor:
     def redact(self, text: bytes) -> bytes:
         """`text` with placeholders; lines should be whole."""
         text = _NUMBERS.sub(self._spelled_out, text)
-        text = self._whole(_UUID, "id", text)
+        text = _UUID.sub(self._uuid, text)
         text = self._whole(_AT, "user", text)
         text = self._whole(_CLOUD_HOST, "host", text)
         for pattern in (*_PREFIXES, _KEY_HOST):
@@ -147,12 +150,12 @@ class Redactor:
         raw = text.encode("utf-8", "surrogatepass")
         return self.redact(raw).decode("utf-8", "surrogatepass")
 
-    def took_out(self, kind: str) -> None:
-        """Count something that was taken out elsewhere."""
-        self._places[kind] += 1
+    def unreadable(self) -> bytes:
+        """What stands for a stretch that `blocks` could not cut."""
+        return self._placeholder("long", b"")
 
     def placeholder(self, kind: str, text: str) -> str:
-        """What stands for a text that is to be replaced as a whole."""
+        """What stands for a text that is taken out as a whole."""
         return self._placeholder(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
 
     def account(self) -> list[dict[str, str | int]]:
@@ -161,11 +164,11 @@ class Redactor:
             {
                 "kind": kind,
                 "what": what,
-                "values": len(self._values.get(kind, ())) or self._places[kind],
+                "values": len(self._values[kind]),
                 "places": self._places[kind],
             }
             for kind, what in KINDS.items()
-            if self._places[kind]
+            if kind in self._values
         ]
 
     def _placeholder(self, kind: str, value: bytes, key: bytes | None = None) -> bytes:
@@ -191,6 +194,9 @@ class Redactor:
             return found[0]
         after = found[0][len(found[1]) + len(host) :]
         return found[1] + self._placeholder("host", host, _label(host)) + after
+
+    def _uuid(self, found: re.Match[bytes]) -> bytes:
+        return self._placeholder("id", found[0], found[0].replace(found[1], b""))
 
     def _ipv6(self, found: re.Match[bytes]) -> bytes:
         text = found[0]

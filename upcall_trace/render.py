@@ -12,6 +12,7 @@ from dissectors.constants import NOT_A_RESULT
 
 if TYPE_CHECKING:  # numpy is behind it, and every command imports this module
     from .operations import Operation
+    from .provenance import Run
 
 WIDTH: Final = 100
 _INDENT: Final = " " * 30
@@ -60,7 +61,7 @@ def fields_text(fields: Mapping[str, Any], room: int = 60) -> str:
     if names == _PCI and _numbers(fields.values()):
         return f"bus={fields['busno']} slot={fields['slot']}.{fields['function']}"
     if names == _CPU and _numbers(fields["apic_ids"]):
-        ids = f"apic_ids={_id_list(fields['apic_ids'])}"
+        ids = f"apic_ids={id_list(fields['apic_ids'])}"
         return ids if len(ids) <= room else f"{ids[: max(room, 12) - 1]}…"
     return safe(" ".join(f"{name}={value}" for name, value in fields.items()))
 
@@ -70,7 +71,7 @@ def _numbers(values: Iterable[Any]) -> bool:
     return isinstance(values, Iterable) and all(type(value) is int for value in values)
 
 
-def _id_list(ids: list[int]) -> str:
+def id_list(ids: list[int]) -> str:
     """Ids in their order, runs of three and more shortened: `2,3`, `1-8`, `3-1`, `none`."""
     parts: list[str] = []
     begin = 0
@@ -143,3 +144,20 @@ def hex_lines(raw: bytes) -> Iterator[str]:
         folded = False
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
         yield f"  {offset:04x}  {row[:8].hex(' '):<23}  {row[8:].hex(' '):<23}  {text}"
+
+
+def provenance_lines(runs: Iterable[Run], conn: int, direction: str) -> Iterator[str]:
+    """A legend below a dump: which bytes are whose. Nothing for bytes that are all fresh."""
+    told = list(runs)
+    if all(run.kind == "fresh" for run in told):
+        return
+    what = "reply" if direction == "<" else "request"
+    for run in told:
+        whose = "an earlier one" if run.request is None else f"{what} {conn}.{run.request}"
+        kind = {
+            "fresh": "fresh",
+            "stale": f"stale, of {whose}",
+            "padding": "padding, never written",
+            "unknown": "not known",
+        }[run.kind]
+        yield f"  {run.offset:04x}..{run.offset + run.length - 1:04x}  {kind}"

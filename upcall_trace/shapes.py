@@ -33,9 +33,9 @@ def operation_object(operation: Operation) -> dict[str, Any]:
     }
 
 
-def frame_object(frame: Frame) -> dict[str, Any]:
+def frame_object(frame: Frame, with_provenance: bool = False) -> dict[str, Any]:
     """One line of `show --frames --json`; `bytes` is hexadecimal."""
-    return {
+    shown: dict[str, Any] = {
         "v": VERSION,
         "frame": frame.number,
         "t_ns": frame.t_ns,
@@ -45,6 +45,9 @@ def frame_object(frame: Frame) -> dict[str, Any]:
         "text": frame.text,
         "bytes": frame.raw.hex(),
     }
+    if with_provenance:
+        shown["provenance"] = [run._asdict() for run in frame.runs] or None
+    return shown
 
 
 def info_object(capture: Capture) -> dict[str, Any]:

@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "send": ("send", "Send one request and show what the guest answers."),
     "show": ("show", "List a capture's operations, each request with its reply."),
     "diagnose": ("diagnose", "Say why operations failed, and what to do next."),
+    "state": ("state", "What the guest had before an operation, or at the end."),
     "info": ("info", "Counts, times, latencies and completeness of a capture."),
     "import": ("convert", "Turn a transcript, pcap or pcapng file into a capture."),
     "export": ("convert", "Write a capture in another format."),
@@ -30,6 +31,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "merge": ("compose", "Put several captures together into one."),
     "split": ("compose", "Write each connection of a capture to a file of its own."),
     "recover": ("compose", "Save what is whole of a damaged capture, with a new index."),
+    "bundle": ("bundle", "Pack captures, logs and findings into one archive for an issue."),
+    "doctor": ("doctor", "Tell what can be captured on this host, and why the rest cannot."),
 }
 """Name -> (module of this package, one line of help). The module holds `NAME_command`."""
 

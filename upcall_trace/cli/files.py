@@ -15,7 +15,8 @@ from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..opening import Capture, load
 from .console import progress, talk
 
-CAPTURE = click.Path(path_type=Path)
+# Whether it can be read is ours to find out and to tell, with the exit code that it has.
+CAPTURE = click.Path(path_type=Path, readable=False)
 _DAMAGE_TOLD = 10
 
 

@@ -19,6 +19,7 @@ from ..machine import Backend, Habits, Pace
 from .console import talk
 
 _PATH: Final = click.Path(path_type=Path)
+_PORT: Final = click.IntRange(0, 0xFFFFFFFF)
 
 
 @click.command("guest")
@@ -47,7 +48,7 @@ _PATH: Final = click.Path(path_type=Path)
     "--echo",
     "echoes",
     multiple=True,
-    type=click.IntRange(0, 0xFFFFFFFF),
+    type=_PORT,
     metavar="PORT",
     help="Another port that answers, and echoes.",
 )
@@ -58,7 +59,7 @@ _PATH: Final = click.Path(path_type=Path)
     show_default=True,
     help="Whose socket this behaves like.",
 )
-@click.option("--port", default=219, show_default=True, help="The guest's upcall port.")
+@click.option("--port", type=_PORT, default=219, show_default=True, help="The guest's upcall port.")
 def guest_command(
     listen: Path,
     world: Path | None,

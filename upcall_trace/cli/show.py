@@ -20,7 +20,15 @@ from ..formats import open_source
 from ..frames import frames
 from ..opening import capture_of
 from ..operations import Operation, Operations
-from ..render import HEADING, WIDTH, hex_lines, operation_text, safe, seconds
+from ..render import (
+    HEADING,
+    WIDTH,
+    hex_lines,
+    operation_text,
+    provenance_lines,
+    safe,
+    seconds,
+)
 from ..session import Session
 from ..shapes import frame_object, operation_object
 from .console import out, out_json
@@ -34,7 +42,7 @@ _VERDICT = "        = "
 @click.command("show")
 @click.argument("capture", type=CAPTURE)
 @click.option("--frames", "as_frames", is_flag=True, help="Everything that crossed, in order.")
-@click.option("--hex", "with_hex", is_flag=True, help="Frames with their bytes.")
+@click.option("--hex", "with_hex", is_flag=True, help="Frames with their bytes and whose they are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--filter", "expression", metavar="EXPR", help="Only operations that match.")
 @click.option("--verdicts", is_flag=True, help="Also what Dragonball makes of each answer.")
@@ -126,16 +134,18 @@ def _show_frames(
     path: Path, keys: set[tuple[int, int]] | None, with_hex: bool, as_json: bool
 ) -> None:
     with open_source(path) as source:
-        for frame in frames(source):
+        for frame in frames(source, with_provenance=with_hex):
             if keys is not None and (frame.conn, frame.request) not in keys:
                 continue
             if as_json:
-                out_json(frame_object(frame))
+                out_json(frame_object(frame, with_provenance=with_hex))
                 continue
             arrow = frame.direction or "-"
             out(f"{frame.number:>6} {seconds(frame.t_ns):>11} {frame.conn:>4} {arrow} {frame.text}")
             if with_hex:
                 for line in hex_lines(frame.raw):
+                    out(line)
+                for line in provenance_lines(frame.runs, frame.conn, frame.direction):
                     out(line)
 
 

@@ -33,6 +33,8 @@ from .history import History
 from .situation import Situation
 
 _SHAREABLE_IRQ = 5
+_KEPT_REMOVED = 4096
+"""Removed windows that are remembered, for saying of a device that it is gone already."""
 
 
 class Cause(NamedTuple):
@@ -50,6 +52,12 @@ def _maybe(*codes: str) -> list[Cause]:
     return [Cause(code, inferred=True) for code in codes]
 
 
+def softened(causes: list[Cause], sure: list[Cause]) -> list[Cause]:
+    """The same causes, certain only as far as `sure` has them as certain."""
+    certain = {cause.code for cause in sure if not cause.inferred}
+    return [Cause(code, inferred or code not in certain) for code, inferred in causes]
+
+
 class ModelGuest:
     """The kernel model, kept in step with a recording for as long as it predicts it."""
 
@@ -58,12 +66,27 @@ class ModelGuest:
         self._connections: dict[int, Connection] = {}
         self._outcomes: dict[Ref, Outcome] = {}
 
+    @property
+    def guest(self) -> Guest | None:
+        """The guest as the model has it, None once it parted from the recording."""
+        return self._guest
+
+    def fate(self, conn: int) -> Fate:
+        """What became of a connection's thread in the guest, as far as the model knows."""
+        connection = self._connections.get(conn)
+        return connection.fate if connection else Fate.ANSWERED
+
     def connect(self, conn: int, from_start: bool) -> None:
         """A connection began; one that is seen from the middle is not to be predicted."""
         if self._guest is not None and from_start:
             self._connections[conn] = self._guest.connect()
         else:
             self.part()
+
+    def disconnect(self, conn: int) -> None:
+        """A connection is over; one whose thread is gone is remembered."""
+        if self.fate(conn) is Fate.ANSWERED:
+            self._connections.pop(conn, None)
 
     def part(self) -> None:
         """The recording lacks something: nothing can be predicted any more."""
@@ -87,7 +110,7 @@ class ModelGuest:
         outcome = self._outcomes.pop(ref, None)
         if self._guest is None or outcome is None:
             return None
-        if outcome.reply is None or outcome.reply[:20] != raw[:20]:
+        if outcome.reply != raw:
             self.part()
             return None
         return _sure(*(code for code in outcome.causes if code != "UP503"))
@@ -106,7 +129,7 @@ def of_reply(at: Situation) -> list[Cause]:
     assert ret is not None  # silence is of_silence's
     if at.request.magic_version != MAGIC_VERSION:
         return _sure("UP512", "UP502" if ret else "UP501")
-    if ret == EPERM and not (at.is_pci and at.last_ret == ret):
+    if ret == EPERM and not (at.is_pci and at.last_ret in (ret, None)):
         # Also what a kernel without one of the hotplug options answers to a type it knows.
         return _sure("UP511" if at.request.msg_type in RESERVED_TYPES else "UP504")
     match at.request.msg_type:
@@ -127,6 +150,8 @@ def _add_cpu(at: Situation, ret: int) -> list[Cause]:
         case 0:
             return []
         case _ if ret == EINVAL and at.arch is Arch.X86_64:
+            if at.history.unsure:
+                return _maybe("UP202", "UP203") + partly
             if any(cpu in at.history.cpus for cpu in at.apic_ids):
                 maybe_hidden = at.history.unplugged_numbers
                 return _maybe("UP202", "UP203") + partly if maybe_hidden else _maybe("UP202")
@@ -146,7 +171,7 @@ def _del_cpu(at: Situation, ret: int) -> list[Cause]:
             return _sure("UP208")
         case _ if ret != EINVAL:
             return _sure("UP599")
-    load = at.reply.fields().get("apic_index", 0) if at.reply else 0
+    load = next(iter(at.reply.fields().values()), 0) if at.reply else 0
     if at.arch is Arch.AARCH64:
         return _sure("UP204")
     if load:  # the refusal to remove all would have written a zero there
@@ -162,6 +187,9 @@ def _mmio(at: Situation, ret: int) -> list[Cause]:
     if ret == EINVAL:
         if mmio.msg_size != MMIO_MSG_SIZE:
             return _sure("UP303")
+        if mmio.mmio_irq and not at.arch_told:
+            at.arch = Arch.AARCH64  # x86-64 refuses no other number than 0
+            return _maybe("UP304")
         refusable = mmio.mmio_irq == 0 or at.arch is Arch.AARCH64
         return _sure("UP304" if refusable else "UP599")
     if at.request.msg_type == MessageType.DEL_MMIO:
@@ -173,7 +201,7 @@ def _mmio(at: Situation, ret: int) -> list[Cause]:
     if mmio.mmio_irq == _SHAREABLE_IRQ:
         return _sure("UP301")
     if at.history.overlapping(mmio.mmio_base, mmio.mmio_size):
-        return _maybe("UP301")
+        return _maybe("UP301", "UP302") if at.history.unsure else _maybe("UP301")
     return (
         _maybe("UP302", "UP301") if at.history.on_irq(mmio.mmio_irq) else _maybe("UP301", "UP302")
     )
@@ -184,6 +212,8 @@ def _pci(at: Situation, ret: int) -> list[Cause]:
     if ret == 0:
         return []
     if ret != ENODEV:
+        if ret == EPERM:
+            return _maybe("UP502", "UP504")
         # The kernel itself gives no other: what is there was left over, if something was.
         return _sure("UP502") if at.last_ret in (ret, None) else _sure("UP599")
     pci = at.pci
@@ -239,6 +269,8 @@ def learn(history: History, at: Situation, causes: list[Cause]) -> None:
         else:
             history.windows.pop(key, None)
             history.removed_windows[key] = at.ref
+            if len(history.removed_windows) > _KEPT_REMOVED:
+                del history.removed_windows[next(iter(history.removed_windows))]
     elif at.pci is not None:
         place = (at.pci.busno, at.pci.devfn)
         if at.request.msg_type == MessageType.ADD_PCI:

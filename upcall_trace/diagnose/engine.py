@@ -9,40 +9,53 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 from dissectors.constants import (
     CALLER_TIMEOUT_NS,
+    CPU_MSG_SIZE,
+    CPU_TYPES,
     EBUSY,
     EIO,
+    HEADER_SIZE,
     MAGIC_VERSION,
+    MMIO_MSG_SIZE,
+    PCI_MSG_SIZE,
     REPLY_LOAD_OFFSET,
     SERVICE_BYTE_LIMIT_NS,
     Arch,
     MessageType,
 )
-from dissectors.events import Event, ReplyReceived, RequestReceived, ServiceByte
-from dissectors.messages import CpuRequestArm, Reply, Request
+from dissectors.events import Event, Lost, ReplyReceived, RequestReceived, ServiceByte
+from dissectors.messages import (
+    CpuRequestArm,
+    CpuRequestX86,
+    MmioRequest,
+    PciRequest,
+    Reply,
+    Request,
+)
 from dissectors.services import DEVICE_MANAGER
 
 from ..capture.records import Begins, Chunk, Close, End, Gap, Header, How, Mark, Open, Record, Vmm
 from ..kernel.world import World
 from ..operations import NoTable
 from ..session import Connection, Session
-from .causes import Cause, ModelGuest, learn, of_reply, of_silence
+from .causes import Cause, ModelGuest, learn, of_reply, of_silence, softened
 from .finding import Finding, Ref, Told
 from .history import History
-from .logs.console import ConsoleMatcher
 from .logs.decide import decide
+from .logs.matching import ConsoleMatcher
 from .rules.registry import rules
 from .situation import ConnectionSituation, Situation
 
 _CREATED: Final = re.compile(r"vCPU (\d+) created")
+_LAYOUTS: Final = {msg_size: arch for arch, msg_size in CPU_MSG_SIZE.items()}
 _LOOP_INTERVAL_NS: Final = 100_000_000
 _LOOP_LENGTH: Final = 3
 _NEARLY: Final = 9 / 10
 _KEPT_BUSY: Final = 64
-_LOCK_HOLDERS: Final = frozenset({"UP207", "UP210"})
+LOCK_HOLDERS: Final = frozenset({"UP207", "UP210", "UP309"})
 _SEEN_IN_CONSOLE: Final = frozenset(
     {"UP201", "UP202", "UP203", "UP204", "UP205", "UP206", "UP207", "UP208", "UP209", "UP210",
      "UP305", "UP401", "UP402", "UP403", "UP502"}
@@ -62,12 +75,25 @@ class _Watched:
     early_told: bool = False
     unsolicited_told: bool = False
     hello_told: bool = False
+    torn: bool = False
+    """What the guest's request buffer holds is not known."""
     short: Situation | None = None
     """The last request, when it was short and its rest may still come."""
 
     def forget(self) -> None:
-        """What the guest's reply buffer holds is not known any more."""
+        """What the guest's buffers hold is not known any more."""
+        self.torn = True
         self.last_ret = self.last_load = self.last_ref = self.load_ref = None
+
+
+class Witness(Protocol):
+    """Whoever wants to know of each request as the diagnosis comes to it."""
+
+    def asked(self, at: Situation) -> None:
+        """It was sent, and the model has not executed it yet."""
+
+    def judged(self, at: Situation, causes: list[Cause]) -> None:
+        """It was answered, or never will be; the history knows of it."""
 
 
 class Diagnosis:
@@ -84,7 +110,10 @@ class Diagnosis:
         dragonball: bool = True,
         console: ConsoleMatcher | None = None,
     ) -> None:
+        if world:
+            header = replace(header, arch=world.arch.value)
         self.session = Session(header, NoTable())
+        self.witness: Witness | None = None
         self._header = header
         self._world = world
         self._dragonball = dragonball
@@ -100,8 +129,11 @@ class Diagnosis:
         self._refused_ns: int | None = None
         self._loop: ConnectionSituation | None = None
         self._added: dict[object, Situation] = {}
+        self._highest = 0
+        """The highest number of a connection: they are counted from 1."""
+        self._unanswered = 0
         known = {arch.value: arch for arch in Arch}
-        self._arch = world.arch if world else known.get(header.arch or "")
+        self._arch = known.get(header.arch or "")
         """Until the first CPU request tells, None when nobody said."""
 
     def feed(self, record: Record, offset: int = 0) -> list[Finding]:
@@ -114,6 +146,7 @@ class Diagnosis:
         match record:
             case Open():
                 self._watched[record.conn] = watched = _Watched()
+                self._highest = max(self._highest, record.conn)
                 if record.accepted:
                     watched.ok_ns = record.t_ns
                 if record.begins is Begins.MIDDLE:
@@ -125,6 +158,7 @@ class Diagnosis:
                 return list(self._close(record))
             case Gap():
                 self._lost(record)
+                self._lost_replies(record.conn, events)
             case Vmm():
                 created = _CREATED.search(record.action)
                 if created and self._model:
@@ -142,17 +176,36 @@ class Diagnosis:
             found.append(self._of_request(Cause("UP704"), situation))
         return found
 
+    @property
+    def model(self) -> ModelGuest | None:
+        """The kernel model beside the recording, None without a world."""
+        return self._model
+
     def _from_middle(self, conn: int) -> None:
+        self._highest = max(self._highest, conn)
+        self._history.unsure = True
         self._watched[conn].forget()
         if self._model:
             self._model.part()
 
     def _lost(self, gap: Gap) -> None:
+        self._history.unsure = True
         if self._model:
             self._model.part()
         for conn in [gap.conn] if gap.conn else list(self._watched):
             if conn in self._watched:
                 self._watched[conn].forget()
+                for situation in self._watched[conn].open.values():
+                    situation.doubtful |= gap.conn == 0 or not _is_whole(situation)
+
+    def _lost_replies(self, conn: int, events: object) -> None:
+        """Replies that the recording lacks: their requests are neither judged nor unanswered."""
+        if not isinstance(events, (list, tuple)) or conn not in self._watched:
+            return
+        for event in events:
+            for number in event.replies if isinstance(event, Lost) else ():
+                if self._watched[conn].open.pop(number, None):
+                    self._unanswered -= 1
 
     def _chunk(self, conn: int, events: object) -> Iterator[Finding]:
         if conn not in self._watched:
@@ -165,6 +218,8 @@ class Diagnosis:
                 yield from self._request(conn, watched, event)
             elif isinstance(event, ReplyReceived):
                 yield from self._reply(conn, watched, event)
+            elif isinstance(event, Lost):
+                self._lost_replies(conn, [event])
             else:
                 yield from self._handshake(conn, watched, connection, event)
 
@@ -191,8 +246,8 @@ class Diagnosis:
         if not isinstance(request, Request):
             return
         ref = Ref(conn, event.number)
-        if self._arch is None and isinstance(request, CpuRequestArm):
-            self._arch = Arch.AARCH64
+        if self._arch is None and request.msg_type in CPU_TYPES:
+            self._arch = _LAYOUTS.get(request.msg_size)
         situation = Situation(
             ref,
             event,
@@ -204,8 +259,15 @@ class Diagnosis:
             last_load=watched.last_load,
             last_ref=watched.last_ref,
             load_ref=watched.load_ref,
+            arch_told=self._arch is not None,
         )
+        situation.doubtful = watched.torn and not _is_whole(situation)
+        watched.torn &= event.size < len(event.raw)
         watched.open[event.number] = situation
+        self._history.unsure |= self._unanswered > 0
+        self._unanswered += 1
+        if self.witness:
+            self.witness.asked(situation)
         if self._model:
             self._model.request(ref, event.raw[: event.size])
         if self._console and (situation.is_cpu or situation.is_pci) and _executed(situation):
@@ -236,6 +298,7 @@ class Diagnosis:
             watched.last_ret, watched.last_load = reply.ret, None
             watched.last_ref = watched.load_ref = None
             return
+        self._unanswered -= 1
         # Earlier replies on this connection may have come since the request was sent.
         situation.last_ret, situation.last_load = watched.last_ret, watched.last_load
         situation.last_ref, situation.load_ref = watched.last_ref, watched.load_ref
@@ -245,10 +308,15 @@ class Diagnosis:
         self._remember(watched, situation, reply)
 
     def _judge(self, at: Situation) -> Iterator[Finding]:
-        predicted = self._model.reply(at.ref, at.reply_raw) if self._model else None
-        causes = of_reply(at) if predicted is None else predicted
         reply = at.reply
         assert reply is not None  # the caller has set it
+        predicted = self._model.reply(at.ref, at.reply_raw) if self._model else None
+        misfit = reply.magic_version != MAGIC_VERSION or reply.msg_type != at.request.msg_type
+        causes = of_reply(at) if predicted is None else predicted
+        if predicted is None and (misfit or at.doubtful):
+            causes = softened(causes, [])
+        elif predicted and not self.has_every_connection:
+            causes = softened(causes, of_reply(at))
         if self._console and at.is_mmio and reply.ret in (0, EBUSY) and _executed(at):
             at.console = self._console.find(at)
         if at.console is not None:
@@ -256,8 +324,8 @@ class Diagnosis:
         for cause in causes:
             yield self._of_request(cause, at)
         if any(at.reply_raw[REPLY_LOAD_OFFSET + reply.msg_size :]):
-            yield self._of_request(Cause("UP503"), at)
-        if reply.magic_version != MAGIC_VERSION or reply.msg_type != at.request.msg_type:
+            yield self._of_request(Cause("UP503", misfit or at.doubtful), at)
+        if misfit:
             yield self._of_request(Cause("UP509"), at)
         late = (at.latency_ns or 0) > CALLER_TIMEOUT_NS
         if late and (at.is_cpu or at.is_mmio or at.is_pci):
@@ -265,6 +333,8 @@ class Diagnosis:
             yield self._of_request(Cause("UP601"), at)
         yield from self._consequences(at, causes)
         learn(self._history, at, causes)
+        if self.witness:
+            self.witness.judged(at, causes)
         self._track_device(at, causes)
         if at.is_cpu and reply.ret == EIO:
             self._busy.append((at.ref, at.sent_ns, self._now_ns))
@@ -303,6 +373,9 @@ class Diagnosis:
         return None
 
     def _remember(self, watched: _Watched, at: Situation, reply: Reply) -> None:
+        if at.doubtful:  # it may be put together from two
+            watched.last_ret = watched.last_load = watched.last_ref = watched.load_ref = None
+            return
         wrote_ret = at.request.magic_version == MAGIC_VERSION and not (
             at.is_pci and reply.ret == watched.last_ret
         )
@@ -333,11 +406,17 @@ class Diagnosis:
         """The connection ended, or the recording did: nothing will be answered any more."""
         watched = self._watched.pop(conn)
         connection = self.session.connections[conn]
+        if self._model:
+            self._model.disconnect(conn)
+        self._unanswered -= len(watched.open)
+        self._history.unsure |= bool(watched.open)
         if watched.short is not None:
             yield self._of_request(Cause("UP506"), watched.short)
         for situation in watched.open.values():
             predicted = self._model.silence(situation.ref) if self._model else None
             causes = of_silence(situation) if predicted is None else predicted
+            if not self.has_every_connection:
+                causes = softened(causes, [])
             if situation.console is not None:
                 causes = decide(causes, situation, situation.console)
             for cause in causes:
@@ -346,10 +425,17 @@ class Diagnosis:
             if closed_by_guest:
                 yield self._of_request(Cause("UP605"), situation)
             yield from self._consequences(situation, causes)
+            if self.witness:
+                self.witness.judged(situation, causes)
             self._history.died.setdefault(conn, situation.ref)
-            if any(c.code in _LOCK_HOLDERS for c in causes) and not self._history.stuck_by:
+            if any(c.code in LOCK_HOLDERS for c in causes) and not self._history.stuck_by:
                 self._history.stuck_by = situation.ref
         yield from self._never_ready(connection, watched, closed_by_guest, at_end)
+
+    @property
+    def has_every_connection(self) -> bool:
+        """False when a number is missing: the guest may be in another state than it seems."""
+        return len(self.session.connections) >= self._highest
 
     def _never_ready(
         self, connection: Connection, watched: _Watched, closed_by_guest: bool, at_end: bool
@@ -399,6 +485,21 @@ class Diagnosis:
 
 def _executed(at: Situation) -> bool:
     return at.request.magic_version == MAGIC_VERSION
+
+
+def _is_whole(at: Situation) -> bool:
+    """True when the last receive held everything that the request's meaning hangs on."""
+    meant = HEADER_SIZE
+    match at.request:
+        case MmioRequest():
+            meant += MMIO_MSG_SIZE
+        case PciRequest():
+            meant += PCI_MSG_SIZE
+        case CpuRequestX86(count=count):
+            meant += 2 + count
+        case CpuRequestArm(count=count):
+            meant += 2 + count
+    return at.event.size >= meant
 
 
 def sort_key(finding: Finding) -> tuple[int, int, str]:

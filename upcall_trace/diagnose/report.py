@@ -14,8 +14,10 @@ from .finding import Finding, Severity
 from .run import Diagnosed
 
 VERSION: Final = 1
-_SCREEN: Final = 12
-"""Findings below the first one that a report lists unless it is asked for all."""
+_SCREEN: Final = 24
+"""Lines of text about one capture, unless all is asked for."""
+_FIRST: Final = 18
+"""And of its first failure; what is cut are lines of evidence."""
 
 
 def finding_object(finding: Finding, capture: str | None = None) -> dict[str, Any]:
@@ -73,12 +75,18 @@ def _one_text(each: Diagnosed, everything: bool) -> Iterator[str]:
         for finding in shown:
             yield from in_full(finding)
     elif first is not None:
-        yield from in_full(first)
+        told = [*in_full(first)]
+        if len(told) > _FIRST:
+            told[_FIRST - 2 :] = [f"{'…':>16}", ""]
+        yield from told
         others = [finding for finding in shown if finding is not first]
-        for finding in others[:_SCREEN]:
+        room = _SCREEN - len(told) - 2
+        if len(others) > room:
+            others[room - 1 :] = []
+        for finding in others:
             yield headline(finding)
-        if len(others) > _SCREEN:
-            yield f"… and {len(others) - _SCREEN} more"
+        if len(others) < len(shown) - 1:
+            yield f"… and {len(shown) - 1 - len(others)} more"
     yield _summary(each)
     hidden = len(each.findings) - len(shown)
     if not everything and (hidden or len(failures) > 1):
@@ -127,7 +135,8 @@ def _summary(each: Diagnosed) -> str:
     counts = Counter(finding.severity for finding in each.findings)
     named = [f"{counts[s]} {s.word}" for s in sorted(Severity, reverse=True) if counts[s]]
     found = ", ".join(named) or "nothing found"
-    return f"{each.operations} operations on {each.connections} connections: {found}."
+    where = f" on {each.connections} connections" if each.connections else ""
+    return f"{each.operations} operations{where}: {found}."
 
 
 def as_markdown(diagnosed: Sequence[Diagnosed]) -> Iterator[str]:
@@ -158,7 +167,7 @@ def as_markdown(diagnosed: Sequence[Diagnosed]) -> Iterator[str]:
 
 def _md(text: str) -> str:
     escaped = html.escape(safe(text), quote=False)
-    return "".join(f"\\{c}" if c in "|`*_[]#" else c for c in escaped)
+    return "".join(f"\\{c}" if c in "\\|`*_[]#~" else c for c in escaped)
 
 
 def as_junit(diagnosed: Sequence[Diagnosed]) -> str:

@@ -14,7 +14,8 @@ from ..kernel.world import World
 from ..opening import Progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
-from .logs.console import ConsoleMatcher, ConsoleOperation, read_console
+from .logs.console import ConsoleOperation, read_console
+from .logs.matching import ConsoleMatcher
 from .logs.story import of_console, of_vmm_log
 from .logs.vmm import VmmLine, read_vmm_log
 

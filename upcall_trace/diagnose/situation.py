@@ -30,7 +30,7 @@ class Situation:
     """A request, its reply or its silence, and the guest's history before it.
 
     `last_ret` and `last_load` are what the guest's reply buffer held before, None when the
-    recording does not tell.
+    recording does not tell; `arch` is a guess until something tells it.
     """
 
     ref: Ref
@@ -48,6 +48,9 @@ class Situation:
     reply: Reply | None = None
     reply_raw: bytes = b""
     latency_ns: int | None = None
+    arch_told: bool = True
+    doubtful: bool = False
+    """The recording lacks bytes: the request may have held others, or the reply be another's."""
     held_up_by: Ref | None = None
     """A request of another connection that held the hotplug lock meanwhile."""
     evidence: list[Evidence] = field(default_factory=list)
@@ -85,9 +88,13 @@ class Situation:
 
     @property
     def apic_ids(self) -> list[int]:
-        """The ids that a CPU request names; empty on aarch64."""
+        """The ids that a CPU request names to an x86-64 guest; empty on aarch64."""
         cpu = self.cpu
-        return list(cpu.apic_ids[: cpu.count]) if isinstance(cpu, CpuRequestX86) else []
+        if cpu is None or self.arch is Arch.AARCH64:
+            return []
+        if isinstance(cpu, CpuRequestArm):  # its layout is aarch64's, and the guest reads its own
+            return list(cpu.padding[1 : 1 + cpu.count])
+        return list(cpu.apic_ids[: cpu.count])
 
     @property
     def is_cpu(self) -> bool:

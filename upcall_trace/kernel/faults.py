@@ -134,7 +134,7 @@ class Faults:
     """Rules with their counts; the first that strikes decides. The same seed, the same strikes."""
 
     def __init__(self, rules: list[Fault], seed: int = 0) -> None:
-        self._rules = rules
+        self.rules = rules
         self._counts = [0] * len(rules)
         self._random = Random(seed)  # noqa: S311  # repeatable on purpose, not for secrets
 
@@ -142,7 +142,7 @@ class Faults:
         """The rule that strikes a request of this type now, if any; counts the occasion."""
         op = op_name(msg_type)
         struck: Fault | None = None
-        for place, rule in enumerate(self._rules):
+        for place, rule in enumerate(self.rules):
             if rule.op not in (op, "any"):
                 continue
             self._counts[place] += 1

@@ -57,6 +57,8 @@ _U32: Final = Struct("<I")
 _MSG_SIZE_OFFSET: Final = 4
 _MSG_TYPE_OFFSET: Final = 8
 _TYPE_END: Final = 12
+_ZEROS: Final = bytes(MESSAGE_SIZE)
+_ADDS: Final = frozenset({MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI})
 _U64_MASK: Final = (1 << 64) - 1
 _SHAREABLE_IRQ: Final = 5
 
@@ -119,19 +121,14 @@ class Guest:
 
     def execute(self, request: Request) -> Done:
         """Do what a request with a right magic asks for; raises one of this module's errors."""
-        match request.msg_type, request:
-            case MessageType.ADD_CPU, CpuRequestX86() | CpuRequestArm():
-                return Done(load=self.cpus.add(request))
-            case MessageType.DEL_CPU, CpuRequestX86() | CpuRequestArm():
-                return Done(load=self.cpus.remove(request))
-            case MessageType.ADD_MMIO, MmioRequest():
-                return self._add_mmio(request)
-            case MessageType.DEL_MMIO, MmioRequest():
-                return self._del_mmio(request)
-            case MessageType.ADD_PCI, PciRequest():
-                return self._add_pci(request)
-            case MessageType.DEL_PCI, PciRequest():
-                return self._del_pci(request)
+        adds = request.msg_type in _ADDS
+        match request:
+            case CpuRequestX86() | CpuRequestArm():
+                return Done(load=(self.cpus.add if adds else self.cpus.remove)(request))
+            case MmioRequest():
+                return self._add_mmio(request) if adds else self._del_mmio(request)
+            case PciRequest():
+                return self._add_pci(request) if adds else self._del_pci(request)
         reserved = request.msg_type in RESERVED_TYPES
         raise FailedError(EPERM, "UP511" if reserved else "UP504")
 
@@ -228,7 +225,7 @@ class Connection:
             return self._silent(Fate.CUT_OFF, "UP308")
         reply = bytes(self._reply)
         (msg_size,) = _U32.unpack_from(reply, _MSG_SIZE_OFFSET)
-        if any(reply[REPLY_LOAD_OFFSET + msg_size :]):
+        if not _ZEROS.startswith(reply[REPLY_LOAD_OFFSET + msg_size :]):
             causes = (*causes, "UP503")
         return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken)
 

@@ -7,7 +7,6 @@ kernel's source, so the last one of a log may be missing: from its absence nothi
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Final
 from dissectors.constants import EBUSY, ENODEV, EPERM, Arch, MessageType
 
 from ..finding import Evidence
-from ..situation import Situation
 from .lines import LogLine, read_lines
 
 _WANTED: Final = re.compile(
@@ -203,60 +201,6 @@ def read_console(path: Path) -> list[ConsoleOperation]:
         if operation.pci is not None and operation.ret is None and not operation.oops:
             operation.ret = 0
     return operations
-
-
-class ConsoleMatcher:
-    """Finds a recording's operations in a console: by content, and by time once that is clear."""
-
-    _TOLERANCE_NS: Final = 2_000_000_000
-
-    def __init__(self, operations: Sequence[ConsoleOperation]) -> None:
-        self._waiting: dict[tuple[object, ...], deque[ConsoleOperation]] = {}
-        for operation in operations:
-            if operation.msg_type is not None:
-                self._waiting.setdefault(operation.key, deque()).append(operation)
-        self.matched: list[ConsoleOperation] = []
-        self._offsets: deque[int] = deque(maxlen=15)
-
-    def find(self, at: Situation) -> ConsoleOperation | None:
-        """The console's account of an operation, None when there is none to be found."""
-        key = _key(at)
-        queue = self._waiting.get(key) if key is not None else None
-        offset = self.offset_ns
-        while queue:
-            operation = queue.popleft()
-            guest_ns = operation.lines[0].guest_ns
-            if guest_ns is not None and offset is not None:
-                difference = guest_ns + offset - at.sent_ns
-                if difference < -self._TOLERANCE_NS:
-                    continue  # of a time before the recording's
-                if difference > self._TOLERANCE_NS + (at.latency_ns or 0):
-                    queue.appendleft(operation)
-                    return None
-            if guest_ns is not None:
-                self._offsets.append(at.sent_ns - guest_ns)
-            self.matched.append(operation)
-            return operation
-        return None
-
-    @property
-    def offset_ns(self) -> int | None:
-        """What to add to the guest's clock to get the recording's; None until three agree."""
-        if len(self._offsets) < 3:
-            return None
-        ordered = sorted(self._offsets)
-        return ordered[len(ordered) // 2]
-
-
-def _key(at: Situation) -> tuple[object, ...] | None:
-    kind = MessageType(at.request.msg_type) if at.is_cpu or at.is_pci else None
-    if at.cpu is not None:
-        return (kind, at.cpu.count)
-    if at.pci is not None:
-        return (kind, at.pci.busno, at.pci.devfn)
-    if at.mmio is not None and at.request.msg_type == MessageType.ADD_MMIO:
-        return ("mmio", at.mmio.mmio_base)
-    return None
 
 
 def arch_of(operations: Sequence[ConsoleOperation]) -> Arch:

@@ -1,0 +1,57 @@
+"""How hypothesis runs here, and what several tests want to find installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from dissectors import services
+
+# The same examples each time, and never against the clock.
+settings.register_profile("ordinary", deadline=None, derandomize=True, database=None)
+settings.load_profile("ordinary")
+
+_NASTY = r'''
+"""A service whose messages say what no terminal should get to see."""
+
+from dataclasses import dataclass
+
+from dissectors.services import Service
+
+
+@dataclass(frozen=True)
+class Nasty:
+    op: str = "nas\x1b]0;ty\x07"
+    ret: int = -22
+
+    def fields(self):
+        return {"na\x1b[31mme": "a\nb\r\x9b\u202e", "mmio_base": "\x1b", "raw": b"\x1b"}
+
+
+SERVICE = Service(
+    byte=0x6E, name="nas\x1bty", request_size=8, reply_size=8, hello_size=0,
+    decode_request=lambda raw, arch: Nasty(),
+    decode_reply=lambda raw, request, arch: Nasty(),
+)
+'''
+
+
+@pytest.fixture
+def nasty_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that registers a service behind the byte `n`; the directory it is in."""
+    site = tmp_path / "site"
+    info = site / "nasty-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "nasty_service.py").write_text(_NASTY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nasty\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[upcall_trace.services]\nnasty = nasty_service:SERVICE\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    services._registered.cache_clear()
+    yield site
+    monkeypatch.undo()
+    services._registered.cache_clear()

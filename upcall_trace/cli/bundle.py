@@ -1,0 +1,89 @@
+"""`bundle`: one archive for an issue tracker, with or without what identifies people and hosts."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ..bundle import Inputs, Packed, pack
+from ..diagnose.finding import Severity
+from ..errors import ExitCode, WrongUsage
+from ..redaction import Redactor
+from .console import out, progress, talk
+from .files import CAPTURE, replacing, tell_losses
+
+_CAUTION: Final = (
+    "the bytes of the traffic are as they were recorded, and no list of patterns knows every name: "
+    "look at the archive before you publish it"
+)
+
+
+@click.command("bundle")
+@click.argument("captures", type=CAPTURE, nargs=-1)
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The tar.gz archive to write.")
+@click.option(
+    "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
+)
+@click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
+@click.option("--world", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
+@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
+@click.option("--redact", is_flag=True, help="Take out what identifies people and hosts.")
+def bundle_command(
+    captures: tuple[Path, ...],
+    output: Path,
+    console: Path | None,
+    vmm_log: Path | None,
+    world: Path | None,
+    machine: str | None,
+    redact: bool,
+) -> ExitCode:
+    """Pack captures, logs and what was found in them into one archive for an issue.
+
+    The archive holds a manifest, the findings as JSON and as a report, and counts of each
+    capture. With --redact host names, ids, addresses, user names, notes and marks are replaced by
+    placeholders, the same one for the same value, and listed by kind and number.
+    """
+    if not captures and console is None and vmm_log is None:
+        raise WrongUsage("give a capture, or a log with --console or --vmm-log")
+    if machine is not None and world is None:
+        raise WrongUsage("--machine needs a file: give --world too")
+    inputs = Inputs(captures, console, vmm_log, world, machine)
+    redactor = Redactor([platform.node()]) if redact else None
+    with (
+        replacing(output, *inputs.paths) as temporary,
+        tempfile.TemporaryDirectory(prefix=".upcall-bundle.", dir=output.parent) as workspace,
+        progress(f"redacting for {output.name}", _size(inputs) if redact else 0) as report,
+    ):
+        packed = pack(inputs, temporary, Path(workspace), redactor, report)
+    _tell(packed)
+    talk(f"{output}: {len(packed.files)} files, {_errors(packed)} errors found")
+    if redact:
+        talk(_CAUTION)
+    code = ExitCode.EXPECTED
+    for path, capture in packed.captures:
+        code = max(code, tell_losses(path, capture))
+    for path in packed.cut:
+        talk(f"{path} is too large: only its beginning is in the archive")
+        code = ExitCode.LOST
+    return code
+
+
+def _size(inputs: Inputs) -> int:
+    """Bytes of logs to go through, where that is known."""
+    return 2 * sum(path.stat().st_size for _, _, path in inputs.logs if path.is_file())
+
+
+def _tell(packed: Packed) -> None:
+    for file in packed.files:
+        out(f"{file['size']:>12}  {file['name']}: {file['what']}")
+    for row in packed.redacted or ():
+        out(f"redacted: {row['what']}: {row['values']} values at {row['places']} places")
+
+
+def _errors(packed: Packed) -> int:
+    findings = (finding for each in packed.diagnosed for finding in each.findings)
+    return sum(finding.severity >= Severity.ERROR for finding in findings)

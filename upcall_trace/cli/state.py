@@ -1,0 +1,107 @@
+"""`state`: what the guest had at one moment of a recording."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+
+from ..diagnose.state import State, state_of
+from ..diagnose.state_report import VERSION, as_text, state_object
+from ..errors import ExitCode, WrongUsage
+from ..kernel.world import choose_world, load_worlds
+from ..opening import Capture
+from ..operations import Operation
+from ..render import fields_text, safe, seconds
+from .console import out, out_json, progress
+from .files import CAPTURE, open_capture, tell_losses
+
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_KEY: Final = re.compile(r"([0-9]{1,10})\.([0-9]{1,10})")
+
+
+@click.command("state")
+@click.argument("capture", type=CAPTURE)
+@click.option("--at", metavar="N", help="Before operation N, or CONN.REQUEST; else at the end.")
+@click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
+@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
+@click.option(
+    "--vmm",
+    type=click.Choice(["dragonball", "other"]),
+    default="dragonball",
+    show_default=True,
+    help="Who the client is: Dragonball keeps devices that the guest refused.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def state_command(
+    capture: Path,
+    at: str | None,
+    world_file: Path | None,
+    machine: str | None,
+    vmm: str,
+    as_json: bool,
+) -> ExitCode:
+    """Tell what the guest had: CPUs, windows, PCI functions, locks and dead connections.
+
+    N counts operations from 0, in the order in which show lists them. What the recording shows or
+    the guest's world (--world) makes certain is known; the rest is inferred, and says from what.
+    At the end, devices follow that VMM and guest may disagree about.
+    """
+    if machine is not None and world_file is None:
+        raise WrongUsage("--machine needs a file: give --world too")
+    world = None if world_file is None else choose_world(load_worlds(world_file), machine)
+    opened = open_capture(capture)
+    row = None if at is None else _row(opened, at)
+    with progress(f"following {capture.name}", capture.stat().st_size) as report:
+        state = state_of(capture, opened, row, world, vmm == "dragonball", report)
+    operation = None if row is None else opened.operations.operation(row)
+    if as_json:
+        out_json(_object(state, operation, len(opened.operations)))
+    else:
+        out(_heading(operation, len(opened.operations)))
+        for line in as_text(state):
+            out(line)
+    return tell_losses(capture, opened)
+
+
+def _row(capture: Capture, at: str) -> int:
+    """The row of an operation by its number or key; raises WrongUsage when it is not there."""
+    count = len(capture.operations)
+    there_are = f"the capture has {count} operations" + (f", 0 to {count - 1}" if count else "")
+    if _NUMBER.fullmatch(at):
+        if int(at) < count:
+            return int(at)
+        raise WrongUsage(f"there is no operation {at}: {there_are}")
+    key = _KEY.fullmatch(at)
+    if key is None:
+        raise WrongUsage(f"{safe(at)!r} is neither a number nor CONN.REQUEST, such as 1.4")
+    conn, request = (capture.operations.column(name) for name in ("conn", "request"))
+    rows = np.flatnonzero((conn == int(key[1])) & (request == int(key[2]))).tolist()
+    if not rows:
+        raise WrongUsage(f"there is no operation {at}: {there_are}")
+    if len(rows) > 1:
+        numbers = ", ".join(map(str, rows[:10]))
+        raise WrongUsage(f"{at} is there {len(rows)} times; choose one by its number: {numbers}")
+    return int(rows[0])
+
+
+def _heading(operation: Operation | None, count: int) -> str:
+    if operation is None:
+        return f"at the end, after {count} operations"
+    what = f"{safe(operation.op)} {fields_text(operation.fields)}".strip()
+    when = f"{seconds(operation.t_ns)} s, operation {operation.row} of {count}"
+    return f"before {operation.conn}.{operation.request} {what} ({when})"
+
+
+def _object(state: State, operation: Operation | None, count: int) -> dict[str, Any]:
+    at = operation and {
+        "operation": operation.row,
+        "conn": operation.conn,
+        "request": operation.request,
+        "t_ns": operation.t_ns,
+        "op": operation.op,
+    }
+    return {"v": VERSION, "operations": count, "at": at, **state_object(state)}
