@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, guest, relays, start
+from . import decoding, diagnosis, guest, relays, start
 
-ALL = {"relays": relays.run, "guest": guest.run, "decoding": decoding.run, "start": start.run}
+ALL = {
+    "relays": relays.run,
+    "guest": guest.run,
+    "decoding": decoding.run,
+    "diagnosis": diagnosis.run,
+    "start": start.run,
+}
 
 
 def main() -> None:

@@ -139,6 +139,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 _LIMITED = (
     "import os, resource, sys; resource.setrlimit(resource.{0}, ({1}, {1})); "
+    "os.environ['OPENBLAS_NUM_THREADS'] = '1'; "  # numpy's threads take address space each
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 

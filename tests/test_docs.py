@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from upcall_trace.capture.records import Chunk, Kind
 from upcall_trace.cli import COMMANDS, cli
 from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.filters import FIELDS, FLAGS, parse
+from upcall_trace.kernel.faults import ACTIONS, parse_fault
+from upcall_trace.kernel.world import World, load_worlds
 from upcall_trace.opening import INDEX_VERSION, load
 from upcall_trace.operations import ANOMALIES
 
@@ -375,10 +378,61 @@ def test_the_json_page_has_every_key_of_info() -> None:
             assert all(f"`{key}`" in told for key in nested)
 
 
+def test_the_json_page_has_every_key_of_provenance() -> None:
+    told = first_cells(section(text_of("json.md"), "Provenance"), "key of a run")
+    for frame in json_lines("show", "--hex", "--json"):
+        assert all(set(run) == told for run in frame["provenance"] or ())
+
+
+def test_the_json_page_has_every_key_of_a_state() -> None:
+    told = section(text_of("json.md"), "State")
+    for state in (*json_lines("state", "--json"), *json_lines("state", "--json", "--at", "0")):
+        assert set(state) == first_cells(told, "key")
+        for entry in state["known"] + state["inferred"]:
+            assert set(entry) == first_cells(told, "key of an entry")
+            assert entry["kind"] in first_cells(told, "kind")
+            assert all(f"`{key}`" in told for key in entry["fields"])
+        for listed in (*state["dead"], *state["waiting"], *(state["devices"] or ())):
+            assert all(f"`{key}`" in told for key in listed)
+
+
 def test_json_is_ascii_and_says_its_version() -> None:
-    for arguments in (["show"], ["show", "--frames"], ["info"]):
+    for arguments in (["show"], ["show", "--frames"], ["show", "--hex"], ["info"], ["state"]):
         for printed in json_lines(*arguments, "--json"):
             assert printed["v"] == 1
+
+
+# The simulated guest.
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of `language` in a page of docs/."""
+    return re.findall(rf"^```{language}$\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", blocks("guest.md", "python"))
+def test_the_examples_in_python_do_what_they_say(example: str) -> None:
+    assert "assert" in example
+    exec(compile(example, "guest.md", "exec"), {})
+
+
+def test_the_example_of_a_file_of_worlds_is_one(tmp_path: Path) -> None:
+    (example,) = blocks("worlds.md", "toml")
+    (tmp_path / "worlds.toml").write_text(example, encoding="utf-8")
+    worlds = load_worlds(tmp_path / "worlds.toml")
+    assert {world.arch for world in worlds.values()} == set(Arch)
+    used = {name for line in example.splitlines() for name in re.findall(r"(\w+) =", line)}
+    told = first_cells(text_of("worlds.md"), "key") | {"base", "size", "irq", "role"}
+    assert used <= told | {"bus", "slot", "function"}
+
+
+def test_the_pages_of_the_guest_have_every_key_order_and_fault() -> None:
+    assert first_cells(text_of("worlds.md"), "key") == {one.name for one in fields(World)}
+    actions = {cell.partition("=")[0] for cell in first_cells(text_of("guest.md"), "action")}
+    assert actions == set(ACTIONS)
+    for line in text_of("guest.md").splitlines():
+        for spec in re.findall(r"--fault ([a-z]\S+)", line):
+            parse_fault(spec)
 
 
 # The capture file, read with nothing but what its page says.

@@ -270,7 +270,7 @@ def test_every_flag(flag: str) -> None:
 
 
 def select(text: str) -> list[int]:
-    return np.flatnonzero(parse(text).mask(POOL)).tolist()  # type: ignore[no-any-return]
+    return np.flatnonzero(parse(text).mask(POOL)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -439,10 +439,10 @@ def test_a_mistake_is_told_with_its_place(text: str, position: int, why: str) ->
     ids=lambda text: f"{text[:12]}-{len(text)}",
 )
 def test_a_hostile_expression_is_a_mistake_like_any_other(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(BadFilter):
         parse(text)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_the_deepest_expressions_that_are_allowed_can_be_evaluated() -> None:
@@ -463,9 +463,9 @@ def test_the_deepest_expressions_that_are_allowed_can_be_evaluated() -> None:
 def test_the_longest_expressions_that_are_allowed_can_be_evaluated() -> None:
     text = " or ".join(["conn == 1"] * 600)
     assert len(text) < 8192
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert select(text) == select("conn == 1")
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def is_filter_or_mistake(text: str) -> bool:

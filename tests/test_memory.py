@@ -119,6 +119,18 @@ def test_each_reply_comes_at_its_own_moment_in_one_long_wait() -> None:
     assert guest.now_ns == 100 * SECOND
 
 
+def test_what_follows_begins_at_that_moment_and_not_when_the_wait_ends() -> None:
+    guest = MemoryGuest(POD, REAL)
+    stream = connected(guest)
+    stream.send(ADD_2.encode() * 2)
+    guest.advance(15 * SECOND)
+    assert len(cut(stream.receive())) == 1
+    guest.advance(5 * SECOND - 1)
+    assert stream.receive() == b""
+    guest.advance(1)
+    assert reply(stream) == -5
+
+
 def cut(received: bytes) -> list[bytes]:
     return [received[begin : begin + 1024] for begin in range(0, len(received), 1024)]
 

@@ -25,30 +25,34 @@ from upcall_trace.kernel.world import PciDevice, World
 from upcall_trace.provenance import Provenance, Run
 from upcall_trace.render import provenance_lines
 
-RET, LOAD, REST = (16, 4), (20, 4), (24, 1000)
-Told = list[tuple[int, int, str, int | None]]
+RET, LOAD = (16, 4), (20, 4)
+Told = list[Run]
 
 
 def of_golden(name: str, direction: str) -> dict[tuple[int, int], Told]:
     """(connection, request) -> the runs of its requests or replies."""
     with open_source(golden(name)) as source:
         return {
-            (frame.conn, frame.request): [tuple(run) for run in frame.runs]
+            (frame.conn, frame.request): list(frame.runs)
             for frame in frames(source, with_provenance=True)
             if frame.request is not None and frame.direction == direction
         }
 
 
-def fresh(length: int, number: int) -> tuple[int, int, str, int | None]:
-    return (0, length, "fresh", number)
+def fresh(length: int, number: int) -> Run:
+    return Run(0, length, "fresh", number)
 
 
-def stale(field: tuple[int, int], number: int | None) -> tuple[int, int, str, int | None]:
-    return (*field, "stale", number)
+def stale(field: tuple[int, int], number: int | None) -> Run:
+    return Run(*field, "stale", number)
 
 
-def padding(offset: int) -> tuple[int, int, str, int | None]:
-    return (offset, MESSAGE_SIZE - offset, "padding", None)
+def unknown(field: tuple[int, int]) -> Run:
+    return Run(*field, "unknown", None)
+
+
+def padding(offset: int) -> Run:
+    return Run(offset, MESSAGE_SIZE - offset, "padding", None)
 
 
 def test_stale_results_by_hand() -> None:
@@ -73,13 +77,13 @@ def test_aarch64_lifecycle_by_hand() -> None:
     # To refuse to remove all CPUs the guest writes a 0, where 4 was before.
     assert replies[1, 3] == [fresh(24, 3), padding(24)]
     assert replies[1, 7] == [fresh(20, 7), stale(LOAD, 6), padding(24)]
-    assert replies[1, 9] == [fresh(16, 9), (16, 8, "stale", 8), padding(24)]
+    assert replies[1, 9] == [fresh(16, 9), stale((16, 8), 8), padding(24)]
     for number in range(10, 24):
         assert replies[1, number] == [fresh(20, number), stale(LOAD, 8), padding(24)]
     # PCI after an ENODEV: whether it is this one's or the last one's, the wire does not say.
     for number in (24, 25):
         assert replies[1, number] == [
-            fresh(16, number), (*RET, "unknown", None), stale(LOAD, 8), padding(24)
+            fresh(16, number), unknown(RET), stale(LOAD, 8), padding(24)
         ]  # fmt: skip
     # PCI success writes no ret, and nobody else had on this connection.
     assert replies[2, 0] == [fresh(16, 0), padding(16)]
@@ -91,13 +95,13 @@ def test_framing_by_hand() -> None:
     assert requests == {
         (1, 0): [fresh(MESSAGE_SIZE, 0)],
         (1, 1): [fresh(MESSAGE_SIZE, 1)],
-        (1, 2): [fresh(16, 2), (16, 1008, "stale", 1)],  # a header alone
+        (1, 2): [fresh(16, 2), stale((16, 1008), 1)],  # a header alone
         (2, 0): [fresh(500, 0), padding(500)],
         (2, 1): [fresh(524, 1), padding(524)],
         (3, 0): [fresh(20, 0), padding(20)],
         (3, 1): [fresh(1004, 1), padding(1004)],
         (4, 0): [fresh(MESSAGE_SIZE, 0)],
-        (4, 1): [fresh(476, 1), (476, 548, "stale", 0)],  # what 1500 bytes left over
+        (4, 1): [fresh(476, 1), stale((476, 548), 0)],  # what 1500 bytes left over
     }
     replies = of_golden("framing", "<")
     assert replies[2, 1] == [fresh(16, 1), stale(RET, 0), padding(20)]
@@ -244,7 +248,7 @@ def ask_all(*requests: Request, world: World = WORLD) -> list[Told]:
         wire.ask(request.encode())
         reply = connection.receive(request.encode()).reply
         assert reply is not None
-        told.append([tuple(run) for run in wire.answer(reply)])
+        told.append(wire.answer(reply))
     return told
 
 
@@ -258,7 +262,7 @@ def test_a_refusal_to_remove_all_writes_a_zero_and_one_of_the_boot_cpu_does_not(
     assert told[2] == [fresh(24, 2), padding(24)]
     # With a 0 there already and the boot CPU in the list it may be either.
     for number in (3, 4):
-        assert told[number] == [fresh(20, number), (*LOAD, "unknown", None), padding(24)]
+        assert told[number] == [fresh(20, number), unknown(LOAD), padding(24)]
 
 
 def test_an_errno_that_pci_does_not_have_is_stale_and_success_repairs() -> None:
@@ -273,7 +277,7 @@ def test_what_is_not_known_whose_it_is_stays_so_until_it_is_written() -> None:
     told = ask_all(nobody, nobody, ADD_PCI, bare_request(9), ADD_PCI)
     assert told[0] == [fresh(20, 0), padding(20)]
     for number in (1, 2):
-        assert told[number] == [fresh(16, number), (*RET, "unknown", None), padding(20)]
+        assert told[number] == [fresh(16, number), unknown(RET), padding(20)]
     assert told[4] == [fresh(16, 4), stale(RET, 3), padding(20)]
 
 
@@ -281,7 +285,7 @@ def test_an_arm_guest_that_fails_may_have_written_its_count() -> None:
     world = World(arch=Arch.AARCH64, nr_cpu_ids=4, cpus_online=(0, 1), vcpus_running=(0, 1, 2))
     add = cpu_request(MessageType.ADD_CPU, 1)
     told = ask_all(add, add, cpu_request(MessageType.DEL_CPU, 4), world=world)
-    assert told[1] == [fresh(20, 1), (*LOAD, "unknown", None), padding(24)]
+    assert told[1] == [fresh(20, 1), unknown(LOAD), padding(24)]
     assert told[2] == [fresh(24, 2), padding(24)]
 
 

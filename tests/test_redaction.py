@@ -146,6 +146,11 @@ def test_json_stays_json() -> None:
     assert told == {"msg": "a", "host": "host-1", "ip": "ip-1", "n": 123456789012, "f": 1e-9}
 
 
+def test_a_user_is_found_everywhere_once_a_directory_tells_the_name() -> None:
+    text = "alice asks\nopen /home/alice/x\nmalice and root and /root and Alice\n"
+    assert redact(text) == "user-1 asks\nopen /user-1/x\nmalice and root and /user-2 and user-1\n"
+
+
 def test_known_hosts_are_found_as_whole_words_only() -> None:
     assert redact("on Node7, node77 and my-node7", "node7.lan") == "on host-1, node77 and my-node7"
 

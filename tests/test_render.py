@@ -221,9 +221,11 @@ _DANGEROUS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def test_no_character_of_unicode_gets_through_that_is_not_printable() -> None:
-    for character in map(chr, range(0x110000)):
+    for begin in range(0, 0x110000, 1024):
+        assert safe("".join(map(chr, range(begin, begin + 1024)))).isprintable()
+    # Beyond these planes nothing is assigned but tags, variants and what is private.
+    for character in map(chr, (*range(0x34000), *range(0xE0000, 0xE0200), 0xF0000, 0x10FFFF)):
         text = safe(character)
-        assert text.isprintable()
         if unicodedata.category(character) in _DANGEROUS or character in "\u00a0\u3000":
             assert text.isascii()
             assert len(text) in (2, 4, 6, 10)

@@ -628,9 +628,9 @@ def test_there_is_a_limit_to_what_a_few_bytes_can_claim(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("to_guest", [True, False])
 def test_a_gap_of_any_size_costs_no_more_than_its_record(to_guest: bool) -> None:
     gaps: list[Record] = [Gap(n, 1, to_guest, (1 << 63) - 1, "x") for n in range(200)]
-    begin = time.perf_counter()
+    begin = time.process_time()
     session = decode([*connect(), ask(DISK, 1), *gaps, ask(DISK, 999)])
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     assert len(session.table) == 2
 
 
@@ -641,9 +641,9 @@ def test_many_gaps_and_many_ends_over_many_connections_cost_linear_time() -> Non
     for n in range(20_000):
         many += [Gap(n, 0, False, 1, "x"), End(n)]
         many.append(Chunk(n, rng.randrange(1, 20_000), True, b"C"))
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(decode(many).connections) == 20_000
-    assert time.perf_counter() - begin < 15
+    assert time.process_time() - begin < 15
 
 
 _FEW = st.integers(0, 3)

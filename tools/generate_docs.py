@@ -31,7 +31,7 @@ from dissectors.constants import (
 from dissectors.messages import mmio_request
 from dissectors.vsockmon import Operation, Transport, VirtioOp
 
-from . import capture_blocks, diagnosis_blocks, program_blocks
+from . import capture_blocks, diagnosis_blocks, guest_blocks, program_blocks
 from .markdown import code, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -219,6 +219,10 @@ BLOCKS: Final[Blocks] = {
     "json-operation": program_blocks.json_operation,
     "json-frame": program_blocks.json_frame,
     "json-info": program_blocks.json_info,
+    "json-provenance": program_blocks.json_provenance,
+    "json-state": program_blocks.json_state,
+    "state-example": program_blocks.state_example,
+    "provenance-example": program_blocks.provenance_example,
     "capture-kinds": capture_blocks.capture_kinds,
     "capture-fields": capture_blocks.capture_fields,
     "capture-limits": capture_blocks.capture_limits,
@@ -232,6 +236,19 @@ BLOCKS: Final[Blocks] = {
     "joined-example": diagnosis_blocks.joined_example,
     "json-finding": diagnosis_blocks.json_finding,
     "github-example": diagnosis_blocks.github_example,
+    "kernel-cpus": guest_blocks.kernel_cpus,
+    "kernel-mmio": guest_blocks.kernel_mmio,
+    "kernel-pci": guest_blocks.kernel_pci,
+    "kernel-buffers": guest_blocks.kernel_buffers,
+    "kernel-lock": guest_blocks.kernel_lock,
+    "fault-actions": guest_blocks.fault_actions,
+    "fault-conditions": guest_blocks.fault_conditions,
+    "control-orders": guest_blocks.control_orders,
+    "control-example": guest_blocks.control_example,
+    "control-state": guest_blocks.control_state,
+    "world-keys": guest_blocks.world_keys,
+    "world-tables": guest_blocks.world_tables,
+    "kata-pods": guest_blocks.kata_pods,
 }
 
 

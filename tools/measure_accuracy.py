@@ -33,15 +33,15 @@ in `tests/golden/`. Each row is {recordings:,} recordings, as far as they can la
 - *world* says whether the guest's state at boot was given (`--world`).
 - *certain causes* are findings of a request's cause that are not marked as inferred. *certain and
   wrong* are those of them that the model contradicts.
-- *only inferred* are failed requests that have inferred causes and no certain one.
-- *cause not named* are failed requests whose decisive cause is not among the findings at all. It is
+- *only inferred* are requests with inferred causes and no certain one.
+- *cause not named* are failed requests whose decisive cause is not among the findings at all,
   counted where the reply or the lasting silence is in the recording.
 
-With a world the model also knows what happened on other connections, so those have to be in the
+With a world the model also relies on what happened on other connections, so those have to be in the
 recording. Connections are numbered, and from the moment at which a number is missing the model's
 word is only an inference. Before that moment nothing can be noticed: of {premature:,} causes that
-were certain by then, {mistaken:,} were wrong, most of them silences. Give `--world` for recordings
-that have all of a guest's upcall connections.
+were certain by then, {mistaken:,} were wrong. Give `--world` for recordings that have all of a
+guest's upcall connections.
 """
 
 

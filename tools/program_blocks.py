@@ -25,6 +25,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 _CPUS: Final = "captures/cpu_lifecycle.upcap"
 _PCI: Final = "captures/pci_memory.upcap"
 _SOCKET: Final = "captures/guest_oops.upcap"
+_STALE: Final = "captures/stale_results.upcap"
 _INSIDE: Final = "captures/real_client_simple.upcap"
 
 
@@ -51,6 +52,16 @@ def show_example() -> str:
 def filter_example() -> str:
     """Some operations of a recording."""
     return session("show", _PCI, "--filter", "stale-error")
+
+
+def state_example() -> str:
+    """The state before an operation of a recording."""
+    return session("state", _SOCKET, "--at", "2")
+
+
+def provenance_example() -> str:
+    """A reply with bytes of others."""
+    return session("show", _STALE, "--hex", "--filter", "request == 3 and stale")
 
 
 def info_example() -> str:
@@ -214,6 +225,19 @@ def json_operation() -> str:
 def json_frame() -> str:
     """One line of `show --frames --json`."""
     return pretty(run("show", _SOCKET, "--frames", "--json").splitlines()[1])
+
+
+def json_provenance() -> str:
+    """One frame's provenance."""
+    frames = map(json.loads, run("show", _STALE, "--hex", "--json").splitlines())
+    runs = [frame["provenance"] for frame in frames if "stale" in str(frame["provenance"])]
+    lines = ",\n".join(f"  {json.dumps(each)}" for each in runs[0])
+    return fenced(f"[\n{lines}\n]", "json")
+
+
+def json_state() -> str:
+    """What `state --json` prints."""
+    return pretty(run("state", _SOCKET, "--at", "2", "--json"))
 
 
 def json_info() -> str:

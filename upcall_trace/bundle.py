@@ -252,11 +252,11 @@ def _redact_texts(
     redactor: Redactor,
     progress: Progress | None,
 ) -> None:
-    """Rewrite files in place, once the names of hosts in all of them are known."""
+    """Rewrite files in place, once the names of hosts and users in all of them are known."""
     for capture in captures:
         with open_source(capture) as source:
             node = source.header.host.split()[:1]
-            redactor.learn_host("".join(node).encode("utf-8", "surrogatepass"))
+            redactor.learn_name("host", "".join(node).encode("utf-8", "surrogatepass"))
     done = 0
     for path in paths:
         with path.open("rb") as file:

@@ -22,8 +22,10 @@ from .capture.records import (
     Vmm,
 )
 from .filters import Mask
-from .operations import Operations
+from .operations import ANOMALY_BIT, OTHER_SERVICE, Operations
 from .session import Session
+
+_PIECES = sum(ANOMALY_BIT[name] for name in ("short-request", "split-request", "over-long-request"))
 
 
 def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:
@@ -110,7 +112,10 @@ def with_dependencies(operations: Operations, mask: Mask) -> set[tuple[int, int]
     """
     conns = operations.column("conn").tolist()
     requests = operations.column("request").tolist()
-    whole = (operations.column("size") >= MESSAGE_SIZE).tolist()
+    # How long another service's requests are is not known here; that one is not whole is.
+    in_pieces = (operations.column("anomalies") & _PIECES) != 0
+    other = (operations.column("layout") == OTHER_SERVICE) & ~in_pieces
+    whole = ((operations.column("size") >= MESSAGE_SIZE) | other).tolist()
     wanted: set[tuple[int, int]] = set()
     needs_earlier: set[int] = set()
     for row in range(len(conns) - 1, -1, -1):

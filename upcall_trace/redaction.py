@@ -17,7 +17,8 @@ from typing import IO, Final
 _BLOCK: Final = 1 << 20
 _MOST_VALUES: Final = 100_000
 """Distinct values of a kind that are told apart; a hostile log could name any number."""
-_MOST_HOSTS: Final = 500
+_MOST_NAMES: Final = 500
+"""Hosts and users that are found wherever they stand."""
 
 KINDS: Final = {
     "host": "host names",
@@ -35,11 +36,12 @@ KINDS: Final = {
 }
 """What is taken out, and how it is called in front of people."""
 
-# Words that hosts have been called, and that logs are full of.
+# Words that hosts and users have been called, and that logs are full of.
 _ORDINARY: Final = frozenset(
-    b"agent client connect console debug device dragonball error fatal guest host info init kata "
-    b"kernel linux localhost main network node none null notice root runtime server service socket "
-    b"stderr stdout systemd test trace upcall user vcpu virtio vsock warn warning".split()
+    b"admin agent app boot build builder client connect console core cpu data debug debian device "
+    b"dragonball error fatal fedora guest host info init kata kernel linux localhost main memory "
+    b"network node none null notice qemu root runner runtime server service socket stderr stdout "
+    b"systemd test trace ubuntu upcall user vagrant vcpu virtio vmm vsock warn warning".split()
 )
 _PLACEHOLDER: Final = re.compile(rb"(?:host|id|ip|mac|user|name|long)-(?:\d+|more)")
 
@@ -104,28 +106,34 @@ class Redactor:
         """`hosts` are names that are known beforehand."""
         self._values: dict[str, dict[bytes, int]] = {}
         self._places: Counter[str] = Counter()
-        self._hosts: set[bytes] = set()
-        self._known: re.Pattern[bytes] | None = None
+        self._names: dict[str, set[bytes]] = {"host": set(), "user": set()}
+        self._known: dict[str, re.Pattern[bytes]] = {}
         for host in hosts:
-            self.learn_host(host.encode("utf-8", "surrogatepass"))
+            self.learn_name("host", host.encode("utf-8", "surrogatepass"))
 
-    def learn_host(self, host: bytes) -> None:
-        """A host name that is to be found wherever it stands."""
-        label = host.partition(b".")[0].lower()
+    def learn_name(self, kind: str, name: bytes) -> None:
+        """The name of a `host` or `user` that is to be found wherever it stands."""
+        label = name.partition(b".")[0].lower() if kind == "host" else name.lower()
         if len(label) < 3 or label in _ORDINARY or label.isdigit() or _PLACEHOLDER.match(label):
             return
-        if label not in self._hosts and len(self._hosts) < _MOST_HOSTS:
-            self._hosts.add(label)
-            names = b"|".join(map(re.escape, sorted(self._hosts, key=len, reverse=True)))
-            self._known = re.compile(
-                rb"(?i)" + _BEGINS + rb"(?:" + names + rb")(?![\w-])(?:\.[A-Za-z0-9][\w-]*)*"
+        names = self._names[kind]
+        if label not in names and len(names) < _MOST_NAMES:
+            names.add(label)
+            one = b"|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+            domain = rb"(?:\.[A-Za-z0-9][\w-]*)*" if kind == "host" else rb""
+            self._known[kind] = re.compile(
+                rb"(?i)" + _BEGINS + rb"(?:" + one + rb")(?![\w-])" + domain
             )
 
     def learn(self, text: bytes) -> None:
-        """Find the names of hosts in whole lines, by where they stand."""
+        """Find the names of hosts and users in whole lines, by where they stand."""
         for pattern in (*_PREFIXES, _KEY_HOST):
             for found in pattern.finditer(text):
-                self.learn_host(found[2])
+                self.learn_name("host", found[2])
+        for found in _KEY_USER.finditer(text):
+            self.learn_name("user", found[2])
+        for found in _HOME.finditer(text):
+            self.learn_name("user", _home_owner(found[0]))
 
     def redact(self, text: bytes) -> bytes:
         """`text` with placeholders; lines should be whole."""
@@ -135,11 +143,13 @@ class Redactor:
         text = self._whole(_CLOUD_HOST, "host", text)
         for pattern in (*_PREFIXES, _KEY_HOST):
             text = pattern.sub(self._host_behind, text)
-        if self._known is not None:
-            text = self._whole(self._known, "host", text)
+        if "host" in self._known:
+            text = self._whole(self._known["host"], "host", text)
         text = _KEY_NAME.sub(lambda m: m[1] + self._placeholder("name", m[2]), text)
         text = _KEY_USER.sub(lambda m: m[1] + self._placeholder("user", m[2]), text)
         text = _HOME.sub(lambda m: b"/" + self._placeholder("user", _home_owner(m[0])), text)
+        if "user" in self._known:
+            text = self._whole(self._known["user"], "user", text)
         text = self._whole(_MAC, "mac", text)
         text = _IPV6.sub(self._ipv6, text)
         text = _IPV4.sub(self._ipv4, text)

@@ -278,14 +278,14 @@ def test_one_record_by_its_offset(tmp_path: Path) -> None:
 
 def bounded(path: Path, seconds: float, megabytes: int) -> list[Record]:
     """Read all of a hostile file, within limits."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     tracemalloc.start()
     try:
         read_back, _ = read(path)
         assert tracemalloc.get_traced_memory()[1] < megabytes << 20
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - begin < seconds
+    assert time.process_time() - begin < seconds
     return read_back
 
 

@@ -6,7 +6,6 @@ import fcntl
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -337,7 +336,6 @@ def test_a_hostile_capture_is_read_within_limits(tmp_path: Path, name: str) -> N
     path = tmp_path / "x.upcap"
     path.write_bytes(MAGIC + encode(Header("x")) + b"".join(map(encode, connect())) + BOMBS[name])
 
-    begin = time.perf_counter()
     ended = subprocess.run(
         limited(command("info", path), "RLIMIT_AS", 2 << 30),
         capture_output=True, text=True, timeout=60, check=False,
@@ -345,4 +343,3 @@ def test_a_hostile_capture_is_read_within_limits(tmp_path: Path, name: str) -> N
     assert ended.returncode == ExitCode.LOST
     assert "Traceback" not in ended.stderr
     assert "complete" not in ended.stdout.splitlines()[0]
-    assert time.perf_counter() - begin < 20

@@ -21,6 +21,7 @@ from tests.diagnose.random_traffic import (
     without_connection,
 )
 from upcall_trace.capture.records import Open
+from upcall_trace.diagnose.causes import Cause
 from upcall_trace.diagnose.engine import Diagnosis
 from upcall_trace.diagnose.finding import Ref
 from upcall_trace.diagnose.situation import Situation
@@ -34,7 +35,7 @@ LACKING: Final[dict[str, Callable[[Traffic, Random], Part]]] = {
     "its beginning": beginning_late,
     "one receive": with_gap,
     "some records": damaged,
-    "the ends of packets": cut_short,
+    "the ends of requests": cut_short,
     "one connection": without_connection,
 }
 """What a recording may lack, in a few words."""
@@ -49,13 +50,17 @@ def is_cause(code: str) -> bool:
     return "UP201" <= code <= "UP504" or code in _OTHERS
 
 
-class _Mapping(Diagnosis):
-    """Notes which requests the diagnosis saw, by its own numbers."""
+class _Notes:
+    """Notes which requests the diagnosis sees, by its own numbers."""
 
-    seen: tuple[Ref, ...] = ()
+    def __init__(self) -> None:
+        self.seen: list[Ref] = []
 
     def asked(self, at: Situation) -> None:
-        self.seen += (at.ref,)
+        self.seen.append(at.ref)
+
+    def judged(self, at: Situation, causes: list[Cause]) -> None:
+        pass
 
 
 Codes = dict[Ref, set[str]]
@@ -109,15 +114,16 @@ def compared(lacking: str, seed: int, with_world: bool) -> Compared | None:
     if lacking == "one connection" and len(made.connections) < 2:
         return None
     part = LACKING[lacking](made, rng)
-    diagnosis = _Mapping(made.header, made.world if with_world else None)
+    diagnosis = Diagnosis(made.header, made.world if with_world else None)
+    diagnosis.witness = notes = _Notes()
     names: dict[Ref, Ref] = {}
     compared = Compared(made)
     missing = set(made.connections) - {r.conn for r, _ in part if isinstance(r, Open)}
     unnoticed = min(missing, default=0) if with_world and lacking == "one connection" else 0
     for record, asked in [*part, (None, ())]:
-        diagnosis.seen = ()
+        notes.seen.clear()
         findings = diagnosis.finish() if record is None else diagnosis.feed(record)
-        names.update(zip(diagnosis.seen, asked, strict=False))
+        names.update(zip(notes.seen, asked, strict=False))
         if unnoticed and record is not None and getattr(record, "conn", 0) > unnoticed:
             unnoticed = 0
         certain = compared.premature if unnoticed else compared.certain

@@ -244,11 +244,11 @@ def damaged(made: Traffic, rng: Random) -> Part:
 
 
 def cut_short(made: Traffic, rng: Random) -> Part:
-    """A packet capture that kept only the beginning of each send."""
+    """Of what was sent to the guest only the beginning was kept, as packet captures can do."""
     kept = rng.choice((40, 100, 300))
     part: Part = []
     for record, asked in whole(made, rng):
-        if not isinstance(record, Chunk) or len(record.data) <= kept:
+        if not isinstance(record, Chunk) or not record.to_guest or len(record.data) <= kept:
             part.append((record, asked))
             continue
         part.append((replace(record, data=record.data[:kept]), asked))

@@ -157,7 +157,11 @@ def test_refusals_far_apart_are_no_loop() -> None:
 
 
 def test_a_client_that_closes_by_itself_was_not_refused() -> None:
-    records = [Open(0, 1), Chunk(1, 1, True, b"CONNECT 219\n"), Close(2, 1, by_guest=False)]
+    records: list[Record] = [
+        Open(0, 1),
+        Chunk(1, 1, True, b"CONNECT 219\n"),
+        Close(2, 1, by_guest=False),
+    ]
     assert told(found(records)) == ""
 
 
@@ -185,7 +189,11 @@ def test_a_loop_that_ends_with_success_is_told_when_it_ends() -> None:
 
 
 def test_another_port_may_refuse() -> None:
-    records = [Open(0, 1), Chunk(1, 1, True, b"CONNECT 1024\n"), Close(2, 1, by_guest=True)]
+    records: list[Record] = [
+        Open(0, 1),
+        Chunk(1, 1, True, b"CONNECT 1024\n"),
+        Close(2, 1, by_guest=True),
+    ]
     assert told(found(records)) == ""
 
 
@@ -207,7 +215,11 @@ def test_a_bad_hello_is_told_once(at: int) -> None:
 
 
 def test_an_early_service_byte_is_told_once() -> None:
-    opening = [Open(0, 1), Chunk(1, 1, True, b"CONNECT 219\nd"), Chunk(2, 1, False, b"OK 1\n")]
+    opening: list[Record] = [
+        Open(0, 1),
+        Chunk(1, 1, True, b"CONNECT 219\nd"),
+        Chunk(2, 1, False, b"OK 1\n"),
+    ]
     good = found([*opening, Chunk(3, 1, False, HELLO)])
     assert told(good) == "1 UP108"
     lost = found([*opening, Close(10 * SECOND, 1, by_guest=True)])
@@ -525,7 +537,7 @@ def test_a_recording_that_begins_in_the_middle() -> None:
     for world in (None, FOUR_CPUS):
         assert told(found(records, world)) == codes
     # A send that is completed by unknown bytes is not certain either, until a whole one came.
-    short = [
+    short: list[Record] = [
         Open(0, 1, Begins.MIDDLE),
         ask(header_only, 1), answer(DISK, 2, ret=EINVAL),
         ask(mmio_request(ADD_MMIO, 0xE0006000, 0x2000, 0), 3), answer(DISK, 4, ret=EINVAL),

@@ -497,7 +497,8 @@ def test_after_a_gap_nothing_from_before_it_is_known(conn: int) -> None:
 def test_a_connection_from_the_middle_and_a_world() -> None:
     following = Following(X86, kata_pod())
     add = x86(ADD_CPU, 1)
-    for record in [Open(0, 1, Begins.MIDDLE), ask(add, 1000), answer(add, 2000)]:
+    records: list[Record] = [Open(0, 1, Begins.MIDDLE), ask(add, 1000), answer(add, 2000)]
+    for record in records:
         following.feed(record)
     state = following.state()
     assert state.model == "parted"

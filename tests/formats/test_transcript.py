@@ -269,13 +269,13 @@ def test_a_send_larger_than_a_chunk_comes_in_pieces(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_read_in_pieces_of_damage(tmp_path: Path) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     found, damage, complete = lines(tmp_path, "x" * (9 << 20), "\n", GOOD)
     assert found == [Open(5, 1)]
     assert sum(piece.size for piece in damage) == (9 << 20) + 1
     assert not any(piece.at_end for piece in damage)
     assert complete
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_texts_from_a_transcript_can_be_kept_in_a_capture(tmp_path: Path) -> None:

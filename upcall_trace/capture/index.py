@@ -158,7 +158,7 @@ def read_index(reader: CaptureReader, version: int) -> Index | None:
     for _, later in reader.payloads(at):
         if later[0] not in (Kind.INDEX, Kind.MARK, Kind.TAIL):
             return None
-    return None if reader.damage else index
+    return index
 
 
 def _parse(reader: CaptureReader, at: int) -> Index:

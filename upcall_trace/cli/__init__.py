@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -102,7 +101,6 @@ def main(arguments: list[str] | None = None) -> Any:
         code = ExitCode.EXPECTED if stop.code == 1 else stop.code
     except OSError as error:
         talk(f"upcall-trace: the output cannot be written: {error.strerror or error}")
-        _abandon_stdout()
         code = ExitCode.LOST
     sys.exit(int(code or 0))
 
@@ -113,11 +111,3 @@ def _tell(error: click.ClickException) -> None:
     error.show(said)
     for line in said.getvalue().rstrip("\n").split("\n"):
         talk(line)
-
-
-def _abandon_stdout() -> None:
-    """Python would try to write the rest once more when it ends, and complain."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError:
-        pass  # it is no file of ours

@@ -1,6 +1,6 @@
 """Walks a recording once and says what went wrong in it, as it is found.
 
-Memory grows with what is open and with the findings, not with the operations.
+Memory grows with the connections and the findings, not with the operations.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def state_object(state: State) -> dict[str, Any]:
         "lock": _lock_object(state.lock),
         "dead": [_dead_object(dead) for dead in state.dead],
         "waiting": [
-            {**request.ref._asdict(), "op": request.op, "answered": request.answered}
+            {**request.ref._asdict(), "text": request.op, "answered": request.answered}
             for request in state.waiting
         ],
         "devices": None

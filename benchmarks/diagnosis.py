@@ -1,0 +1,122 @@
+"""How long a diagnosis takes, and whether its memory grows with the operations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from dissectors.constants import MessageType
+from dissectors.messages import Request, cpu_request, hello, mmio_request, pci_request
+from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
+from upcall_trace.diagnose.engine import Diagnosis
+from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.world import World, kata_pod
+
+OPERATIONS = 100_000
+_SETTLED = 30_000
+"""Operations after which what is remembered of the past has reached its bounds."""
+_PER_CONNECTION = 1_000
+
+
+def records(operations: int, world: World, faulty: bool) -> Iterator[Record]:
+    """Operations as a guest answers them; unless `faulty`, all work and none leaves anything.
+
+    Every window is another one, and each thousand operations have a connection of their own.
+    """
+    guest = Guest(world)
+    connection = guest.connect()
+    for number in range(operations):
+        t_ns = 1_000_000 * number
+        conn = 1 + number // _PER_CONNECTION
+        if number % _PER_CONNECTION == 0:
+            if number:
+                yield Close(t_ns, conn - 1, by_guest=False)
+            connection = guest.connect()
+            yield Open(t_ns, conn, Begins.SERVICE, 219, True)
+            yield Chunk(t_ns, conn, True, b"d")
+            yield Chunk(t_ns, conn, False, hello().encode())
+        sent = (_faulty(number) if faulty else _good(number)).encode()
+        yield Chunk(t_ns + 1, conn, True, sent)
+        yield Chunk(t_ns + 400, conn, False, _reply(connection, sent))
+
+
+def _reply(connection: Connection, sent: bytes) -> bytes:
+    reply = connection.receive(sent).reply
+    assert reply is not None  # none of these kills the thread
+    return reply
+
+
+def _good(number: int) -> Request:
+    """CPUs have connections of their own: the load of their replies stays, which is a finding."""
+    if number // _PER_CONNECTION % 2:
+        return cpu_request((MessageType.ADD_CPU, MessageType.DEL_CPU)[number % 2], [5])
+    base = 0x100000000 + number // 4 * 0x2000
+    return (
+        mmio_request(MessageType.ADD_MMIO, base, 0x2000, 5),
+        pci_request(MessageType.ADD_PCI, 0, 3),
+        mmio_request(MessageType.DEL_MMIO, base, 0x2000, 5),
+        pci_request(MessageType.DEL_PCI, 0, 3),
+    )[number % 4]
+
+
+def _faulty(number: int) -> Request:
+    """Of the windows one in two is taken, so that later there is none to remove."""
+    taken = mmio_request(MessageType.ADD_MMIO, 0xE0000000, 0x2000, 5)
+    return taken if number % 4 == 0 and not number // _PER_CONNECTION % 2 else _good(number)
+
+
+def run() -> Iterator[str]:
+    """Rows of the table."""
+    world = kata_pod()
+    for faulty in (False, True):
+        ready = list(records(OPERATIONS, world, faulty))
+        replies = [r.data for r in ready if isinstance(r, Chunk) and not r.to_guest]
+        failed = sum(reply[16:20] != bytes(4) for reply in replies)
+        for known in (None, world):
+            begun = time.process_time()
+            found = _diagnose(ready, known)
+            took = time.process_time() - begun
+            blind = "with" if known else "without"
+            yield (
+                f"{OPERATIONS:,} operations, {failed:,} failed, {blind} the world: "
+                f"{took:.2f} s of CPU time, {found:,} findings"
+            )
+        del ready
+    for known in (None, world):
+        blind = "with" if known else "without"
+        few, many = (_peak_kib(count, bool(known)) for count in (_SETTLED, OPERATIONS))
+        yield (
+            f"memory {blind} the world: {few / 1024:.1f} MiB after {_SETTLED:,} operations, "
+            f"{many / 1024:.1f} MiB after {OPERATIONS:,} ({many - few:+,} KiB)"
+        )
+
+
+def _diagnose(ready: Iterable[Record], world: World | None) -> int:
+    diagnosis = Diagnosis(Header("bench"), world)
+    found = sum(len(diagnosis.feed(record)) for record in ready)
+    return found + len(diagnosis.finish())
+
+
+def _peak_kib(operations: int, with_world: bool) -> int:
+    """The peak of a process that diagnoses so many operations and finds nothing.
+
+    From /proc, because getrusage counts the process that it was forked from as well.
+    """
+    program = (
+        "import sys\n"
+        "from benchmarks.diagnosis import measured\n"
+        "measured(int(sys.argv[1]), sys.argv[2] == 'True')\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    )
+    command = [sys.executable, "-c", program, str(operations), str(with_world)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measured(operations: int, with_world: bool) -> None:
+    """What the process does whose memory is measured."""
+    world = kata_pod()
+    found = _diagnose(records(operations, world, faulty=False), world if with_world else None)
+    if found:
+        raise ValueError(f"{found} findings: their memory would count too")
