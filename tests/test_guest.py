@@ -123,7 +123,7 @@ def test_a_recording_is_answered_byte_for_byte(transcript: Path, backend: Backen
             elif recorded:
                 assert int(ok.removeprefix(b"OK ")) >= 1 << 30
         if name_of(transcript) == "handshake":
-            assert 10 <= time.monotonic() - begun < 12
+            assert 10 <= time.monotonic() - begun < 15
         assert guest.state() == replay(transcript).guest.state()
 
 
@@ -219,15 +219,15 @@ def test_when_the_channels_device_is_gone_nobody_is_answered_until_a_reset() -> 
 
 
 def test_pace_real_and_delays_take_real_time() -> None:
-    faults = [parse_fault("add_mem:delay=250ms"), parse_fault("add_mmio:split=100")]
+    faults = [parse_fault("add_mem:delay=500ms"), parse_fault("add_mmio:split=100")]
     guest = SimulatedGuest(habits=Habits(pace=Pace.REAL), faults=faults)
     with guest, connected(guest.path) as stream, connected(guest.path) as other:
         begun = time.monotonic()
         stream.sendall(ADD_MEM.encode())
         assert ask(other, bare_request(77)).ret == -1
-        assert time.monotonic() - begun < 0.2
+        assert says_nothing(stream, 0)
         assert len(receive(stream, MESSAGE_SIZE)) == MESSAGE_SIZE
-        assert 0.25 <= time.monotonic() - begun < 1
+        assert 0.5 <= time.monotonic() - begun < 5
         stream.sendall(PLUG.encode())
         assert len(stream.recv(MESSAGE_SIZE)) == 100
         assert len(receive(stream, MESSAGE_SIZE - 100)) == MESSAGE_SIZE - 100
@@ -437,7 +437,7 @@ def test_closing_ends_connections_in_every_state_at_once(tmp_path: Path) -> None
         assert says_nothing(streams["busy"])
         begun = time.monotonic()
         guest.close()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 1.9  # it waits two seconds for a thread at most
         for name, stream in streams.items():
             with stream:
                 while received := stream.recv(4096):

@@ -212,6 +212,30 @@ def test_json_has_the_provenance_only_with_hex() -> None:
     ]
 
 
+def test_after_a_gap_of_no_connection_no_buffer_is_known(tmp_path: Path) -> None:
+    add = pci_request(MessageType.ADD_PCI, 0, 4)
+    records: list[Record] = [
+        *connect(), ask(add, 1000), Chunk(1100, 1, False, add.reply(0).encode()),
+        Gap(1500, 0, False, 0, "dropped"), ask(add.encode()[:16], 2000),
+        Chunk(2500, 1, False, add.reply(-19).encode()),
+    ]  # fmt: skip
+    path = write_capture(tmp_path / "c.upcap", records)
+    frames = run("show", path, "--hex", "--json").objects
+    request, reply = (frame["provenance"] for frame in frames if frame["request"] == 1)
+    assert [(r["offset"], r["kind"]) for r in request] == [(0, "fresh"), (16, "unknown")]
+    assert [(r["offset"], r["kind"]) for r in reply] == [
+        (0, "fresh"), (16, "unknown"), (24, "padding")
+    ]  # fmt: skip
+
+
+def test_a_connection_from_the_middle_has_buffers_that_are_not_known(tmp_path: Path) -> None:
+    add = pci_request(MessageType.ADD_PCI, 0, 4)
+    chunks: list[Record] = [ask(add, 1000), Chunk(1100, 1, False, add.reply(0).encode())]
+    for number, begin in enumerate(([Open(0, 1, Begins.MIDDLE)], [])):
+        path = write_capture(tmp_path / f"{number}.upcap", [*begin, *chunks])
+        assert "  0010..03ff  not known" in run("show", path, "--hex").out.splitlines()
+
+
 def test_a_gap_and_a_new_connection_of_the_same_number_are_minded(tmp_path: Path) -> None:
     add = pci_request(MessageType.ADD_PCI, 0, 4)
     records: list[Record] = [

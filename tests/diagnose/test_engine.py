@@ -7,6 +7,7 @@ certainty of the findings are the engine's part, and that is what these tests lo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -349,6 +350,31 @@ def test_a_guest_without_boot_time_devices_dies_of_the_first_mmio_request() -> N
     assert "UP309" not in told(found(other.records))
 
 
+def test_an_overlap_that_the_recording_shows_is_likely_and_not_certain() -> None:
+    """Somebody else may have removed the window meanwhile, and taken its interrupt."""
+    add, other = (mmio_request(ADD_MMIO, base, 0x1000, 9) for base in (0xE0010000, 0xE0010800))
+    scene = Scene()
+    scene.ask(add)
+    scene.ask(other)
+    assert told(f for f in found(scene.records) if f.request == 1) == "1.1 UP301?, 1.1 UP701?"
+    # With requests open on two connections their order in the guest is not known.
+    overlapped = [*scene.records[:5], *connect(2), ask(ADD_MEM, 0, conn=2), *scene.records[5:]]
+    assert told(f for f in found(overlapped) if f.code in ("UP301", "UP302")) == (
+        "1.1 UP301?, 1.1 UP302?"
+    )
+
+
+def test_minus_one_of_a_pci_request_may_be_left_over_or_mean_no_handler() -> None:
+    scene = Scene()
+    scene.ask(pci_request(ADD_PCI, 0, 3), ret=EPERM)
+    assert told(found(scene.records)) == "1.0 UP504, 1.0 UP701"
+    scene = Scene()
+    scene.ask(ADD_MEM)
+    scene.ask(pci_request(ADD_PCI, 0, 3))
+    causes = [f for f in found(scene.records) if f.code in ("UP502", "UP504")]
+    assert told(causes) == "1.1 UP502?, 1.1 UP504?"
+
+
 # Replies that do not fit.
 
 
@@ -587,6 +613,16 @@ def test_after_damage_a_reply_may_be_another_requests() -> None:
     assert told(causes) == "1.0 UP305?, 1.1 UP305"
 
 
+def test_a_reply_put_together_from_two_tells_nothing_of_the_buffer() -> None:
+    gone, scan = mmio_request(DEL_MMIO, 0x1000, 0x2000, 5), pci_request(ADD_PCI, 0, 3)
+    reply = gone.reply(ENODEV).encode()
+    records = [*connect(1), ask(gone, 1), Chunk(2, 1, False, reply[:500]),
+               Gap(3, 0, False, 900, DAMAGED), Chunk(4, 1, False, reply[500:]),
+               ask(scan, 5), answer(scan, 6, ret=EINVAL)]  # fmt: skip
+    causes = [f for f in found(records) if f.code < "UP6"]
+    assert told(causes) == "1.0 UP306?, 1.1 UP502"
+
+
 def test_a_packet_that_was_cut_off_tells_what_it_holds() -> None:
     size_zero = mmio_request(ADD_MMIO, 0xE0006000, 0, 5)
 
@@ -633,6 +669,19 @@ def test_a_world_that_is_not_this_guests_is_given_up() -> None:
     scene.ask(cpu_request(ADD_CPU, [1]))
     other = World(nr_cpu_ids=4, vcpus_running=(0, 1, 2, 3))
     assert told(found(scene.records, other)) == "1.0 UP202?, 1.0 UP203?, 1.0 UP702"
+
+
+def test_a_number_in_a_reply_that_the_model_did_not_foretell_ends_it_too() -> None:
+    scene = Scene(ARM)
+    scene.ask(cpu_request(DEL_CPU, 1))  # two are left, it says
+    scene.ask(mmio_request(ADD_MMIO, 0xE0010000, 0x1000, 9))
+    scene.ask(mmio_request(ADD_MMIO, 0xE0020000, 0x1000, 9))
+    refused = "1.2 UP302{0}, 1.2 UP503, 1.2 UP701{0}"
+    two_cpus = replace(ARM, cpus_online=(0, 1))
+    with_mmio = [f for f in found(scene.records, ARM) if f.request == 2]
+    assert told(with_mmio) == refused.format("")
+    parted = [f for f in found(scene.records, two_cpus) if f.request == 2 and f.code != "UP301"]
+    assert told(parted) == refused.format("?")
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])

@@ -277,6 +277,10 @@ def test_a_refused_list_leaves_its_ids_open() -> None:
     assert inferred(state) == {Cpu(1): (None, R[0]), Cpu(2): (None, R[0])}
     after = told((x86(DEL_CPU, 2), 0), (x86(ADD_CPU, 2), EINVAL))
     assert known(after) == {Cpu(2): (False, R[0])}
+    # Once a CPU was removed there may be no number left, or one that is hidden.
+    either = told((x86(ADD_CPU, 1), 0), (x86(DEL_CPU, 2), 0), (x86(ADD_CPU, 1, 3), EINVAL))
+    assert known(either) == {Cpu(1): (True, R[0]), Cpu(2): (False, R[1])}
+    assert inferred(either) == {Cpu(3): (None, R[2])}
 
 
 def test_of_a_list_whose_end_did_not_start_the_others_are_open() -> None:
@@ -312,6 +316,8 @@ def test_what_stands_before_the_boot_cpu_is_gone_unless_all_was_refused() -> Non
     assert (known(either), inferred(either)) == ({}, {Cpu(3): (None, R[0])})
     all_of_them = told((x86(DEL_CPU, 3, 2), EINVAL))
     assert all_of_them.entries == ()
+    written = told(first, (x86(DEL_CPU, 3, 0), EINVAL))  # its 0 stands where a 1 was
+    assert (known(written), inferred(written)) == ({Cpu(5): (False, R[0])}, {})
 
 
 def test_windows_and_what_stood_in_the_way() -> None:
@@ -353,6 +359,8 @@ def test_pci_results_that_may_be_left_over_leave_an_add_open_and_settle_a_remova
     assert inferred(state) == {Pci(0, 32): (None, R[1])}
     there = told((pci(ADD_PCI, 4), 0), nobody, (pci(ADD_PCI, 4), ENODEV))
     assert known(there)[Pci(0, 32)] == (True, R[0])
+    unplugged = told((pci(ADD_PCI, 4), 0), (pci(ADD_PCI, 4), ENODEV))
+    assert known(unplugged) == {Pci(0, 32): (True, R[0])}
     stale = told((bare_request(MessageType.ADD_MEM), EEXIST), (pci(ADD_PCI, 4), EEXIST))
     assert known(stale) == {Pci(0, 32): (True, R[1])}
 
@@ -471,6 +479,7 @@ def test_once_the_model_parts_only_what_was_seen_is_known() -> None:
         Mmio(0xE0000000, 0x1000, 5): (True, R[1]),
     }  # fmt: skip
     assert inferred(state)[Cpu(0)] == (True, None)
+    assert not known(state).keys() & inferred(state).keys()
     assert Mmio(0xE0000000, 0x2000, 5) in inferred(state)
 
 
@@ -484,14 +493,36 @@ def test_a_capture_that_lacks_connections_leaves_the_world_to_inference() -> Non
     assert Cpu(0) in inferred(state)
 
 
-@pytest.mark.parametrize("conn", [0, 1])
-def test_after_a_gap_nothing_from_before_it_is_known(conn: int) -> None:
+@pytest.mark.parametrize(("conn", "to_guest"), [(0, False), (1, True)])
+def test_after_a_gap_nothing_from_before_it_is_known(conn: int, to_guest: bool) -> None:
     following = Following(X86)
-    for record in [*conversation([(x86(ADD_CPU, 1), 0)]), Gap(3000, conn, True, 1024, LEFT_OUT)]:
+    gap = Gap(3000, conn, to_guest, 1024, LEFT_OUT)
+    for record in [*conversation([(x86(ADD_CPU, 1), 0)]), gap]:
         following.feed(record)
     state = following.state()
     assert (known(state), inferred(state)) == ({}, {Cpu(1): (True, R[0])})
     assert state.lock.why
+
+
+def test_a_lost_reply_takes_nothing_away_from_what_was_seen() -> None:
+    following = Following(X86)
+    for record in [*conversation([(x86(ADD_CPU, 1), 0)]), Gap(3000, 1, False, 1024, LEFT_OUT)]:
+        following.feed(record)
+    assert known(following.state()) == {Cpu(1): (True, R[0])}
+
+
+def test_a_short_request_over_bytes_that_were_lost_makes_nothing_known() -> None:
+    add = window(ADD_MMIO, 0xD0000000)
+    records = [
+        *conversation([(add, 0)]), Gap(2000, 1, True, 1024, LEFT_OUT), answer(add, 2500),
+        ask(add.encode()[:16], 3000), answer(add, 4000),
+    ]  # fmt: skip
+    following = Following(X86)
+    for record in records:
+        following.feed(record)
+    state = following.state()
+    assert (known(state), inferred(state)) == ({}, {DISK: (True, R[2])})
+    assert "other bytes" in why(state, DISK)
 
 
 def test_a_connection_from_the_middle_and_a_world() -> None:

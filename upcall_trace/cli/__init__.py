@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -101,8 +102,16 @@ def main(arguments: list[str] | None = None) -> Any:
         code = ExitCode.EXPECTED if stop.code == 1 else stop.code
     except OSError as error:
         talk(f"upcall-trace: the output cannot be written: {error.strerror or error}")
+        _give_up_stdout()
         code = ExitCode.LOST
     sys.exit(int(code or 0))
+
+
+def _give_up_stdout() -> None:
+    """What is still buffered cannot be written either; at exit Python would try, and say so."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _tell(error: click.ClickException) -> None:

@@ -83,6 +83,8 @@ def diagnose_command(
         return ExitCode.EXPECTED
     if not captures and console is None and vmm_log is None:
         raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
+    if len(captures) > 1 and (console or vmm_log):
+        raise WrongUsage("a log belongs to one capture: give one capture with it")
     world = _world(world_file, machine)
     logs = read_logs(console, vmm_log)
     if as_it_grows:

@@ -60,6 +60,10 @@ class Situation:
     @property
     def op(self) -> str:
         """The operation with its key fields, as people read it."""
+        said = self.console if self.ref.conn == 0 else None
+        if said is not None and said.count and not said.ids:
+            cpus = "CPU" if said.count == 1 else "CPUs"
+            return f"{op_name(self.request.msg_type)} of {said.count} {cpus}"
         return f"{op_name(self.request.msg_type)} {fields_text(self.request.fields())}".strip()
 
     @property

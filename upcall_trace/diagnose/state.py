@@ -217,7 +217,6 @@ class Following:
             modelled.gone.pop(thing, None)
         for thing in modelled.things.keys() - things.keys():
             modelled.gone[thing] = last
-            modelled.since.pop(thing, None)
         modelled.things = things
         if guest.lock.stuck and modelled.stuck_since is None:
             modelled.stuck_since = last

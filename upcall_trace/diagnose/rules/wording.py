@@ -31,6 +31,8 @@ def refused(at: Situation) -> str:
 
 def unanswered(at: Situation) -> str:
     """What happened, for a request without a reply; the capture may just have ended."""
+    if at.ref.conn == 0:
+        return f"The guest's console does not show an end of {at.op}."
     return f"This recording has no answer to {at.op}."
 
 
