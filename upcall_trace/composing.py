@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dissectors.constants import MESSAGE_SIZE
 from dissectors.events import Event, RequestReceived
 
+from .capture.reader import CaptureReader
 from .capture.records import (
+    DAMAGED,
     LEFT_OUT,
     TIME_LIMIT,
     Chunk,
@@ -22,10 +24,27 @@ from .capture.records import (
     Vmm,
 )
 from .filters import Mask
+from .formats import Source
 from .operations import ANOMALY_BIT, OTHER_SERVICE, Operations
 from .session import Session
 
 _PIECES = sum(ANOMALY_BIT[name] for name in ("short-request", "split-request", "over-long-request"))
+
+
+def all_records(source: Source) -> Iterator[Record]:
+    """Every record of an open source but its end; what could not be read follows as gaps.
+
+    So a capture that is made from a torn one does not claim to have everything.
+    """
+    last_ns = 0
+    for _, record in source.records():
+        if not isinstance(record, End):
+            last_ns = getattr(record, "t_ns", last_ns)
+            yield record
+    has_told = isinstance(source, CaptureReader)  # of damage in the middle, where it stands
+    for damage in source.damage:
+        if damage.at_end or not has_told:
+            yield Gap(last_ns, 0, False, damage.size, DAMAGED)
 
 
 def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:

@@ -175,8 +175,8 @@ def test_split_writes_a_file_for_each_connection(tmp_path: Path) -> None:
 def test_split_of_nothing(tmp_path: Path) -> None:
     path = write_capture(tmp_path / "x.upcap", [])
     ended = run("split", path, "-o", tmp_path / "out")
-    assert ended.code == ExitCode.LOST
-    assert ended.err == f"upcall-trace: {path} has no connection to write\n"
+    assert ended.code == ExitCode.NOTHING_RUN
+    assert ended.err == f"{path} has no connection to write\n"
 
 
 def test_split_into_a_file(capture: Path, tmp_path: Path) -> None:

@@ -202,8 +202,8 @@ def test_a_hostile_line_is_kept_or_told(
     path.write_text(HEAD + json.dumps(line) + "\n")
     ended = run("import", path, "-o", output)
     assert ended.code == (ExitCode.EXPECTED if fine else ExitCode.LOST)
-    assert run("show", "--frames", output).code == 0
-    assert run("info", output).code == 0
+    assert run("show", "--frames", output).code == ended.code
+    assert run("info", output).code == ended.code  # the capture does not forget the loss
 
 
 GAPS = [Gap(1, 1, True, 1024, LEFT_OUT), Gap(2, 1, False, 1024, "the disk was full")]

@@ -23,7 +23,7 @@ from dissectors.constants import (
     Arch,
     MessageType,
 )
-from dissectors.messages import Reply, Request, cpu_request, mmio_request, pci_request
+from dissectors.messages import Reply, Request, bare_request, cpu_request, mmio_request, pci_request
 from tests.support import ADD_MEM, DISK, HELLO, answer, ask, connect, write_capture
 from upcall_trace.capture.records import (
     CUT_OFF,
@@ -401,10 +401,10 @@ def test_a_reply_that_nobody_asked_for_is_told_once() -> None:
     reply = ADD_MEM.reply(EPERM).encode()
     records = [*connect(1), Chunk(1, 1, False, reply), Chunk(2, 1, False, reply)]
     assert told(found(records)) == "1 UP510"
-    # What it left in the buffer counts for the next request.
-    bad = ADD_MEM.encode().replace(b"\x00\x01\x4d\x44", b"\x00\x02\x4d\x44")
-    records += [ask(bad, 3), Chunk(4, 1, False, reply)]
-    assert told(found(records)) == "1 UP510, 1.0 UP502, 1.0 UP512"
+    # What the guest wrote then is in its buffer, and comes again.
+    refused, scan = DISK.reply(EINVAL).encode(), pci_request(ADD_PCI, 0, 3)
+    records += [Chunk(3, 1, False, refused), ask(scan, 4), answer(scan, 5, ret=EINVAL)]
+    assert told(found(records)) == "1 UP510, 1.0 UP502, 1.0 UP704"
 
 
 # Time.
@@ -427,6 +427,10 @@ def test_a_late_reply_names_who_held_the_lock() -> None:
         assert "Request 1.0 held the guest's hotplug lock" in late.why
         assert [(e.conn, e.request) for e in late.evidence] == [(1, 0)]
         assert "hotplug lock" not in findings[1].why  # it waited for its own vCPU
+    # On its own connection it waits for its turn, whatever the lock.
+    own = [*records[:5], ask(start, MS), ask(DISK, 2 * MS), answer(start, wait, ret=EIO),
+           answer(DISK, wait + MS)]  # fmt: skip
+    assert not any("held" in f.why for f in found(own))
     # The same delay with nobody else about.
     alone = found([*connect(2), ask(DISK, 2 * MS, conn=2), answer(DISK, wait, conn=2)])
     assert "hotplug lock" not in alone[0].why
@@ -576,6 +580,32 @@ def test_a_recording_that_begins_in_the_middle() -> None:
 def test_a_connection_that_nothing_opens_is_seen_from_the_middle() -> None:
     records = [ask(ADD_MEM, 1), answer(ADD_MEM, 2, ret=EPERM)]
     assert told(found(records)) == "1.0 UP511"
+
+
+def test_from_the_middle_a_reply_of_type_0_is_no_hello() -> None:
+    """The header of a refused CONNECT is that of a CONNECT message."""
+    wrong = bare_request(MessageType.CONNECT)
+    records: list[Record] = [
+        Open(0, 1, Begins.MIDDLE),
+        ask(wrong, 1), answer(wrong, 2, ret=EPERM),
+        ask(ADD_MEM, 3), answer(ADD_MEM, 4, ret=EPERM),
+    ]  # fmt: skip
+    assert told(found(records)) == "1.0 UP504, 1.1 UP511"
+
+
+def test_a_connection_whose_opening_alone_is_missing_is_understood() -> None:
+    records = [*connect(1)[1:], ask(ADD_MEM, 1), answer(ADD_MEM, 2, ret=EPERM)]
+    assert told(found(records)) == "1.0 UP511"
+    assert told(found([*connect(1)[1:2], Close(1, 1, by_guest=True)])) == "1 UP101"
+
+
+def test_a_world_says_how_cpu_requests_are_to_be_read() -> None:
+    """Their msg_size tells it, but the guest does not look at that."""
+    removed_all = replace(cpu_request(DEL_CPU, 3), msg_size=0)
+    scene = Scene(ARM)
+    scene.ask(removed_all)
+    (cause,) = [f for f in found(scene.records, ARM) if f.code == "UP204"]
+    assert "count=3" in cause.what
 
 
 def test_a_gap_ends_what_the_model_can_say() -> None:

@@ -179,12 +179,19 @@ def _parse(reader: CaptureReader, at: int) -> Index:
     return Index(int(version), int(covers), at, dict(summary), tables, reader)
 
 
+class StillRecording(ValueError):
+    """A capture that a recorder has open."""
+
+
 def append_mark(path: Path, mark: Mark) -> None:
     """Append a mark to a capture at rest; the index, where there is one, stays in use.
 
-    Raises OSError, and NotACapture for a file that is not one.
+    Raises OSError, NotACapture for a file that is not one, and StillRecording: two writers would
+    lose each other's records.
     """
     with CaptureReader(path) as reader:
+        if reader.live:
+            raise StillRecording(f"{path} is still being recorded")
         tail = b""
         try:
             values = reader.record_at(reader.size - TAIL_SIZE)

@@ -20,7 +20,7 @@ import msgpack
 
 MAGIC: Final = b"\x89UPCAP\r\n"
 FORMAT_VERSION: Final = 1
-MAX_PAYLOAD: Final = 16 << 20
+MAX_PAYLOAD: Final = 5 << 20
 MAX_CHUNK: Final = 64 << 10
 """A longer send is recorded in pieces of this size, a multiple of the guest's receive size."""
 FRAME: Final = Struct("<II")

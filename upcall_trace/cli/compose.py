@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from ..capture.records import DAMAGED, End, Gap, Header, Record
+from ..capture.records import Header, Record
 from ..capture.writer import CaptureWriter
-from ..composing import keep_connections, keep_operations, merge, with_dependencies
-from ..errors import ExitCode, SomethingLost, WrongUsage
+from ..composing import all_records, keep_connections, keep_operations, merge, with_dependencies
+from ..errors import ExitCode, WrongUsage
 from ..filters import parse
-from ..formats import Source, open_source
+from ..formats import open_source
 from ..opening import build_index
 from .console import talk
 from .files import CAPTURE, open_capture, replacing, tell_losses
@@ -28,10 +28,6 @@ def _write(path: Path, header: Header, records: Iterable[Record], *inputs: Path)
             for record in records:
                 writer.write(record)
         build_index(temporary)
-
-
-def _all_records(source: Source) -> Iterable[Record]:
-    return (record for _, record in source.records() if not isinstance(record, End))
 
 
 @click.command("filter")
@@ -54,7 +50,7 @@ def filter_command(capture: Path, expression: str, output: Path) -> ExitCode:
         header = dataclasses.replace(
             source.header, notes=source.header.notes | {"filter": expression}
         )
-        _write(output, header, keep_operations(header, _all_records(source), keys), capture)
+        _write(output, header, keep_operations(header, all_records(source), keys), capture)
     talk(f"{output}: {len(keys)} of {len(opened.operations)} operations")
     return tell_losses(capture, opened)
 
@@ -70,7 +66,7 @@ def merge_command(captures: tuple[Path, ...], output: Path) -> ExitCode:
     code = ExitCode.EXPECTED
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(path)) for path in captures]
-        header, records = merge([(s.header, _all_records(s)) for s in sources])
+        header, records = merge([(s.header, all_records(s)) for s in sources])
         _write(output, header, records, *captures)
     for path in captures:
         code = max(code, tell_losses(path, open_capture(path)))
@@ -90,11 +86,12 @@ def split_command(capture: Path, output: Path) -> ExitCode:
     for connection in opened.connections:
         path = output / f"{capture.stem}.conn{connection.number}.upcap"
         with open_source(capture) as source:
-            records = keep_connections(_all_records(source), {connection.number})
+            records = keep_connections(all_records(source), {connection.number})
             _write(path, source.header, records, capture)
         talk(str(path))
     if not opened.connections:
-        raise SomethingLost(f"{capture} has no connection to write")
+        talk(f"{capture} has no connection to write")
+        return ExitCode.NOTHING_RUN
     return tell_losses(capture, opened)
 
 
@@ -109,17 +106,7 @@ def recover_command(capture: Path, output: Path) -> ExitCode:
     with open_source(capture) as source:
         if source.live:
             raise WrongUsage(f"{capture} is still being recorded; stop the recording first")
-        _write(output, source.header, _with_torn_end(source), capture)
+        _write(output, source.header, all_records(source), capture)
         saved = open_capture(output)
     talk(f"{output}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost")
     return ExitCode.LOST if source.damage else ExitCode.EXPECTED
-
-
-def _with_torn_end(source: Source) -> Iterable[Record]:
-    last_ns = 0
-    for record in _all_records(source):
-        last_ns = getattr(record, "t_ns", last_ns)
-        yield record
-    for damage in source.damage:
-        if damage.at_end:
-            yield Gap(last_ns, 0, False, damage.size, DAMAGED)

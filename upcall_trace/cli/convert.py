@@ -10,6 +10,7 @@ import click
 from ..capture.reader import CaptureReader
 from ..capture.records import Record
 from ..capture.writer import CaptureWriter
+from ..composing import all_records
 from ..errors import ExitCode, WrongUsage
 from ..formats import open_source
 from ..formats.transcript import write as write_transcript
@@ -47,13 +48,12 @@ def import_command(
         )
         with replacing(output, file) as temporary:
             with CaptureWriter(temporary, header) as writer:
-                for _, record in source.records():
+                for record in all_records(source):
                     writer.write(record)
             build_index(temporary)
         opened = open_capture(output)
-        code = tell_losses(output, opened)
-        if tell_damage(file, source.damage):
-            code = ExitCode.LOST
+        damaged = tell_damage(file, source.damage)
+        code = ExitCode.LOST if damaged else tell_losses(output, opened)
     talk(f"{output}: {len(opened.connections)} connections, {len(opened.operations)} operations")
     return code
 

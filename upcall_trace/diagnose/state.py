@@ -118,6 +118,7 @@ class Following:
         self._ledger = Ledger()
         self._modelled = _Modelled()
         self._last: Ref | None = None
+        self._settled = True
         self._parted_at: Ref | None = None
         self._open: dict[Ref, tuple[int, Situation]] = {}
         self._plugged: dict[Thing, Ref] = {}
@@ -146,6 +147,7 @@ class Following:
         self._open[at.ref] = self._row, at
         self._row += 1
         self._last = at.ref
+        self._settled = False
         self._modelled.unconfirmed.add(at.ref)
 
     def judged(self, at: Situation, causes: list[Cause]) -> None:
@@ -209,8 +211,9 @@ class Following:
                 self._parted_at = ref
             return
         last, modelled = self._last, self._modelled
-        if last is None:
+        if last is None or self._settled:
             return
+        self._settled = True
         things = {thing: thing for thing in _things(guest)}
         for thing in things.keys() - modelled.things.keys():
             modelled.since[thing] = last
