@@ -340,9 +340,12 @@ class _Relay:
 
     def _copy(self, source: socket.socket, sink: socket.socket, to_guest: bool) -> None:
         """Receive, remember, send on, encode: until the end of `source`."""
-        receive, send = source.recv, sink.sendall
+        receive, send = source.recv_into, sink.sendall
         remember, settle, number = self._recorder.chunk, self._recorder.settle, self._number
-        while received := receive(MAX_CHUNK):
+        # One buffer for all: making a large one for each receive costs as much as the receive.
+        buffer = memoryview(bytearray(MAX_CHUNK))
+        while size := receive(buffer):
+            received = bytes(buffer[:size])
             remember(number, to_guest, received)
             send(received)
             settle()

@@ -33,6 +33,7 @@ from .capture.records import (
 from .errors import WrongUsage
 
 FLUSH_S: Final = 0.02
+_BATCH: Final = 32
 BACKLOG_LIMIT: Final = 64 << 20
 """Encoded bytes that may wait for a slow disk before it counts as failed."""
 
@@ -103,8 +104,11 @@ class Recorder:
         self._pending.append(record)
 
     def settle(self) -> None:
-        """Encode what is remembered, unless another thread is at it."""
-        if self._lock.acquire(blocking=False):
+        """Encode what is remembered, once it is worth it and unless another thread is at it.
+
+        A reply may be on its way back already: what is encoded now holds up its forwarding.
+        """
+        if len(self._pending) >= _BATCH and self._lock.acquire(blocking=False):
             try:
                 self._encode()
             finally:

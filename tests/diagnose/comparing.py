@@ -62,6 +62,9 @@ class _Notes:
     def judged(self, at: Situation, causes: list[Cause]) -> None:
         pass
 
+    def lost(self, at: Situation) -> None:
+        pass
+
 
 Codes = dict[Ref, set[str]]
 

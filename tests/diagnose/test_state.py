@@ -511,6 +511,21 @@ def test_a_lost_reply_takes_nothing_away_from_what_was_seen() -> None:
     assert known(following.state()) == {Cpu(1): (True, R[0])}
 
 
+@pytest.mark.parametrize("conn", [0, 1])
+def test_a_request_whose_reply_was_lost_is_open_and_its_connection_lives(conn: int) -> None:
+    following = Following(X86)
+    records = [
+        *conversation([(window(ADD_MMIO, 0xE0000000), 0), x86(ADD_CPU, 1)]),
+        Gap(3000, conn, False, 1024, LEFT_OUT),
+        ask(pci(ADD_PCI, 4), 4000), answer(pci(ADD_PCI, 4), 5000),
+    ]  # fmt: skip
+    for record in records:
+        following.feed(record)
+    state = following.state()
+    assert inferred(state)[Cpu(1)] == (None, R[1])
+    assert (state.dead, state.waiting, state.lock.state) == ((), (), "free")
+
+
 def test_a_short_request_over_bytes_that_were_lost_makes_nothing_known() -> None:
     add = window(ADD_MMIO, 0xD0000000)
     records = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from ..machine import Backend, Habits, Pace
 from .console import talk
 
 _PATH: Final = click.Path(path_type=Path)
+_ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _PORT: Final = click.IntRange(0, 0xFFFFFFFF)
 
 
@@ -79,16 +79,17 @@ def guest_command(
     Without --world the guest is a default Kata pod. Stale bytes, silence after an oops and a
     stuck hotplug lock are part of it. Ends on SIGINT, SIGTERM or SIGHUP.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
     habits = Habits(Backend(backend), Pace(pace), port, frozenset(echoes))
     rules = [parse_fault(text) for text in faults]
-    with SimulatedGuest(
-        _world(world, machine, kernel, arch), habits, rules, seed, listen, control, talk
-    ):
-        talk(f"listening on {listen}")
-        stop.wait()
+    booted = _world(world, machine, kernel, arch)
+    # Blocked and waited for: a handler that sets an Event can meet its own thread in Event.wait.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        with SimulatedGuest(booted, habits, rules, seed, listen, control, talk):
+            talk(f"listening on {listen}")
+            signal.sigwait(_ENDING)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return ExitCode.EXPECTED
 
 

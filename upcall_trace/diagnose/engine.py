@@ -95,6 +95,9 @@ class Witness(Protocol):
     def judged(self, at: Situation, causes: list[Cause]) -> None:
         """It was answered, or never will be; the history knows of it."""
 
+    def lost(self, at: Situation) -> None:
+        """Its answer is not in the recording."""
+
 
 class Diagnosis:
     """Feed it a capture's records in order; it returns findings as they become certain.
@@ -204,8 +207,11 @@ class Diagnosis:
             return
         for event in events:
             for number in event.replies if isinstance(event, Lost) else ():
-                if self._watched[conn].open.pop(number, None):
+                situation = self._watched[conn].open.pop(number, None)
+                if situation:
                     self._unanswered -= 1
+                    if self.witness:
+                        self.witness.lost(situation)
 
     def _chunk(self, conn: int, events: object) -> Iterator[Finding]:
         if conn not in self._watched:

@@ -173,17 +173,18 @@ class Ledger:
         other._sent_ns, other._lock_ns = dict(self._sent_ns), self._lock_ns
         return other
 
-    def take(self, at: Situation, causes: Sequence[Cause]) -> None:
-        """One request that was answered, or that never will be.
+    def take(self, at: Situation, causes: Sequence[Cause], answer_lost: bool = False) -> None:
+        """One request that was answered, or that never will be, or whose answer is missing.
 
         That something was not answered shows late; what was seen meanwhile counts more.
         """
-        if at.reply is None:
+        if at.reply is None and not answer_lost:
             self.dead.setdefault(at.ref.conn, Dead(at.ref, "silent", "no answer to it"))
         if at.request.magic_version != MAGIC_VERSION:
             return  # not executed
         codes = [cause.code for cause in causes]
-        self._take_lock(at, codes)
+        if not answer_lost:
+            self._take_lock(at, codes)
         if at.is_cpu and at.arch is Arch.AARCH64:
             self._count(at)
         elif at.is_cpu:

@@ -158,6 +158,10 @@ class Following:
         self._ledger.take(at, causes)
         self._track(at)
 
+    def lost(self, at: Situation) -> None:
+        self._open.pop(at.ref, None)
+        self._ledger.take(at, (), answer_lost=True)
+
     def state(self) -> State:
         """What the guest has now."""
         self._settle(None)
