@@ -68,10 +68,12 @@ def test_every_code_has_its_page_and_its_row() -> None:
 
 
 def test_the_page_has_every_key_of_a_finding() -> None:
-    told = run("diagnose", "--json", OOPS, OOPS, "--console", GOLDEN / "guest_oops.console.log")
-    findings = json.loads(told.out)["findings"]
+    two = json.loads(run("diagnose", "--json", OOPS, OOPS).out)["findings"]
     json_keys = keys(section(DIAGNOSIS, "JSON"), "key")
-    assert json_keys == [*findings[0]]
+    assert json_keys == [*two[0]]
+    told = run("diagnose", "--json", OOPS, "--console", GOLDEN / "guest_oops.console.log")
+    findings = json.loads(told.out)["findings"]
+    assert json_keys[1:] == [*findings[0]]
     evidence = [each for finding in findings for each in finding["evidence"]]
     assert evidence
     for each in evidence:

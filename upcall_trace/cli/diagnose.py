@@ -22,7 +22,7 @@ from ..diagnose.report import (
 from ..diagnose.rules.registry import rules
 from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
-from ..kernel.world import World, choose_world, load_worlds
+from ..kernel.world import World, find_world
 from .console import out, out_json, progress, talk
 from .files import CAPTURE
 
@@ -85,7 +85,7 @@ def diagnose_command(
         raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
     if len(captures) > 1 and (console or vmm_log):
         raise WrongUsage("a log belongs to one capture: give one capture with it")
-    world = _world(world_file, machine)
+    world = find_world(world_file, machine)
     logs = read_logs(console, vmm_log)
     if as_it_grows:
         if len(captures) != 1 or form not in ("text", "json"):
@@ -145,14 +145,6 @@ def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:
     for each in torn:
         talk(f"{each.path} is not complete: what is missing in it cannot be judged")
     return ExitCode.LOST if torn else ExitCode.EXPECTED
-
-
-def _world(file: Path | None, machine: str | None) -> World | None:
-    if file is None:
-        if machine is not None:
-            raise WrongUsage("--machine needs a file: give --world too")
-        return None
-    return choose_world(load_worlds(file), machine)
 
 
 def _page(code: str) -> str:

@@ -13,7 +13,7 @@ from dissectors.constants import Arch
 from ..errors import ExitCode, WrongUsage
 from ..guest import SimulatedGuest
 from ..kernel.faults import parse_fault
-from ..kernel.world import SERIES, World, choose_world, kata_pod, load_worlds
+from ..kernel.world import SERIES, World, find_world, kata_pod
 from ..machine import Backend, Habits, Pace
 from .console import talk
 
@@ -94,10 +94,7 @@ def guest_command(
 
 
 def _world(file: Path | None, machine: str | None, kernel: str | None, arch: str | None) -> World:
-    if file is not None:
-        if kernel or arch:
-            raise WrongUsage("--kernel and --arch are for the default pod; a world has its own")
-        return choose_world(load_worlds(file), machine)
-    if machine is not None:
-        raise WrongUsage("--machine needs a file: give --world too")
-    return kata_pod(Arch(arch or "x86_64"), kernel or "6.1")
+    world = find_world(file, machine)
+    if world is not None and (kernel or arch):
+        raise WrongUsage("--kernel and --arch are for the default pod; a world has its own")
+    return world or kata_pod(Arch(arch or "x86_64"), kernel or "6.1")

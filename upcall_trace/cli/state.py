@@ -12,7 +12,7 @@ import numpy as np
 from ..diagnose.state import State, state_of
 from ..diagnose.state_report import VERSION, as_text, state_object
 from ..errors import ExitCode, WrongUsage
-from ..kernel.world import choose_world, load_worlds
+from ..kernel.world import find_world
 from ..opening import Capture
 from ..operations import Operation
 from ..render import fields_text, safe, seconds
@@ -50,9 +50,7 @@ def state_command(
     the guest's world (--world) makes certain is known; the rest is inferred, and says from what.
     At the end, devices follow that VMM and guest may disagree about.
     """
-    if machine is not None and world_file is None:
-        raise WrongUsage("--machine needs a file: give --world too")
-    world = None if world_file is None else choose_world(load_worlds(world_file), machine)
+    world = find_world(world_file, machine)
     opened = open_capture(capture)
     row = None if at is None else _row(opened, at)
     with progress(f"following {capture.name}", capture.stat().st_size) as report:

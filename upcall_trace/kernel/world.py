@@ -125,6 +125,18 @@ def load_worlds(path: Path) -> dict[str, World]:
         raise UnreadableInput(f"{path}: {error}") from None
 
 
+def find_world(file: Path | None, machine: str | None) -> World | None:
+    """What `--world FILE --machine NAME` mean, None without them.
+
+    Raises UnreadableInput and WrongUsage.
+    """
+    if file is None:
+        if machine is not None:
+            raise WrongUsage("--machine needs a file: give --world too")
+        return None
+    return choose_world(load_worlds(file), machine)
+
+
 def choose_world(worlds: dict[str, World], name: str | None) -> World:
     """The world called `name`, or the only one; raises WrongUsage."""
     if name is None and len(worlds) == 1:
