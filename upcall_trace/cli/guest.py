@@ -94,7 +94,6 @@ def guest_command(
 
 
 def _world(file: Path | None, machine: str | None, kernel: str | None, arch: str | None) -> World:
-    world = find_world(file, machine)
-    if world is not None and (kernel or arch):
+    if file is not None and (kernel or arch):
         raise WrongUsage("--kernel and --arch are for the default pod; a world has its own")
-    return world or kata_pod(Arch(arch or "x86_64"), kernel or "6.1")
+    return find_world(file, machine) or kata_pod(Arch(arch or "x86_64"), kernel or "6.1")
