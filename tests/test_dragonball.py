@@ -315,8 +315,8 @@ VERDICTS: list[tuple[tuple[int, ...], int | None, int | None, str]] = [
     (REMOVES, 0, LATE, LEAKED),
     (REMOVES, -19, LATE, LEAKED),
     (REMOVES, None, None, LEAKED),
-    (NEVER_SENT, -1, ON_TIME, "Dragonball never sends this"),
-    (NEVER_SENT, None, None, "Dragonball never sends this"),
+    (NEVER_SENT, -1, ON_TIME, "it never sends this"),
+    (NEVER_SENT, None, None, "it never sends this"),
 ]
 
 

@@ -181,4 +181,4 @@ def verdict(msg_type: int, ret: int | None, latency_ns: int | None) -> str:
             MessageType.ADD_MMIO | MessageType.ADD_PCI | MessageType.DEL_MMIO | MessageType.DEL_PCI
         ):
             return "done"
-    return "Dragonball never sends this"
+    return "it never sends this"

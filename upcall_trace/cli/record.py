@@ -36,7 +36,7 @@ from .files import CAPTURE
 
 # A forwarding thread that becomes ready must not wait Python's default 5 ms for its turn.
 _SWITCH_INTERVAL_S = 0.0005
-_LOOK_UP_S = 0.1
+_LOOK_UP_S = 0.05
 
 
 @click.command("record")
@@ -190,16 +190,26 @@ def _suffixed(path: Path, port: int) -> Path:
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
-    """The first signal ends the recording cleanly, a second one also the indexing."""
+    """The first signal ends the recording cleanly, a second one also the indexing.
+
+    The handler only takes a note, and a thread acts on it: setting the event needs a lock that
+    the main thread, in which handlers run, may be holding.
+    """
+    noted: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if stop.is_set():
+        noted.append(number)
+        if len(noted) > 1:
             raise KeyboardInterrupt
+
+    def watch() -> None:
+        while not noted:
+            time.sleep(_LOOK_UP_S)
         stop.set()
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGHUP, handle)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handle)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _raise_descriptor_limit() -> None:

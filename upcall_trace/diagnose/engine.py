@@ -37,7 +37,20 @@ from dissectors.messages import (
 )
 from dissectors.services import DEVICE_MANAGER
 
-from ..capture.records import Begins, Chunk, Close, End, Gap, Header, How, Mark, Open, Record, Vmm
+from ..capture.records import (
+    Begins,
+    Chunk,
+    Close,
+    End,
+    Gap,
+    GaveUp,
+    Header,
+    How,
+    Mark,
+    Open,
+    Record,
+    Vmm,
+)
 from ..kernel.world import World
 from ..operations import NoTable
 from ..session import Connection, Session
@@ -157,6 +170,10 @@ class Diagnosis:
                 return []
             case Chunk():
                 return list(self._chunk(record.conn, events))
+            case Close() | GaveUp() if record.conn not in self._watched:
+                # The other side closes what is over, or something was never seen to open.
+                if self._model and self.session.connections[record.conn].begins is Begins.MIDDLE:
+                    self._model.part()
             case Close() if record.how is not How.HALF:
                 return list(self._close(record))
             case Gap():
@@ -301,7 +318,9 @@ class Diagnosis:
                 watched.unsolicited_told = True
                 connection = self.session.connections[conn]
                 yield self._of_connection("UP510", ConnectionSituation(connection))
-            watched.last_ret, watched.last_load = reply.ret, None
+            # After a gap it may be no message at all, but parts of two.
+            watched.last_ret = None if watched.torn else reply.ret
+            watched.last_load = None
             watched.last_ref = watched.load_ref = None
             return
         self._unanswered -= 1
@@ -395,8 +414,6 @@ class Diagnosis:
 
     def _close(self, close: Close) -> Iterator[Finding]:
         conn = close.conn
-        if conn not in self._watched:
-            return  # the other side closes what is over
         connection = self.session.connections[conn]
         yield from self._over(conn, close.by_guest, at_end=False)
         if connection.port == self._header.port and not connection.accepted and close.by_guest:
