@@ -34,6 +34,7 @@ from upcall_trace.capture.records import (
     Close,
     End,
     Gap,
+    GaveUp,
     Header,
     How,
     Mark,
@@ -651,6 +652,24 @@ def test_a_reply_put_together_from_two_tells_nothing_of_the_buffer() -> None:
                ask(scan, 5), answer(scan, 6, ret=EINVAL)]  # fmt: skip
     causes = [f for f in found(records) if f.code < "UP6"]
     assert told(causes) == "1.0 UP306?, 1.1 UP502"
+
+
+def test_what_came_right_after_damage_may_be_no_reply_at_all() -> None:
+    scan = pci_request(ADD_PCI, 0, 3)
+    refused = DISK.reply(EINVAL).encode()
+    records = [*connect(1), Gap(1, 0, False, 900, DAMAGED),
+               Chunk(2, 1, False, refused[100:]), Chunk(3, 1, False, refused[:100]),
+               ask(scan, 4), answer(scan, 5, ret=EINVAL)]  # fmt: skip
+    assert told(f for f in found(records) if f.request == 0 and f.code < "UP6") == "1.0 UP502"
+
+
+@pytest.mark.parametrize("end", [Close(0, 1, by_guest=False), GaveUp(0, 1, SECOND)])
+def test_the_end_of_a_connection_that_nothing_opened_ends_the_model(end: Record) -> None:
+    scene = Scene()
+    scene.ask(mmio_request(ADD_MMIO, 0xE0010000, 0x1000, 9), conn=2)
+    scene.ask(mmio_request(ADD_MMIO, 0xE0020000, 0x1000, 9), conn=2)
+    refused = [f for f in found([end, *scene.records], FOUR_CPUS) if f.request == 1]
+    assert told(refused) == "2.1 UP301?, 2.1 UP302?, 2.1 UP701?"
 
 
 def test_a_packet_that_was_cut_off_tells_what_it_holds() -> None:
