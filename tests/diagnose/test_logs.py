@@ -61,6 +61,16 @@ def test_a_console_decides_what_the_wire_cannot(name: str) -> None:
     assert not [f for f in decided if f.inferred]
 
 
+def test_it_is_told_how_sure_the_clocks_offset_is() -> None:
+    logs = read_logs(GOLDEN / "cpu_lifecycle.console.log", None)
+    told = diagnose(GOLDEN / "cpu_lifecycle.jsonl", logs=logs).matched
+    assert told.startswith("11 operations of the recording found in the console; ")
+    assert "(11 matches)" in told
+    few = read_logs(GOLDEN / "framing.console.log", None)
+    told = diagnose(GOLDEN / "framing.jsonl", logs=few).matched
+    assert told.endswith("too few to compare the clocks")
+
+
 @pytest.mark.parametrize("name", ["framing", "mmio_lifecycle"])
 def test_with_world_and_console_nothing_is_missing_and_nothing_is_false(name: str) -> None:
     world = load_worlds(GOLDEN / "worlds.toml")["microvm"]

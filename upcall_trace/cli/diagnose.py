@@ -95,6 +95,9 @@ def diagnose_command(
     diagnosed = [_diagnose(path, world, vmm == "dragonball", logs) for path in captures]
     if not captures:
         diagnosed = [diagnose_logs(console or vmm_log or Path(), logs)]
+    for each in diagnosed:
+        if each.matched:
+            talk(f"{each.path}: {each.matched}")
     match "json" if as_json_too else form:
         case "json":
             out(as_json(diagnosed))

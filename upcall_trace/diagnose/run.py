@@ -47,6 +47,8 @@ class Diagnosed:
     operations: int
     connections: int
     complete: bool
+    matched: str = ""
+    """How well a console fitted, where one was given."""
 
 
 def diagnose(
@@ -72,7 +74,8 @@ def diagnose(
         operations = sum(connection.requests for connection in session.connections.values())
     findings.sort(key=sort_key)
     findings += of_vmm_log(logs.vmm, findings)
-    return Diagnosed(path, findings, operations, len(session.connections), whole)
+    matched = matcher.account if matcher else ""
+    return Diagnosed(path, findings, operations, len(session.connections), whole, matched)
 
 
 def follow(

@@ -8,6 +8,7 @@ from typing import Final
 
 from dissectors.constants import MessageType
 
+from ...render import duration, seconds
 from ..situation import Situation
 from .console import ConsoleOperation
 
@@ -45,6 +46,19 @@ class ConsoleMatcher:
             self.matched.append(operation)
             return operation
         return None
+
+    @property
+    def account(self) -> str:
+        """How many operations were found, and how sure the clocks' offset is."""
+        found = f"{len(self.matched)} operations of the recording found in the console"
+        offset = self.offset_ns
+        if offset is None:
+            return f"{found}; too few to compare the clocks"
+        spread = max(abs(each - offset) for each in self._offsets)
+        return (
+            f"{found}; the guest's clock differs by {seconds(-offset)} s, "
+            f"within {duration(spread)} ({len(self._offsets)} matches)"
+        )
 
     @property
     def offset_ns(self) -> int | None:
