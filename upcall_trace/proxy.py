@@ -363,7 +363,7 @@ class _Relay:
         try:
             room = fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ)
             while moved := os.splice(from_fd, write_end, _SPLICE_SIZE):
-                if moved == room < _PIPE_SIZE:
+                if moved * 2 >= room and room < _PIPE_SIZE:
                     room = _enlarge(write_end, room)
                 while moved:
                     moved -= os.splice(read_end, to_fd, moved)
