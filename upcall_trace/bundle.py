@@ -35,7 +35,7 @@ from .diagnose.report import as_json, as_markdown
 from .diagnose.run import Diagnosed, diagnose, diagnose_logs, read_logs
 from .errors import UnreadableInput
 from .formats import Source, open_source
-from .kernel.world import World, choose_world, load_worlds
+from .kernel.world import World, find_world
 from .opening import Capture, Progress, load
 from .redaction import Redactor, blocks
 from .shapes import info_object
@@ -106,9 +106,8 @@ def pack(
     told the bytes of logs that are done, each of which is read twice. Raises UnreadableInput,
     WrongUsage for a machine that the world does not have, and OSError.
     """
-    world = None
-    if inputs.world is not None:  # read before the long work: its errors are the user's
-        world = choose_world(load_worlds(inputs.world), inputs.machine)
+    # Read before the long work: its errors are the user's.
+    world = find_world(inputs.world, inputs.machine)
     packed = Packed()
     kinds: dict[str, str] = {}
     for name, what, path in inputs.logs:

@@ -49,8 +49,6 @@ def bundle_command(
     """
     if not captures and console is None and vmm_log is None:
         raise WrongUsage("give a capture, or a log with --console or --vmm-log")
-    if machine is not None and world is None:
-        raise WrongUsage("--machine needs a file: give --world too")
     inputs = Inputs(captures, console, vmm_log, world, machine)
     redactor = Redactor([platform.node()]) if redact else None
     with (

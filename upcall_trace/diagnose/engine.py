@@ -55,7 +55,7 @@ from ..kernel.world import World
 from ..operations import NoTable
 from ..session import Connection, Session
 from .causes import Cause, ModelGuest, learn, of_reply, of_silence, softened
-from .finding import Finding, Ref, Told
+from .finding import Finding, Ref
 from .history import History
 from .logs.decide import decide
 from .logs.matching import ConsoleMatcher
@@ -131,7 +131,6 @@ class Diagnosis:
         self.session = Session(header, NoTable())
         self.witness: Witness | None = None
         self._header = header
-        self._world = world
         self._dragonball = dragonball
         self._console = console
         self._model = ModelGuest(world) if world else None
@@ -489,21 +488,15 @@ class Diagnosis:
             self._loop = situation
 
     def _of_request(self, cause: Cause, at: Situation) -> Finding:
-        told = self._rules[cause.code].tell(at)
+        rule = self._rules[cause.code]
+        told = rule.tell(at)
         if at.console is not None and cause.code in _SEEN_IN_CONSOLE:
             told = replace(told, evidence=(*told.evidence, *at.console.evidence))
-        return self._finding(cause, told, at.ref.conn, at.ref.request)
+        return rule.finding(told, at.ref.conn, at.ref.request, cause.inferred)
 
     def _of_connection(self, code: str, at: ConnectionSituation) -> Finding:
         rule = self._rules[code]
-        return self._finding(Cause(code), rule.tell(at), at.connection.number, None)
-
-    def _finding(self, cause: Cause, told: Told, conn: int, request: int | None) -> Finding:
-        rule = self._rules[cause.code]
-        return Finding(
-            rule.code, rule.name, rule.severity, conn, request, cause.inferred,
-            told.what, told.why, told.so, told.next, told.evidence,
-        )  # fmt: skip
+        return rule.finding(rule.tell(at), at.connection.number, None, inferred=False)
 
 
 def _executed(at: Situation) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from dissectors.constants import (
     EBUSY,
@@ -88,7 +89,7 @@ def _not_ready(line: VmmLine, reason: str, busy: Finding | None) -> Finding:
     told = rules()["UP604"].tell(line.evidence, reason)
     if busy is not None:
         seen = Evidence("request", "had no answer in time", busy.conn, busy.request)
-        told = Told(told.what, told.why, told.so, told.next, (*told.evidence, seen))
+        told = replace(told, evidence=(*told.evidence, seen))
     return _of_log("UP604", line, told, inferred=reason in (_BUSY, _UNKNOWN))
 
 
@@ -123,11 +124,9 @@ def _timed_out(line: VmmLine) -> Told:
 
 
 def _of_log(code: str, line: VmmLine, told: Told, inferred: bool = False) -> Finding:
-    rule = rules()[code]
-    return Finding(
-        code, rule.name, rule.severity, None, None, inferred,
-        told.what, told.why, told.so, told.next, told.evidence or (line.evidence,),
-    )  # fmt: skip
+    if not told.evidence:
+        told = replace(told, evidence=(line.evidence,))
+    return rules()[code].finding(told, None, None, inferred)
 
 
 def of_console(operations: Sequence[ConsoleOperation]) -> Iterator[Finding]:
@@ -151,11 +150,8 @@ def of_console(operations: Sequence[ConsoleOperation]) -> Iterator[Finding]:
             rule = table[cause.code]
             if rule.severity <= Severity.NOTE:
                 continue
-            told = rule.tell(at)
-            yield Finding(
-                rule.code, rule.name, rule.severity, None, None, True,
-                told.what, told.why, told.so, told.next, tuple(said.evidence),
-            )  # fmt: skip
+            told = replace(rule.tell(at), evidence=tuple(said.evidence))
+            yield rule.finding(told, None, None, inferred=True)
 
 
 def _situation(number: int, said: ConsoleOperation, arch: Arch, history: History) -> Situation:
@@ -203,8 +199,4 @@ def _of_nameless(said: ConsoleOperation) -> Iterator[Finding]:
         evidence=tuple(said.evidence),
     )
     for code in _NAMELESS.get(ret, ("UP599",)):
-        rule = rules()[code]
-        yield Finding(
-            code, rule.name, rule.severity, None, None, True,
-            told.what, told.why, told.so, told.next, told.evidence,
-        )  # fmt: skip
+        yield rules()[code].finding(told, None, None, inferred=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, TypeVar
 
-from ..finding import Severity, Told
+from ..finding import Finding, Severity, Told
 
 _MODULES: Final = (
     "handshake", "cpus", "mmio", "pci", "stale", "framing", "types", "timing", "consequences",
@@ -29,6 +29,13 @@ class Rule:
     severity: Severity
     page: str
     tell: Callable[..., Told]
+
+    def finding(self, told: Told, conn: int | None, request: int | None, inferred: bool) -> Finding:
+        """What was told under this code, at its place."""
+        return Finding(
+            self.code, self.name, self.severity, conn, request, inferred,
+            told.what, told.why, told.so, told.next, told.evidence,
+        )  # fmt: skip
 
 
 _RULES: dict[str, Rule] = {}
