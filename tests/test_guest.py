@@ -35,7 +35,8 @@ from upcall_trace.errors import WrongUsage
 from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.machine import Backend, BadOrder, Habits, Pace
+from upcall_trace.machine import Backend, Habits, Pace
+from upcall_trace.orders import BadOrder
 
 ADD_MEM = bare_request(MessageType.ADD_MEM)
 PLUG = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)

@@ -19,7 +19,8 @@ from dissectors.messages import (
 )
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import PciDevice, kata_pod
-from upcall_trace.machine import Backend, BadOrder, Habits, Link, Machine, Pace, Step
+from upcall_trace.machine import Backend, Habits, Link, Machine, Pace, Step
+from upcall_trace.orders import BadOrder
 
 SECOND = 1_000_000_000
 NOW = 7 * SECOND

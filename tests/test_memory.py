@@ -18,8 +18,9 @@ from dissectors.messages import (
 )
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World, kata_pod
-from upcall_trace.machine import Backend, BadOrder, Habits, Pace
+from upcall_trace.machine import Backend, Habits, Pace
 from upcall_trace.memory import MemoryGuest, MemoryStream
+from upcall_trace.orders import BadOrder
 
 SECOND = 1_000_000_000
 POD = replace(kata_pod(cpus=2), vcpus_running=(0, 1))

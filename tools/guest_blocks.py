@@ -24,7 +24,8 @@ from upcall_trace.kernel.faults import ACTIONS, CONDITIONS
 from upcall_trace.kernel.model import Connection, Guest
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
-from upcall_trace.machine import BadOrder, Machine
+from upcall_trace.machine import Machine
+from upcall_trace.orders import BadOrder
 
 from .markdown import code, fenced, table
 

@@ -22,7 +22,8 @@ from dissectors.hvsock import line_end, ok_line, parse_connect
 from .kernel.faults import Fault, Faults
 from .kernel.model import Guest
 from .kernel.outcome import Fate, Outcome
-from .kernel.world import BadWorld, PciDevice, World, parse_pci
+from .kernel.world import World
+from .orders import BadOrder, name_and_value, pci_device, vcpu
 
 _FIRST_LOCAL_PORT: Final = 1 << 30
 _SPLIT_PAUSE_NS: Final = 20_000_000
@@ -87,18 +88,14 @@ class Machine:
         `{"start_vcpu": 1}`, `{"plug_pci": {"bus": 0, "slot": 6}}`, `{"unplug_pci": …}`,
         `{"reset": true}`, `{"state": true}`. Raises BadOrder.
         """
-        if not isinstance(order, dict) or len(order) != 1:
-            raise BadOrder("an order is an object with one key")
-        ((name, value),) = order.items()
+        name, value = name_and_value(order)
         match name:
             case "start_vcpu":
-                if type(value) is not int or not 0 <= value <= 255:
-                    raise BadOrder(f"start_vcpu needs a vCPU from 0 to 255, not {value!r}")
-                self.guest.start_vcpu(value)
+                self.guest.start_vcpu(vcpu(name, value))
             case "plug_pci":
-                self.guest.plug_pci(_device(name, value))
+                self.guest.plug_pci(pci_device(name, value))
             case "unplug_pci":
-                self.guest.unplug_pci(_device(name, value))
+                self.guest.unplug_pci(pci_device(name, value))
             case "reset" if value is True:
                 self.reset()
             case "state" if value is True:
@@ -109,17 +106,6 @@ class Machine:
                 known = "start_vcpu, plug_pci, unplug_pci, reset, state"
                 raise BadOrder(f"{name!r} is no order; known are {known}")
         return {"ok": True}
-
-
-class BadOrder(ValueError):
-    """A control line that cannot be followed."""
-
-
-def _device(name: str, value: object) -> PciDevice:
-    try:
-        return parse_pci(name, value)
-    except BadWorld as error:
-        raise BadOrder(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.model import Connection, Guest
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World
-from upcall_trace.machine import Backend, BadOrder, Habits, Pace
+from upcall_trace.machine import Backend, Habits, Pace
 from upcall_trace.memory import MemoryGuest, MemoryStream
+from upcall_trace.orders import BadOrder
 
 CONNECTIONS = 4
 randoms = st.randoms(use_true_random=False)
