@@ -48,6 +48,12 @@ class Unreachable(UserError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class PeerDied(UserError):
+    """What we talked to, or kept running, ended on the way."""
+
+    exit_code = ExitCode.DIFFERENT
+
+
 class UnreadableInput(UserError):
     """A file that is missing, not ours to read, damaged beyond use or of an unknown format."""
 
@@ -58,3 +64,15 @@ class SomethingLost(UserError):
     """Finished, but not everything is there."""
 
     exit_code = ExitCode.LOST
+
+
+class NothingRun(UserError):
+    """There was nothing to do, so nothing was shown to work."""
+
+    exit_code = ExitCode.NOTHING_RUN
+
+
+class Interrupted(UserError):
+    """Told to stop before it was done."""
+
+    exit_code = ExitCode.INTERRUPTED

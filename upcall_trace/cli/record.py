@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import platform
 import resource
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -33,6 +31,7 @@ from ..transport import (
 from .console import progress, talk
 from .convert import parse_notes
 from .files import CAPTURE
+from .signals import stop_on_signals
 
 # A forwarding thread that becomes ready must not wait Python's default 5 ms for its turn.
 _SWITCH_INTERVAL_S = 0.0005
@@ -88,7 +87,7 @@ def record_command(
     if sum(given) != 1 or (listen is None) != (upstream is None):
         raise WrongUsage("give --listen and --upstream, or --in-place, or --interface")
     stop = threading.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     header = Header(
@@ -187,29 +186,6 @@ def _guest(
 
 def _suffixed(path: Path, port: int) -> Path:
     return path.with_name(f"{path.name}_{port}")
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    """The first signal ends the recording cleanly, a second one also the indexing.
-
-    The handler only takes a note, and a thread acts on it: setting the event needs a lock that
-    the main thread, in which handlers run, may be holding.
-    """
-    noted: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        noted.append(number)
-        if len(noted) > 1:
-            raise KeyboardInterrupt
-
-    def watch() -> None:
-        while not noted:
-            time.sleep(_LOOK_UP_S)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, handle)
-    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _raise_descriptor_limit() -> None:

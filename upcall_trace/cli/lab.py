@@ -1,0 +1,450 @@
+"""`lab`: a disposable live guest in QEMU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..control import give_order
+from ..errors import ExitCode, NothingRun, Unreachable, UserError, WrongUsage
+from ..orders import BadOrder
+from .console import out, out_json, talk
+from .files import CAPTURE
+from .signals import stop_on_signals
+
+_ORDER_S: Final = 90.0
+_DOWN_S: Final = 10.0
+_LOOK_UP_S: Final = 0.02
+
+_name = click.option("--name", metavar="NAME", help="Which lab; not needed for one.")
+
+
+@click.group("lab")
+def lab_command() -> None:
+    """A disposable live guest: a real Linux kernel in QEMU that plugs what upcall asks it to.
+
+    `lab setup --install` once, then `lab up`. It needs no KVM, and no root but for installing
+    QEMU. docs/lab.md tells more.
+    """
+
+
+@lab_command.command("setup")
+@click.option("--install", is_flag=True, help="Get what is missing; works offline afterwards.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def setup_command(install: bool, as_json: bool) -> ExitCode:
+    """Tell what the lab needs and what of it is missing; with --install, get it.
+
+    QEMU and a compiler come from apt-get, which needs root. The guest's kernel and
+    vhost-device-vsock are kept in the user's cache and not installed. Ends with 4 while something
+    is missing.
+    """
+    from ..lab import pieces
+    from ..lab.initramfs import initramfs_for
+
+    built: Path | None = None
+    if install:
+        pieces.install(talk)
+    kernel = pieces.find_kernel()
+    if kernel is not None:
+        built = initramfs_for(kernel, talk)
+    found = [*pieces.survey(), pieces.Piece("guest's file system", built, "built when needed")]
+    missing = [piece for piece in found if piece.where is None]
+    if as_json:
+        rows = [
+            {"name": piece.name, "where": str(piece.where) if piece.where else None,
+             "remedy": None if piece.where else piece.remedy}
+            for piece in found
+        ]  # fmt: skip
+        out_json({"v": 1, "ready": not missing, "pieces": rows})
+    else:
+        for piece in found:
+            where = str(piece.where) if piece.where else f"missing: {piece.remedy}"
+            out(f"{piece.name:<20} {where}", None if piece.where else "red")
+    if missing:
+        talk("not ready; get what is missing with: upcall-trace lab setup --install")
+        return ExitCode.UNREACHABLE
+    return ExitCode.EXPECTED
+
+
+@lab_command.command("up")
+@click.option(
+    "--machine",
+    type=click.Choice(["microvm", "pc"]),
+    default="pc",
+    show_default=True,
+    help="microvm has virtio-mmio; pc has CPUs, PCI and memory.",
+)
+@click.option("--cpus", type=click.IntRange(1, 64), help="Room for this many CPUs; pc has 4.")
+@click.option("--kernel", type=CAPTURE, metavar="FILE", help="Your own kernel, with upcall.")
+@click.option("--initrd", type=CAPTURE, metavar="FILE", help="And its file system, if not ours.")
+@click.option("--name", metavar="NAME", help="What to call it; else after the machine.")
+@click.option("-d", "--detach", is_flag=True, help="Come back once it is up; end with lab down.")
+@click.option("--capture", type=CAPTURE, metavar="DIR", help="Record outside and inside into DIR.")
+@click.option("--auto", is_flag=True, help="Plug on the VMM's side what a request needs.")
+@click.option(
+    "--accel", type=click.Choice(["tcg", "kvm"]), default="tcg", show_default=True,
+    help="KVM is faster where it works.",
+)  # fmt: skip
+@click.option(
+    "--boot-limit", default=60.0, show_default=True, help="Seconds to wait for the guest."
+)
+def up_command(
+    machine: str,
+    cpus: int | None,
+    kernel: Path | None,
+    initrd: Path | None,
+    name: str | None,
+    detach: bool,
+    capture: Path | None,
+    auto: bool,
+    accel: str,
+    boot_limit: float,
+) -> ExitCode:
+    """Boot a guest and print the ADDRESS to send requests to.
+
+    Runs until SIGINT or SIGTERM, or with --detach until `lab down`. With --capture DIR a proxy
+    stands in front and the guest watches from inside: DIR gets proxy.upcap, vsockmon.pcap and
+    console.log.
+    """
+    from ..lab.live import Lab, Wishes
+    from ..lab.place import Place
+
+    begun = time.monotonic()
+    boot = _boot(machine, cpus, kernel, initrd, capture is not None, accel)
+    if capture is not None and (capture / "proxy.upcap").exists():
+        raise WrongUsage(f"{capture} has a recording already; choose another directory")
+    up = _Detached() if detach else None
+    if up is not None and up.parent:
+        return up.wait()
+    stop = threading.Event()
+    stop_on_signals(stop)
+    place = Place.take(name, machine)
+    reason = ""
+    try:
+        wishes = Wishes(capture.absolute() if capture else None, auto, boot_limit)
+        with Lab(boot, place, wishes, talk, stop) as lab:
+            out(str(lab.address))
+            _tell(lab, time.monotonic() - begun, detach)
+            if up is not None:
+                up.ready()
+            lab.wait(stop)
+    except UserError as error:
+        reason = str(error) if up is not None and up.is_ready else ""
+        raise
+    finally:
+        place.close(reason)
+    if capture is not None:
+        talk(f"recorded in {capture}: {', '.join(sorted(p.name for p in capture.iterdir()))}")
+    return ExitCode.EXPECTED
+
+
+@lab_command.command("status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status_command(as_json: bool) -> ExitCode:
+    """List the labs that are running, with what their guests have. Clears dead ones away."""
+    from ..lab.place import labs
+
+    alive, dead = labs()
+    for lab in alive:
+        if lab["phase"] == "ready":
+            lab["state"] = _order(lab, {"state": True})["state"]
+    if as_json:
+        out_json({"v": 1, "labs": alive, "dead": dead})
+    else:
+        for lab in alive:
+            out(f"{lab['name']:<12} {lab['phase']:<8} {lab.get('address', '')}")
+            if "state" in lab:
+                out(f"{'':<12} {_state_text(lab['state'])}")
+        if not alive:
+            out("no lab is running")
+    for gone in dead:
+        talk(f"{gone['name']} is gone and was cleared away: {gone['reason']}")
+    return ExitCode.EXPECTED
+
+
+@lab_command.command("down")
+@_name
+@click.option("--all", "every", is_flag=True, help="All of them.")
+def down_command(name: str | None, every: bool) -> ExitCode:
+    """End a lab, and wait until nothing of it is left."""
+    from ..lab.place import find, labs
+
+    chosen = labs()[0] if every else [find(name)]
+    if not chosen:
+        raise NothingRun("no lab is running")
+    for lab in chosen:
+        try:
+            os.kill(lab["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it ends by itself just now
+    deadline = time.monotonic() + _DOWN_S
+    ending = {lab["name"] for lab in chosen}
+    while ending & {lab["name"] for lab in labs()[0]}:
+        if time.monotonic() > deadline:
+            raise Unreachable(f"{', '.join(sorted(ending))} did not end within {_DOWN_S:g} s")
+        time.sleep(_LOOK_UP_S)
+    return ExitCode.EXPECTED
+
+
+@lab_command.command("console")
+@_name
+@click.option("--follow", is_flag=True, help="Go on while it grows.")
+@click.option("--attach", is_flag=True, help="Type into it; Ctrl-] leaves.")
+def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
+    """Print what the guest printed so far."""
+    from ..lab.place import find
+
+    lab = find(name)
+    if attach:
+        from ..lab.shell import relay_terminal
+        from ..transport import connect_unix
+
+        _need_terminal()
+        with connect_unix(Path(lab["terminal"])) as stream:
+            relay_terminal(stream)
+        return ExitCode.EXPECTED
+    with Path(lab["console"]).open("rb") as file:
+        rest = ""
+        while True:
+            rest += file.read().decode("utf-8", "replace")
+            lines = rest.replace("\r\n", "\n").split("\n")
+            rest = lines.pop()
+            for line in lines:
+                out(line)
+            if not follow:
+                out(rest)
+                return ExitCode.EXPECTED
+            time.sleep(_LOOK_UP_S * 5)
+            if not Path(lab["console"]).exists():
+                return ExitCode.EXPECTED
+
+
+@lab_command.command("shell")
+@_name
+@click.argument("command", nargs=-1)
+def shell_command(name: str | None, command: tuple[str, ...]) -> ExitCode:
+    """Open a shell in the guest, or run COMMAND there and print what it says.
+
+    Ends with 1 when COMMAND fails.
+    """
+    from ..lab.place import find
+    from ..lab.shell import attach_shell, run
+
+    vsock = Path(find(name)["vsock"])
+    if not command:
+        _need_terminal()
+        attach_shell(vsock)
+        return ExitCode.EXPECTED
+    ran = run(vsock, " ".join(command))
+    for line in ran.output.rstrip("\n").split("\n") if ran.output else []:
+        out(line)
+    if ran.status:
+        talk(f"the command ended with {ran.status}")
+        return ExitCode.DIFFERENT
+    return ExitCode.EXPECTED
+
+
+@lab_command.group("vmm")
+def vmm_command() -> None:
+    """The VMM's side: what it does before, or after, it asks the guest."""
+
+
+@vmm_command.command("start-vcpu")
+@_name
+@click.argument("vcpu", type=click.IntRange(0, 255))
+def start_vcpu_command(name: str | None, vcpu: int) -> ExitCode:
+    """Run a vCPU from now on, so that it can come up."""
+    _vmm(name, {"start_vcpu": vcpu})
+    talk(f"next: upcall-trace send --to {_found(name)['address']} add-cpu {vcpu}")
+    return ExitCode.EXPECTED
+
+
+@vmm_command.command("plug-disk")
+@_name
+@click.argument("slot", type=click.IntRange(0, 31), required=False)
+def plug_disk_command(name: str | None, slot: int | None) -> ExitCode:
+    """Make a disk: in a PCI SLOT on pc, at the next virtio-mmio window on microvm."""
+    answer = _vmm(name, {"plug_disk": True if slot is None else slot})
+    if "pci" in answer:
+        operation = f"add-pci {answer['pci']['bus']} {answer['pci']['slot']}"
+    else:
+        window = answer["mmio"]
+        operation = f"add-mmio {window['base']:#x} {window['size']:#x} {window['irq']}"
+    talk(f"next: upcall-trace send --to {_found(name)['address']} {operation}")
+    return ExitCode.EXPECTED
+
+
+@vmm_command.command("unplug-disk")
+@_name
+@click.argument("slot", type=click.IntRange(0, 31))
+def unplug_disk_command(name: str | None, slot: int) -> ExitCode:
+    """Take the disk in a PCI SLOT away; ask the guest to let go of it first."""
+    _vmm(name, {"unplug_disk": slot})
+    return ExitCode.EXPECTED
+
+
+@vmm_command.command("grow-memory")
+@_name
+@click.argument("size")
+def grow_memory_command(name: str | None, size: str) -> ExitCode:
+    """Plug SIZE more, such as 256M, into the virtio-mem device."""
+    return _resize(name, size, 1)
+
+
+@vmm_command.command("shrink-memory")
+@_name
+@click.argument("size")
+def shrink_memory_command(name: str | None, size: str) -> ExitCode:
+    """Take SIZE, such as 256M, out of the virtio-mem device; takes seconds."""
+    return _resize(name, size, -1)
+
+
+@vmm_command.command("reset")
+@_name
+def reset_command(name: str | None) -> ExitCode:
+    """Boot the guest anew: connections end, and everything is as at the start."""
+    _vmm(name, {"reset": True})
+    return ExitCode.EXPECTED
+
+
+@vmm_command.command("state")
+@_name
+def state_command(name: str | None) -> ExitCode:
+    """CPUs, disks, virtio devices and memory as JSON: what the guest's init saw last."""
+    out_json(_vmm(name, {"state": True})["state"])
+    return ExitCode.EXPECTED
+
+
+def _boot(
+    machine: str, cpus: int | None, kernel: Path | None, initrd: Path | None, dump: bool, accel: str
+) -> Any:
+    """What to boot; raises UserError when a piece is missing."""
+    from ..lab import pieces
+    from ..lab.initramfs import initramfs_for
+    from ..lab.machines import MACHINES, Boot
+
+    chosen = MACHINES[machine]
+    if initrd is not None and kernel is None:
+        raise WrongUsage("--initrd goes with --kernel")
+    for file in (kernel, initrd):
+        if file is not None and not file.is_file():
+            raise WrongUsage(f"{file} is not a file")
+    missing = [piece.name for piece in pieces.survey() if piece.where is None]
+    if kernel is not None and initrd is not None:
+        missing = [name for name in missing if name != "guest kernel"]
+    if missing:
+        raise Unreachable(
+            f"the lab lacks {', '.join(missing)}; get it with: upcall-trace lab setup --install"
+        )
+    if cpus is not None and kernel is None and cpus > chosen.most_cpus:
+        raise WrongUsage(f"{machine} has {chosen.most_cpus} CPU with the lab's own kernel")
+    stock = pieces.find_kernel()
+    image = kernel.absolute() if kernel else stock.image if stock else Path()
+    archive = initrd.absolute() if initrd else initramfs_for(stock, talk) if stock else Path()
+    return Boot(
+        chosen,
+        image,
+        archive,
+        cpus or chosen.default_cpus,
+        own_kernel=kernel is not None,
+        own_initramfs=initrd is not None,
+        dump=dump,
+        accelerator="kvm" if accel == "kvm" else "tcg,thread=multi",
+    )
+
+
+def _tell(lab: Any, took_s: float, detached: bool) -> None:
+    ending = f"upcall-trace lab down --name {lab.place.name}" if detached else "Ctrl-C"
+    talk(f"lab {lab.place.name} is up after {took_s:.1f} s: {_state_text(lab.state())}")
+    if lab.boot.machine.name == "pc":
+        talk(f"  upcall-trace lab vmm start-vcpu 1 --name {lab.place.name}")
+        talk(f"  upcall-trace send --to {lab.address} add-cpu 1")
+    else:
+        talk(f"  upcall-trace send --to {lab.address} add-mmio 0xfeb00400 0x200 7")
+    talk(f"  control socket: {lab.control}; end it with {ending}")
+
+
+def _state_text(state: dict[str, Any]) -> str:
+    if "cpus_online" not in state:
+        return "its init prints no STATE lines"
+    cpus = ",".join(str(cpu) for cpu in state["cpus_online"])
+    disks = " ".join(state["disks"]) or "no disks"
+    return f"CPUs {cpus}; {disks}; {state['memory_kib'] >> 10} MiB"
+
+
+def _found(name: str | None) -> dict[str, Any]:
+    from ..lab.place import find
+
+    return find(name)
+
+
+def _vmm(name: str | None, order: dict[str, Any]) -> dict[str, Any]:
+    return _order(_found(name), order)
+
+
+def _order(lab: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
+    if "control" not in lab:
+        raise Unreachable(f"the lab {lab['name']} is still starting")
+    try:
+        return give_order(Path(lab["control"]), order, _ORDER_S)
+    except BadOrder as error:
+        raise WrongUsage(f"lab {lab['name']}: {error}") from None
+
+
+def _resize(name: str | None, size: str, sign: int) -> ExitCode:
+    from ..lab.vmm import parse_size
+
+    requested = _vmm(name, {"state": True})["state"]["memory_requested"]
+    wanted = requested + sign * parse_size(size)
+    if wanted < 0:
+        raise WrongUsage(f"only {requested >> 20} MiB are plugged")
+    _vmm(name, {"resize_memory": wanted})
+    talk(f"virtio-mem is asked for {wanted >> 20} MiB; the guest follows within seconds")
+    return ExitCode.EXPECTED
+
+
+def _need_terminal() -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise WrongUsage("this needs a terminal; lab shell COMMAND and lab console need none")
+
+
+class _Detached:
+    """A child that goes on as the lab, and its parent, which waits until it is up."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self.is_ready = False
+        self._child = os.fork()
+        self.parent = self._child != 0
+        if self.parent:
+            os.close(self._write)
+        else:
+            os.setsid()
+
+    def wait(self) -> ExitCode:
+        """The parent's side: until the lab is up, or has failed and said so."""
+        try:
+            if os.read(self._read, 1):
+                return ExitCode.EXPECTED
+        except KeyboardInterrupt:
+            os.kill(self._child, signal.SIGTERM)
+            raise
+        _, status = os.waitpid(self._child, 0)
+        return ExitCode(os.waitstatus_to_exitcode(status))
+
+    def ready(self) -> None:
+        """The child's side: what is said from now on, nobody reads."""
+        sys.stdout.flush()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nowhere, descriptor)
+        os.write(self._write, b"+")
+        os.close(self._write)
+        self.is_ready = True

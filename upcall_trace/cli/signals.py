@@ -1,0 +1,34 @@
+"""How a command that runs until it is told to stop hears of it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Final
+
+_LOOK_UP_S: Final = 0.05
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """The first SIGINT, SIGTERM or SIGHUP sets `stop`; a second one raises KeyboardInterrupt.
+
+    The handler only takes a note, and a thread acts on it: setting the event needs a lock that
+    the main thread, in which handlers run, may be holding.
+    """
+    noted: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        if len(noted) > 1:
+            raise KeyboardInterrupt
+
+    def watch() -> None:
+        while not noted:
+            time.sleep(_LOOK_UP_S)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handle)
+    threading.Thread(target=watch, name="signals", daemon=True).start()

@@ -1,0 +1,1 @@
+"""A disposable live guest in QEMU: docs/lab.md."""

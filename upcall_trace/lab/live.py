@@ -1,0 +1,325 @@
+"""A lab while it runs: QEMU and its vsock backend, the VMM's side, and what stands in front.
+
+From a client to the guest: the gate (with `auto`), the capture proxy (with `capture`), then the
+backend's hybrid-vsock socket. Everything of a lab is in its `Place`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from dissectors.constants import Arch
+
+from .. import __version__
+from ..capture.records import Header, Vmm
+from ..client import UpcallClient
+from ..control import serve_orders
+from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable, WrongUsage
+from ..listening import Listener
+from ..opening import build_index
+from ..orders import BadOrder, name_and_value
+from ..proxy import Proxy
+from ..recorder import OnStoreError, Recorder
+from ..serving import Server
+from ..transport import UnixAddress, is_alive
+from .console import Console, is_ready, last_words, trouble
+from .gate import Gate
+from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments
+from .monitor import Monitor
+from .pieces import find_vhost
+from .place import Place
+from .vmm import VmmSide
+
+_DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+_POLL_S: Final = 0.02
+_BACKEND_S: Final = 5.0
+_END_S: Final = 2.0
+_QUIET_S: Final = 0.15
+_BULK: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a lab is run: `capture` is a directory for what is recorded, `boot_s` the patience."""
+
+    capture: Path | None = None
+    auto: bool = False
+    boot_s: float = 60.0
+
+
+class Lab:
+    """A booted machine; a context manager that leaves nothing behind but `capture`.
+
+    Raises Unreachable when the guest does not come up, with the reason as far as it can be told.
+    """
+
+    def __init__(
+        self,
+        boot: Boot,
+        place: Place,
+        wishes: Wishes,
+        talk: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
+        self.boot = boot
+        self.place = place
+        self._wishes = wishes
+        self._talk = talk
+        self._stopping = stop
+        self._lock = threading.RLock()
+        """Held while the machine is booted or reset."""
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._stack = ExitStack()
+        self._recorder: Recorder | None = None
+        self._dumps = 0
+        self._dumped_at = 0.0
+        in_front = wishes.auto or wishes.capture is not None
+        self.vsock = place / ("vsock" if in_front else "upcall")
+        """The backend's socket."""
+        self.address = place / "upcall"
+        """Where clients connect."""
+        self.control = place / "control"
+        self.console = Console(place / "console.log")
+        try:
+            place.publish(self._status("booting"))
+            if wishes.capture is not None:
+                self._open_capture(wishes.capture)
+            self._boot()
+            self._put_in_front()
+            self._stack.enter_context(Server(self.control, self._serve_orders))
+        except BaseException:
+            self.close()
+            raise
+        place.publish(self._status("ready"))
+
+    def wait(self, stop: threading.Event) -> None:
+        """Until `stop` is set; raises PeerDied when a part of the lab ends by itself."""
+        while not stop.wait(_POLL_S):
+            with self._lock:
+                ended = self._ended()
+            if ended:
+                raise PeerDied(f"the lab {self.place.name} is over: {ended}")
+            if self._recorder is not None and self._recorder.failure is not None:
+                raise SomethingLost(f"the capture cannot be written: {self._recorder.failure}")
+
+    def follow(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Follow an order of the control socket; raises BadOrder."""
+        name, value = name_and_value(order)
+        if name in ("reset", "state") and value is not True:
+            raise BadOrder(f"{name} needs true, not {value!r}")
+        try:
+            with self._lock:
+                if name == "reset":
+                    self._reset()
+                    return {"ok": True}
+                if name == "state":
+                    return {"ok": True, "state": self.state()}
+                return self._vmm.follow(order)
+        except (Unreachable, OSError) as error:
+            raise BadOrder(str(error)) from None
+
+    def state(self) -> dict[str, Any]:
+        """What the guest's init saw last, and what the VMM has plugged, as JSON values."""
+        seen = self.console.state()
+        return (seen.as_json() if seen else {}) | self._vmm.state()
+
+    def close(self) -> None:
+        """End everything. With `capture`, its files are complete afterwards."""
+        with self._lock:
+            self._await_dump()
+            self._stop()
+            self._stack.close()
+        capture = self._wishes.capture
+        if capture is not None and self.console.path.exists():
+            (capture / "console.log").write_bytes(self.console.path.read_bytes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _status(self, phase: str) -> dict[str, Any]:
+        files = ("address", "control", "vsock")
+        return {
+            "v": 1,
+            "name": self.place.name,
+            "machine": self.boot.machine.name,
+            "cpus": self.boot.cpus,
+            "phase": phase,
+            "pid": os.getpid(),
+            "console": str(self.console.path),
+            "terminal": str(self.place / "terminal"),
+            "capture": str(self._wishes.capture) if self._wishes.capture else None,
+            "pids": {name: process.pid for name, process in self._running.items()},
+        } | {name: str(getattr(self, name)) for name in files}
+
+    def _boot(self) -> None:
+        """Start backend and machine, and wait until the guest's upcall server listens."""
+        vhost, monitor = self.place / "vhost", self.place / "monitor"
+        backend = find_vhost()
+        if backend is None:
+            raise Unreachable("vhost-device-vsock is missing: upcall-trace lab setup --install")
+        for path in (vhost, monitor, self.vsock, self.place / "terminal"):
+            path.unlink(missing_ok=True)
+        self._start("vhost-device-vsock", [str(backend), "--guest-cid", str(GUEST_CID),
+                    "--socket", str(vhost), "--uds-path", str(self.vsock)])  # fmt: skip
+        deadline = time.monotonic() + _BACKEND_S
+        while not _listens(vhost):
+            self._still_starting(deadline, "vhost-device-vsock does not listen")
+        self.console.mark()
+        self._start("qemu", ["qemu-system-x86_64", *qemu_arguments(
+            self.boot, vhost, self.place / "terminal", self.console.path, monitor)])  # fmt: skip
+        try:
+            self._monitor = Monitor(monitor)
+        except Unreachable:
+            raise Unreachable(self._ended() or "QEMU does not start") from None
+        self._vmm = VmmSide(self.boot, self._monitor, self._note)
+        deadline = time.monotonic() + self._wishes.boot_s
+        while not self._answers():
+            why = trouble(self.console.text())
+            if why:
+                raise Unreachable(why)
+            self._still_starting(deadline, "the guest does not come up")
+
+    def _answers(self) -> bool:
+        """True when the guest says so, or else when a service answers."""
+        if is_ready(self.console.text()):
+            return True
+        if not self.boot.own_initramfs:
+            return False
+        try:
+            UpcallClient(UnixAddress(self.vsock), connect_s=1.0).close()
+        except Unreachable:
+            return False
+        return True
+
+    def _still_starting(self, deadline: float, what: str) -> None:
+        ended = self._ended()
+        if ended:
+            raise Unreachable(f"{what}: {ended}")
+        if self._stopping.is_set():
+            raise Interrupted("interrupted while the guest was starting")
+        if time.monotonic() > deadline:
+            raise Unreachable(f"{what}; {last_words(self.console.text())}")
+        time.sleep(_POLL_S)
+
+    def _start(self, name: str, command: list[str]) -> None:
+        """Start a part that dies with this thread's process, whatever becomes of it."""
+        try:
+            with (self.place / f"{name}.log").open("ab") as log:
+                self._running[name] = subprocess.Popen(
+                    [*_DIES_WITH_US, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise Unreachable(f"{error.filename} cannot be started: {error.strerror}") from None
+
+    def _ended(self) -> str | None:
+        """What ended by itself, and how."""
+        for name, process in self._running.items():
+            code = process.poll()
+            if code is None:
+                continue
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+            said = (self.place / f"{name}.log").read_text("utf-8", "replace").strip()
+            reason = f"; it said: {said.splitlines()[-1]}" if said and code > 0 else ""
+            return f"{name} {how}{reason}"
+        return None
+
+    def _stop(self) -> None:
+        """End machine and backend; nothing of theirs is worth a slow end."""
+        if hasattr(self, "_monitor"):
+            self._monitor.close()
+        for process in reversed(self._running.values()):
+            process.kill()
+        for process in self._running.values():
+            process.wait(_END_S)
+        self._running.clear()
+
+    def _reset(self) -> None:
+        self._talk("booting anew")
+        self._await_dump()
+        self._stop()
+        self._boot()
+        self._note("the guest was booted anew")
+        self.place.publish(self._status("ready"))
+
+    def _put_in_front(self) -> None:
+        behind = self.vsock
+        if self._recorder is not None:
+            path = self.place / "proxy" if self._wishes.auto else self.address
+            listener = self._stack.enter_context(closing(Listener(path)))
+            proxy = Proxy(UnixAddress(behind), self._recorder, self._talk)
+            proxy.listen(listener.socket)
+            self._stack.callback(proxy.stop)
+            behind = path
+        if self._wishes.auto:
+            gate = Gate(behind, self.follow, self._talk)
+            self._stack.enter_context(Server(self.address, gate.serve))
+
+    def _open_capture(self, directory: Path) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WrongUsage(f"{directory} cannot be made: {error.strerror}") from None
+        header = Header(
+            source="proxy",
+            tool=f"upcall-trace {__version__}",
+            host=f"{platform.node()} {platform.system()} {platform.release()}",
+            arch=Arch.X86_64.value,
+            wall_ns=time.time_ns(),
+            resolution_ns=1,
+            notes={"machine": self.boot.machine.name, "guest": "lab"},
+        )
+        recorder = Recorder(directory / "proxy.upcap", header, OnStoreError.PASS, threading.Event())
+        self._recorder = recorder
+        self._stack.callback(build_index, recorder.path)
+        self._stack.callback(recorder.close)
+        dump = Path(f"{self.vsock}_{DUMP_PORT}")
+        self._stack.enter_context(Server(dump, self._receive_dump))
+
+    def _receive_dump(self, stream: socket.socket) -> None:
+        """What the guest's agent saw on vsockmon; a file for each boot."""
+        assert self._wishes.capture is not None
+        self._dumps += 1
+        number = f"-{self._dumps}" if self._dumps > 1 else ""
+        with (self._wishes.capture / f"vsockmon{number}.pcap").open("wb", 0) as file:
+            while received := stream.recv(_BULK):
+                file.write(received)
+                self._dumped_at = time.monotonic()
+
+    def _await_dump(self) -> None:
+        """Give what the guest saw last the time to arrive."""
+        if self._dumps and "qemu" in self._running:
+            began = time.monotonic()
+            while time.monotonic() - max(self._dumped_at, began) < _QUIET_S:
+                time.sleep(_POLL_S)
+
+    def _note(self, action: str) -> None:
+        if self._recorder is not None:
+            self._recorder.record(Vmm(self._recorder.now(), action))
+
+    def _serve_orders(self, stream: socket.socket) -> None:
+        serve_orders(stream, self.follow)
+
+
+def _listens(path: Path) -> bool:
+    try:
+        return is_alive(path)
+    except OSError:
+        return False

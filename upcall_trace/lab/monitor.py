@@ -1,0 +1,80 @@
+"""QEMU's monitor: QMP commands from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import QMPClient, QMPError
+
+from ..errors import Unreachable
+from ..orders import BadOrder
+
+_CONNECT_S: Final = 10.0
+_PAUSE_S: Final = 0.02
+_COMMAND_S: Final = 20.0
+
+
+class Monitor:
+    """A connection to the monitor at `path`; raises Unreachable."""
+
+    def __init__(self, path: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
+        self._thread.start()
+        self._client = QMPClient("lab")
+        try:
+            self._run(self._connect(path), _CONNECT_S + 1)
+        except (TimeoutError, QMPError, OSError) as error:
+            self._stop()
+            raise Unreachable(f"QEMU's monitor does not answer: {error}") from None
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command; raises BadOrder with QEMU's reason, and Unreachable."""
+        try:
+            return self._run(self._client.execute(command, arguments or None), _COMMAND_S)
+        except TimeoutError:
+            raise Unreachable(f"QEMU did not answer {command} in time") from None
+        except QMPError as error:
+            raise BadOrder(f"QEMU refused {command}: {error}") from None
+        except RuntimeError as error:
+            raise Unreachable(f"QEMU's monitor is closed: {error}") from None
+
+    def write_port(self, port: int, number: int) -> None:
+        """Write 32 bits to an I/O port, as the guest would; raises as `execute`."""
+        self.execute("human-monitor-command", **{"command-line": f"o/4 {port:#x} {number:#x}"})
+
+    def close(self) -> None:
+        """Disconnect; never raises."""
+        try:
+            self._run(self._client.disconnect(), 2.0)
+        except (TimeoutError, QMPError, OSError, RuntimeError):
+            pass  # QEMU is gone already
+        self._stop()
+
+    async def _connect(self, path: Path) -> None:
+        deadline = self._loop.time() + _CONNECT_S
+        while True:
+            try:
+                await self._client.connect(str(path))
+            except (QMPError, OSError):
+                if self._loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return
+
+    def _run(self, coroutine: Any, timeout_s: float) -> Any:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(2.0)
+        self._loop.close()

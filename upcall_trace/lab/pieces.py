@@ -1,0 +1,266 @@
+"""What a lab is made of: where each piece is found, and how what is missing is got.
+
+Two things come from the system: QEMU and, only while the pieces are made, a compiler. Everything
+else is kept in the user's cache and nothing of it is installed: the guest's kernel, its headers and
+busybox are unpacked from Debian's packages, vhost-device-vsock is compiled by cargo.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import Unreachable, WrongUsage
+
+VHOST_VERSION: Final = "0.3.0"
+KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
+_SETUP: Final = "upcall-trace lab setup --install"
+_RUN_PROGRAMS: Final = {"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux"}
+_BUILD_PROGRAMS: Final = {
+    "gcc": "gcc", "make": "make", "strip": "binutils", "cpio": "cpio", "dpkg-deb": "dpkg",
+    "apt-get": "apt",
+}  # fmt: skip
+_STATIC_LIBRARY: Final = "libc.a"
+_RELEASE: Final = re.compile(r"linux-image-(\d[\w.+-]*)")
+
+Talk = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece; `where` is None while it is missing, and `remedy` says how to get it."""
+
+    name: str
+    where: Path | None
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An unpacked kernel: `tree` is where the packages were unpacked."""
+
+    tree: Path
+    release: str
+
+    @property
+    def image(self) -> Path:
+        return self.tree / "boot" / f"vmlinuz-{self.release}"
+
+    @property
+    def headers(self) -> Path:
+        return self.tree / "usr" / "src" / f"linux-headers-{self.release}"
+
+    @property
+    def busybox(self) -> Path:
+        return self.tree / "bin" / "busybox"
+
+    def module(self, name: str) -> Path:
+        """The file of a kernel module; raises Unreachable when this kernel has none."""
+        found = next((self.tree / "lib" / "modules").rglob(f"{name}.ko"), None)
+        if found is None:
+            raise Unreachable(f"the kernel {self.release} has no module {name}")
+        return found
+
+
+def cache() -> Path:
+    """Where the lab's pieces are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "upcall-trace" / "lab"
+
+
+def survey() -> list[Piece]:
+    """Every piece that a running lab needs, but the initramfs, which is built from them."""
+    kernel = find_kernel()
+    return [
+        *(Piece(name, _program(name), f"{_SETUP}, or install {package}")
+          for name, package in _RUN_PROGRAMS.items()),
+        Piece("vhost-device-vsock", find_vhost(), _SETUP),
+        Piece("guest kernel", kernel.image if kernel else None, _SETUP),
+    ]  # fmt: skip
+
+
+def find_vhost() -> Path | None:
+    """The vsock backend: our own of the version that was tried, else one that is installed."""
+    own = cache() / f"vhost-device-vsock-{VHOST_VERSION}" / "bin" / "vhost-device-vsock"
+    return own if own.exists() else _program("vhost-device-vsock")
+
+
+def find_kernel() -> Kernel | None:
+    """The newest kernel that was unpacked."""
+    trees = sorted((cache() / "kernel").glob("*/boot/vmlinuz-*"), key=lambda p: p.stat().st_mtime)
+    if not trees:
+        return None
+    image = trees[-1]
+    return Kernel(image.parents[1], image.name.removeprefix("vmlinuz-"))
+
+
+def install(talk: Talk) -> None:
+    """Get every piece that is missing; raises UserError with the way out. Takes minutes at most.
+
+    Afterwards nothing needs the network any more.
+    """
+    with held():
+        programs = dict(_RUN_PROGRAMS)
+        if find_kernel() is None:
+            programs |= _BUILD_PROGRAMS
+        _install_packages(_missing_packages(programs), talk)
+        if find_vhost() is None:
+            _compile_vhost(talk)
+        if find_kernel() is None:
+            _unpack_kernel(talk)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Nobody else changes the cache meanwhile."""
+    try:
+        cache().mkdir(parents=True, exist_ok=True)
+        lock = os.open(cache() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise WrongUsage(f"the cache {cache()} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def run(command: list[str], what: str, cwd: Path | None = None, stdin: bytes | None = None) -> str:
+    """A program's output; raises Unreachable with its last words when it fails."""
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=cwd,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"},
+        )
+    except OSError as error:
+        raise Unreachable(f"{what} failed: {command[0]}: {error.strerror}") from None
+    said = ended.stdout.decode("utf-8", "replace")
+    if ended.returncode:
+        words = [line.strip() for line in said.split("\n") if line.strip()][-3:]
+        raise Unreachable(f"{what} failed: {' | '.join(words) or f'exit {ended.returncode}'}")
+    return said
+
+
+def _program(name: str) -> Path | None:
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def _missing_packages(programs: dict[str, str]) -> list[str]:
+    missing = {package for name, package in programs.items() if _program(name) is None}
+    if "gcc" in programs:
+        if "gcc" in missing or not _has_static_library():
+            missing.add("libc6-dev")
+        if ctypes.util.find_library("elf") is None:
+            missing.add("libelf1")  # for the objtool that comes with the kernel's headers
+    return sorted(missing)
+
+
+def _has_static_library() -> bool:
+    found = run(["gcc", f"-print-file-name={_STATIC_LIBRARY}"], "asking gcc for its library")
+    return Path(found.strip()).is_absolute()
+
+
+def _install_packages(packages: list[str], talk: Talk) -> None:
+    if not packages:
+        return
+    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+    if _program("apt-get") is None:
+        raise Unreachable(
+            f"these Debian packages are missing, and there is no apt-get: {', '.join(packages)};"
+            " install what holds the same programs here"
+        )
+    if os.geteuid() != 0:
+        raise Unreachable(
+            f"these system packages are missing: sudo apt-get install {' '.join(packages)};"
+            f" then run {_SETUP} again, which needs no root"
+        )
+    talk(f"installing {' '.join(packages)}")
+    try:
+        run(command, "installing packages")
+    except Unreachable:
+        run(["apt-get", "update", "-q"], "reading the package lists")
+        run(command, "installing packages")
+
+
+def _compile_vhost(talk: Talk) -> None:
+    cargo = _program("cargo") or _program(str(Path.home() / ".cargo" / "bin" / "cargo"))
+    if cargo is None:
+        raise Unreachable(
+            "cargo is missing, which compiles vhost-device-vsock: get Rust from https://rustup.rs"
+        )
+    talk(f"compiling vhost-device-vsock {VHOST_VERSION}, which takes about a minute")
+    target = cache() / f"vhost-device-vsock-{VHOST_VERSION}"
+    with tempfile.TemporaryDirectory(dir=cache(), prefix="cargo-") as work:
+        run(
+            [str(cargo), "install", "--locked", "--quiet", "--version", VHOST_VERSION,
+             "--target-dir", f"{work}/target", "--root", f"{work}/root", "vhost-device-vsock"],
+            "compiling vhost-device-vsock",
+        )  # fmt: skip
+        shutil.rmtree(target, ignore_errors=True)
+        (Path(work) / "root").rename(target)
+
+
+def _unpack_kernel(talk: Talk) -> None:
+    release = _release()
+    packages = [
+        f"linux-image-{release}",
+        *(name for name in _depends(f"linux-headers-{release}") if name.startswith("linux-")
+          and "compiler" not in name),
+        f"linux-headers-{release}",
+        "busybox-static",
+    ]  # fmt: skip
+    talk(f"fetching and unpacking Debian's kernel {release}; nothing of it is installed")
+    with tempfile.TemporaryDirectory(dir=cache(), prefix="kernel-") as work:
+        fetched, tree = Path(work) / "fetched", Path(work) / "tree"
+        fetched.mkdir()
+        run(["apt-get", "download", "-q", *packages], "fetching the guest's kernel", fetched)
+        for package in sorted(fetched.iterdir()):
+            run(["dpkg-deb", "-x", str(package), str(tree)], f"unpacking {package.name}")
+        target = cache() / "kernel" / release
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        # The headers' own Makefile expects them where the package would install them.
+        makefile = tree / "usr" / "src" / f"linux-headers-{release}" / "Makefile"
+        relocated = makefile.read_text("utf-8").replace("/usr/src/", f"{target}/usr/src/")
+        makefile.write_text(relocated, "utf-8")
+        tree.rename(target)
+
+
+def _release() -> str:
+    """The newest kernel release that Debian offers this machine."""
+    for attempt in ("as it is", "updated"):
+        for package in _depends(KERNEL_PACKAGE):
+            found = _RELEASE.fullmatch(package)
+            if found:
+                return found[1]
+        if attempt == "as it is" and os.geteuid() == 0:
+            run(["apt-get", "update", "-q"], "reading the package lists")
+    raise Unreachable(
+        f"apt knows no {KERNEL_PACKAGE}: the stock guest needs Debian's packages for amd64;"
+        " sudo apt-get update may help, and lab up --kernel takes a kernel of your own"
+    )
+
+
+def _depends(package: str) -> list[str]:
+    try:
+        listed = run(["apt-cache", "depends", package], f"asking apt about {package}")
+    except Unreachable:
+        return []
+    return re.findall(r"^ *Depends: ([^\s<>]+)$", listed, re.MULTILINE)
