@@ -309,8 +309,8 @@ def test_many_damaged_places_that_each_look_like_a_long_record(tmp_path: Path) -
     """What is spent on finding the next record counts for the file, not for each place."""
     path = tmp_path / "x.upcap"
     lure = b"\0" + FRAME.pack(7 << 20, 0) + b"\x95\x02"
-    path.write_bytes(RAW[: ENDS[1]] + (lure + encode(Open(1, 1))) * 300_000)
-    bounded(path, 30, 200)
+    path.write_bytes(RAW[: ENDS[1]] + (lure + encode(Open(1, 1))) * 75_000)
+    bounded(path, 15, 200)
 
 
 @pytest.mark.torture

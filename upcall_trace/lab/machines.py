@@ -125,7 +125,8 @@ def command_line(boot: Boot) -> str:
     else:
         # Masked, the guest does not notice by itself what QEMU plugs: only upcall tells it.
         words += [f"acpi_mask_gpe={gpe:#04x}" for gpe in (1, 2, 3)]
-        words.append("memhp_default_state=online")
+        # Movable, so that nothing the kernel keeps for itself stands in the way of shrinking.
+        words.append("memhp_default_state=online_movable")
     return " ".join(words)
 
 

@@ -37,6 +37,7 @@ _MIB: Final = 1 << 20
 _EJECT_PORT: Final = 0xAE08
 _BUS_PORT: Final = 0xAE10
 _GONE_S: Final = 5.0
+_PAUSE_S: Final = 0.02
 _SIZE: Final = re.compile(r"(\d+)([KMG]?)", re.IGNORECASE)
 
 
@@ -157,17 +158,22 @@ class VmmSide:
         # QEMU waits for the guest to eject the device, and this guest does not listen to ACPI.
         self._monitor.write_port(_BUS_PORT, 0)
         self._monitor.write_port(_EJECT_PORT, 1 << slot)
-        deadline = time.monotonic() + _GONE_S
-        while any(
-            item["name"] == name
-            for item in self._monitor.execute("qom-list", path="/machine/peripheral")
-        ):
-            if time.monotonic() > deadline:
-                raise BadOrder(f"QEMU does not let go of slot {slot}")
-            time.sleep(0.02)
-        self._monitor.execute("blockdev-del", **{"node-name": name})
+        self._release(name)
         del self._pci[slot]
         self._note(f"PCI device 0:{slot} unplugged")
+
+    def _release(self, node: str) -> None:
+        """Delete a blank disk, once QEMU has really let go of the device in front of it."""
+        deadline = time.monotonic() + _GONE_S
+        while True:
+            try:
+                self._monitor.execute("blockdev-del", **{"node-name": node})
+            except BadOrder:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                return
 
     def _resize(self, size: int) -> None:
         if self._boot.machine is not PC:
