@@ -30,6 +30,14 @@ MEMORY_ID: Final = "vmem0"
 GROWN_MEMORY_MIB: Final = 1024
 """What the virtio-mem device can grow to."""
 _DISK_SLOTS: Final = (4, 6)
+APIC_IDS: Final = 64
+"""Ids 0 to 63 can be started on `pc`."""
+_PHYSICAL: Final = 9
+"""With room for so many CPUs the kernel addresses each by its own id, and not by a bit of a mask.
+
+QEMU 7.2 loses what is sent to a mask when ids are missing below the addressed one, and the guest
+stands still for seconds. So the kernel has room for more, and the module for what was asked for.
+"""
 _BUS: Final = ("virtio_ring", "virtio")
 _DRIVERS: Final = (
     "virtio_blk",
@@ -118,13 +126,14 @@ def command_line(boot: Boot) -> str:
         else:
             words.append(f"possible_cpus={boot.cpus}")
         return " ".join(words)
-    words.append(f"lab_modules={','.join(boot.machine.modules)}")
+    words += [f"lab_modules={','.join(boot.machine.modules)}", f"lab_cpus={boot.cpus}"]
     if boot.machine is MICROVM:
         windows = [f"{w.base:#x},{w.size:#x},{w.irq}" for w in world(boot).mmio]
         words.append(f"lab_mmio={','.join(windows)}")
     else:
         # Masked, the guest does not notice by itself what QEMU plugs: only upcall tells it.
         words += [f"acpi_mask_gpe={gpe:#04x}" for gpe in (1, 2, 3)]
+        words.append(f"possible_cpus={max(boot.cpus, _PHYSICAL)}")
         # Movable, so that nothing the kernel keeps for itself stands in the way of shrinking.
         words.append("memhp_default_state=online_movable")
     return " ".join(words)
@@ -166,7 +175,7 @@ def _pc(boot: Boot) -> list[str]:
     most = MEMORY_MIB + GROWN_MEMORY_MIB
     arguments = [
         *("-M", "pc,memory-backend=memory"),
-        *("-smp", f"{boot.cpus if boot.own_kernel else 1},maxcpus={boot.cpus}"),
+        *("-smp", f"{boot.cpus if boot.own_kernel else 1},maxcpus={APIC_IDS}"),
         *("-m", f"{MEMORY_MIB},maxmem={most}M,slots=2"),
         # QEMU reads `addr` as hexadecimal.
         *("-device", f"vhost-user-vsock-pci,chardev=vsock,addr={VSOCK_SLOT:x}"),

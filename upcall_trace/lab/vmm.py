@@ -12,6 +12,7 @@ from ..errors import WrongUsage
 from ..kernel.world import PciDevice, Window
 from ..orders import BadOrder, name_and_value, pci_device, vcpu
 from .machines import (
+    APIC_IDS,
     DISK_SIZE,
     GROWN_MEMORY_MIB,
     MEMORY_ID,
@@ -103,8 +104,9 @@ class VmmSide:
     def _start_vcpu(self, cpu: int) -> None:
         if cpu in self._running:
             return
-        if cpu >= self._boot.cpus:
-            raise BadOrder(f"this machine has room for {self._boot.cpus} CPUs, so not for {cpu}")
+        if self._boot.machine is not PC or cpu >= APIC_IDS:
+            last = APIC_IDS - 1 if self._boot.machine is PC else self._boot.cpus - 1
+            raise BadOrder(f"vCPUs 0 to {last} can be started on {self._boot.machine.name}")
         self._monitor.execute(
             "device_add",
             driver="max-x86_64-cpu",

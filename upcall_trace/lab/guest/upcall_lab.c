@@ -13,6 +13,7 @@
 #define pr_fmt(fmt) "db-dev-mgr: " fmt
 
 #include <linux/acpi.h>
+#include <linux/bitmap.h>
 #include <linux/cpu.h>
 #include <linux/delay.h>
 #include <linux/init.h>
@@ -107,6 +108,10 @@ static unsigned int boot_mmio_count;
 module_param_array(boot_mmio, ullong, &boot_mmio_count, 0444);
 MODULE_PARM_DESC(boot_mmio, "virtio-mmio windows to register at load: base,size,irq,...");
 
+static unsigned int cpus = 1;
+module_param(cpus, uint, 0444);
+MODULE_PARM_DESC(cpus, "CPUs that there is room for; the kernel itself may have more");
+
 static LIST_HEAD(windows);
 static DEFINE_MUTEX(windows_lock);
 static DEFINE_MUTEX(hotplug_lock);
@@ -162,6 +167,20 @@ static bool is_out_of_reach(u8 apic_id)
 	return false;
 }
 
+/* A number that an id has got once stays with it: new ids are refused when all are given away. */
+static bool has_room(u8 apic_id)
+{
+	static DECLARE_BITMAP(seen, 256);
+
+	__set_bit(cpu_physical_id(BOOT_CPU), seen);
+	if (num_present_cpus() >= cpus)
+		return false;
+	if (!test_bit(apic_id, seen) && bitmap_weight(seen, 256) >= cpus)
+		return false;
+	__set_bit(apic_id, seen);
+	return true;
+}
+
 static int add_one_cpu(u8 apic_id)
 {
 	int cpu, err;
@@ -169,7 +188,7 @@ static int add_one_cpu(u8 apic_id)
 	pr_info("adding vcpu apic_id %d\n", apic_id);
 	if (is_out_of_reach(apic_id))
 		return 1; /* the CPU is online already */
-	err = num_present_cpus() < nr_cpu_ids ? acpi_map_cpu(NULL, apic_id, U32_MAX, &cpu) : -EINVAL;
+	err = has_room(apic_id) ? acpi_map_cpu(NULL, apic_id, U32_MAX, &cpu) : -EINVAL;
 	if (err) {
 		pr_info("cpu (apic id %d) cannot be added, generic processor info failed\n",
 			apic_id);
