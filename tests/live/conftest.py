@@ -19,13 +19,6 @@ REQUIRED = "UPCALL_TRACE_REQUIRE_LAB"
 """In CI this is set, so that a lab that cannot run is a failure and not a skip."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests share a guest, so they go to one worker."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def lab_pieces() -> pieces.Kernel:
     """The stock kernel, when the lab is set up."""
@@ -56,8 +49,8 @@ def labs_directory(lab_pieces: pieces.Kernel) -> Iterator[Path]:
 Start = Callable[..., LiveGuest]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def live_guest(labs_directory: Path) -> Iterator[Start]:
-    """Starts guests that end with the module: `live_guest("--machine", "microvm")`."""
+    """Starts guests that end with the test: `live_guest("--machine", "microvm")`."""
     with ExitStack() as stack:
         yield lambda *options: stack.enter_context(LiveGuest(*options))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -37,14 +35,13 @@ from .console import Console, is_ready, last_words, trouble
 from .gate import Gate
 from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments
 from .monitor import Monitor
+from .parts import Parts
 from .pieces import find_vhost
 from .place import Place
 from .vmm import VmmSide
 
-_DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 _POLL_S: Final = 0.02
-_BACKEND_S: Final = 5.0
-_END_S: Final = 2.0
+_PART_S: Final = 5.0
 _QUIET_S: Final = 0.15
 _BULK: Final = 64 << 10
 
@@ -77,9 +74,12 @@ class Lab:
         self._wishes = wishes
         self._talk = talk
         self._stopping = stop
-        self._lock = threading.RLock()
-        """Held while the machine is booted or reset."""
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        """Held while an order is followed."""
+        self._reset_asked = threading.Event()
+        self._was_reset = threading.Event()
+        self._parts = Parts(place.path)
+        self._monitor: Monitor | None = None
         self._stack = ExitStack()
         self._recorder: Recorder | None = None
         self._dumps = 0
@@ -106,10 +106,11 @@ class Lab:
     def wait(self, stop: threading.Event) -> None:
         """Until `stop` is set; raises PeerDied when a part of the lab ends by itself."""
         while not stop.wait(_POLL_S):
-            with self._lock:
-                ended = self._ended()
+            ended = self._parts.ended()
             if ended:
                 raise PeerDied(f"the lab {self.place.name} is over: {ended}")
+            if self._reset_asked.is_set():
+                self._reset()
             if self._recorder is not None and self._recorder.failure is not None:
                 raise SomethingLost(f"the capture cannot be written: {self._recorder.failure}")
 
@@ -121,8 +122,7 @@ class Lab:
         try:
             with self._lock:
                 if name == "reset":
-                    self._reset()
-                    return {"ok": True}
+                    return self._await_reset()
                 if name == "state":
                     return {"ok": True, "state": self.state()}
                 return self._vmm.follow(order)
@@ -136,10 +136,10 @@ class Lab:
 
     def close(self) -> None:
         """End everything. With `capture`, its files are complete afterwards."""
-        with self._lock:
-            self._await_dump()
-            self._stop()
-            self._stack.close()
+        self._stopping.set()
+        self._await_dump()
+        self._stop()
+        self._stack.close()
         capture = self._wishes.capture
         if capture is not None and self.console.path.exists():
             (capture / "console.log").write_bytes(self.console.path.read_bytes())
@@ -162,7 +162,7 @@ class Lab:
             "console": str(self.console.path),
             "terminal": str(self.place / "terminal"),
             "capture": str(self._wishes.capture) if self._wishes.capture else None,
-            "pids": {name: process.pid for name, process in self._running.items()},
+            "pids": self._parts.pids,
         } | {name: str(getattr(self, name)) for name in files}
 
     def _boot(self) -> None:
@@ -173,24 +173,21 @@ class Lab:
             raise Unreachable("vhost-device-vsock is missing: upcall-trace lab setup --install")
         for path in (vhost, monitor, self.vsock, self.place / "terminal"):
             path.unlink(missing_ok=True)
-        self._start("vhost-device-vsock", [str(backend), "--guest-cid", str(GUEST_CID),
+        self._parts.start("vhost-device-vsock", [str(backend), "--guest-cid", str(GUEST_CID),
                     "--socket", str(vhost), "--uds-path", str(self.vsock)])  # fmt: skip
-        deadline = time.monotonic() + _BACKEND_S
+        deadline = time.monotonic() + _PART_S
         while not _listens(vhost):
             self._still_starting(deadline, "vhost-device-vsock does not listen")
         self.console.mark()
-        self._start("qemu", ["qemu-system-x86_64", *qemu_arguments(
+        self._parts.start("qemu", ["qemu-system-x86_64", *qemu_arguments(
             self.boot, vhost, self.place / "terminal", self.console.path, monitor)])  # fmt: skip
-        try:
-            self._monitor = Monitor(monitor)
-        except Unreachable:
-            raise Unreachable(self._ended() or "QEMU does not start") from None
+        deadline = time.monotonic() + _PART_S
+        while not _listens(monitor):
+            self._still_starting(deadline, "QEMU does not start")
+        self._monitor = Monitor(monitor)
         self._vmm = VmmSide(self.boot, self._monitor, self._note)
         deadline = time.monotonic() + self._wishes.boot_s
         while not self._answers():
-            why = trouble(self.console.text())
-            if why:
-                raise Unreachable(why)
             self._still_starting(deadline, "the guest does not come up")
 
     def _answers(self) -> bool:
@@ -206,50 +203,29 @@ class Lab:
         return True
 
     def _still_starting(self, deadline: float, what: str) -> None:
-        ended = self._ended()
-        if ended:
-            raise Unreachable(f"{what}: {ended}")
+        ended = self._parts.ended()
+        why = trouble(self.console.text()) or (ended and f"{what}: {ended}")
+        if why:
+            raise Unreachable(why)
         if self._stopping.is_set():
             raise Interrupted("interrupted while the guest was starting")
         if time.monotonic() > deadline:
             raise Unreachable(f"{what}; {last_words(self.console.text())}")
         time.sleep(_POLL_S)
 
-    def _start(self, name: str, command: list[str]) -> None:
-        """Start a part that dies with this thread's process, whatever becomes of it."""
-        try:
-            with (self.place / f"{name}.log").open("ab") as log:
-                self._running[name] = subprocess.Popen(
-                    [*_DIES_WITH_US, *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise Unreachable(f"{error.filename} cannot be started: {error.strerror}") from None
-
-    def _ended(self) -> str | None:
-        """What ended by itself, and how."""
-        for name, process in self._running.items():
-            code = process.poll()
-            if code is None:
-                continue
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-            said = (self.place / f"{name}.log").read_text("utf-8", "replace").strip()
-            reason = f"; it said: {said.splitlines()[-1]}" if said and code > 0 else ""
-            return f"{name} {how}{reason}"
-        return None
-
     def _stop(self) -> None:
-        """End machine and backend; nothing of theirs is worth a slow end."""
-        if hasattr(self, "_monitor"):
+        if self._monitor is not None:
             self._monitor.close()
-        for process in reversed(self._running.values()):
-            process.kill()
-        for process in self._running.values():
-            process.wait(_END_S)
-        self._running.clear()
+        self._parts.stop()
+
+    def _await_reset(self) -> dict[str, Any]:
+        """Have the thread in `wait` do it: what another one starts would die with it."""
+        self._was_reset.clear()
+        self._reset_asked.set()
+        while not self._was_reset.wait(_POLL_S):
+            if self._stopping.is_set():
+                raise BadOrder("the lab is ending")
+        return {"ok": True}
 
     def _reset(self) -> None:
         self._talk("booting anew")
@@ -258,6 +234,8 @@ class Lab:
         self._boot()
         self._note("the guest was booted anew")
         self.place.publish(self._status("ready"))
+        self._reset_asked.clear()
+        self._was_reset.set()
 
     def _put_in_front(self) -> None:
         behind = self.vsock
@@ -305,7 +283,7 @@ class Lab:
 
     def _await_dump(self) -> None:
         """Give what the guest saw last the time to arrive."""
-        if self._dumps and "qemu" in self._running:
+        if self._dumps and self._parts.pids:
             began = time.monotonic()
             while time.monotonic() - max(self._dumped_at, began) < _QUIET_S:
                 time.sleep(_POLL_S)

@@ -12,13 +12,12 @@ from qemu.qmp import QMPClient, QMPError
 from ..errors import Unreachable
 from ..orders import BadOrder
 
-_CONNECT_S: Final = 10.0
-_PAUSE_S: Final = 0.02
+_CONNECT_S: Final = 5.0
 _COMMAND_S: Final = 20.0
 
 
 class Monitor:
-    """A connection to the monitor at `path`; raises Unreachable."""
+    """A connection to the monitor that listens at `path`; raises Unreachable."""
 
     def __init__(self, path: Path) -> None:
         self._loop = asyncio.new_event_loop()
@@ -26,8 +25,8 @@ class Monitor:
         self._thread.start()
         self._client = QMPClient("lab")
         try:
-            self._run(self._connect(path), _CONNECT_S + 1)
-        except (TimeoutError, QMPError, OSError) as error:
+            self._run(self._client.connect(str(path)), _CONNECT_S)
+        except (TimeoutError, QMPError, OSError, EOFError) as error:
             self._stop()
             raise Unreachable(f"QEMU's monitor does not answer: {error}") from None
 
@@ -39,8 +38,8 @@ class Monitor:
             raise Unreachable(f"QEMU did not answer {command} in time") from None
         except QMPError as error:
             raise BadOrder(f"QEMU refused {command}: {error}") from None
-        except RuntimeError as error:
-            raise Unreachable(f"QEMU's monitor is closed: {error}") from None
+        except (EOFError, OSError, RuntimeError):
+            raise Unreachable("QEMU's monitor is closed") from None
 
     def write_port(self, port: int, number: int) -> None:
         """Write 32 bits to an I/O port, as the guest would; raises as `execute`."""
@@ -50,23 +49,14 @@ class Monitor:
         """Disconnect; never raises."""
         try:
             self._run(self._client.disconnect(), 2.0)
-        except (TimeoutError, QMPError, OSError, RuntimeError):
+        except (TimeoutError, QMPError, OSError, EOFError, RuntimeError):
             pass  # QEMU is gone already
         self._stop()
 
-    async def _connect(self, path: Path) -> None:
-        deadline = self._loop.time() + _CONNECT_S
-        while True:
-            try:
-                await self._client.connect(str(path))
-            except (QMPError, OSError):
-                if self._loop.time() > deadline:
-                    raise
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                return
-
     def _run(self, coroutine: Any, timeout_s: float) -> Any:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise RuntimeError("the monitor was closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any, Final, Self
 
 from ..control import give_order
 from ..errors import PeerDied, Unreachable
+from .parts import dies_with_this_thread
 from .place import find
 from .shell import Ran, run
 
@@ -32,16 +32,16 @@ class LiveGuest:
     """
 
     def __init__(self, *options: str | Path, environment: dict[str, str] | None = None) -> None:
-        # Not by a preexec function: other threads may hold locks. PDEATHSIG follows this thread.
+        command = [sys.executable, "-m", "upcall_trace", "lab", "up", *map(str, options)]
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "--", sys.executable, "-m", "upcall_trace", "lab",
-             "up", *map(str, options)],
+            [*dies_with_this_thread(signal.SIGTERM), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
-        )  # fmt: skip
+        )
+        self._said: str | None = None
         assert self.process.stdout is not None
         address = self.process.stdout.readline().rstrip("\n")
         if not address:
@@ -84,17 +84,21 @@ class LiveGuest:
         return self.wait()
 
     def wait(self) -> str:
-        """Wait until it has ended by itself; what it said. Raises PeerDied unless all went well."""
-        try:
-            _, said = self.process.communicate(timeout=_END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise PeerDied(f"the lab {self.name} did not end, and was killed") from None
-        if self.process.returncode:
-            lines = said.strip().split("\n")
-            raise PeerDied(lines[-1].removeprefix("upcall-trace: "))
-        return said
+        """Wait until it has ended by itself; what it said.
+
+        Raises PeerDied, once, unless all went well.
+        """
+        if self._said is None:
+            try:
+                _, self._said = self.process.communicate(timeout=_END_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                _, self._said = self.process.communicate()
+                raise PeerDied(f"the lab {self.name} did not end, and was killed") from None
+            if self.process.returncode:
+                last = self._said.strip().rsplit("\n", 1)[-1]
+                raise PeerDied(last.removeprefix("upcall-trace: "))
+        return self._said
 
     def __enter__(self) -> Self:
         return self

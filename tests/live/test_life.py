@@ -1,0 +1,206 @@
+"""A lab's life: up, down, reset, killed in the middle, several at once; nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dissectors.constants import MessageType
+from dissectors.messages import cpu_request, mmio_request, pci_request
+from tests.live.conftest import Start
+from tests.support import records_of
+from upcall_trace.capture.records import Chunk, Vmm
+from upcall_trace.client import UpcallClient
+from upcall_trace.errors import ExitCode, PeerDied, Unreachable
+from upcall_trace.lab.machines import hidden_disks
+from upcall_trace.lab.process import LiveGuest
+from upcall_trace.transport import UnixAddress, connect_unix
+
+LAB = [sys.executable, "-m", "upcall_trace", "lab"]
+
+
+def lab(*words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """A `lab` command as a user runs it."""
+    return subprocess.run(
+        [*LAB, *words], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Command lines of processes that have something to do with this directory's labs."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(directory) in words:
+            found.append(words.replace(b"\0", b" ").decode("utf-8", "replace"))
+    return found
+
+
+def await_end(directory: Path) -> None:
+    """Children die with their parent, but not in the same moment."""
+    deadline = time.monotonic() + 5
+    while processes_of(directory):
+        assert time.monotonic() < deadline, processes_of(directory)
+        time.sleep(0.02)
+
+
+def left(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.name != ".lock")
+
+
+def up_and_down(times: int, directory: Path) -> None:
+    before = set(Path("/tmp").iterdir())
+    for _ in range(times):
+        started = lab("up", "--machine", "microvm", "--detach")
+        assert started.returncode == 0, started.stderr
+        address = Path(started.stdout.strip())
+        with UpcallClient(UnixAddress(address)) as client:
+            answer = client.ask(cpu_request(MessageType.DEL_CPU, [0]).encode(), 5)
+            assert answer is not None
+            assert answer.reply.ret == -22
+        assert lab("down", "--name", address.parent.name).returncode == 0
+        assert not address.parent.exists()
+        await_end(address.parent)
+    ours = [path for path in set(Path("/tmp").iterdir()) - before if "lab" in path.name]
+    assert ours == []
+
+
+def test_up_and_down_leaves_nothing(labs_directory: Path) -> None:
+    up_and_down(2, labs_directory)
+
+
+@pytest.mark.torture
+def test_twenty_times_up_and_down_leaves_nothing(labs_directory: Path) -> None:
+    up_and_down(20, labs_directory)
+
+
+@pytest.fixture
+def busy(labs_directory: Path) -> Iterator[tuple[LiveGuest, socket.socket]]:
+    """A guest in the middle of a request: it waits for a vCPU that nobody started."""
+    guest = LiveGuest("--machine", "pc")
+    with connect_unix(guest.address) as stream:
+        stream.settimeout(8)
+        stream.sendall(b"CONNECT 219\n")
+        assert stream.recv(7) == b"OK 219\n"
+        stream.sendall(b"d")
+        assert len(stream.recv(1024, socket.MSG_WAITALL)) == 1024
+        stream.sendall(cpu_request(MessageType.ADD_CPU, [1]).encode())
+        time.sleep(0.3)
+        yield guest, stream
+    if guest.process.poll() is None:
+        guest.close()
+
+
+@pytest.mark.parametrize(
+    ("victim", "sentence"),
+    [
+        ("qemu", "the lab pc is over: qemu was killed by SIGKILL"),
+        ("vhost-device-vsock", "the lab pc is over: vhost-device-vsock was killed by SIGKILL"),
+    ],
+)
+def test_a_part_that_is_killed_ends_the_lab_with_a_sentence(
+    victim: str, sentence: str, busy: tuple[LiveGuest, socket.socket]
+) -> None:
+    guest, stream = busy
+    directory = guest.address.parent
+    os.kill(guest.status["pids"][victim], signal.SIGKILL)
+    with pytest.raises(PeerDied, match=sentence):
+        guest.wait()
+    assert guest.process.returncode == ExitCode.DIFFERENT
+    assert stream.recv(1) == b""
+    assert not directory.exists()
+    await_end(directory)
+
+
+def test_a_killed_lab_takes_its_parts_along_and_the_next_one_works(
+    busy: tuple[LiveGuest, socket.socket], labs_directory: Path
+) -> None:
+    guest, stream = busy
+    guest.process.kill()
+    guest.process.communicate()
+    assert stream.recv(1) == b""
+    await_end(guest.address.parent)
+    assert left(labs_directory) == ["pc"]
+    told = lab("shell", "true")
+    assert told.returncode == ExitCode.UNREACHABLE
+    assert told.stderr == "upcall-trace: the lab pc is gone: its process was killed\n"
+    assert left(labs_directory) == []
+
+
+def test_a_detached_lab_that_dies_says_why_when_asked(labs_directory: Path) -> None:
+    started = lab("up", "--machine", "microvm", "--detach", "--name", "doomed")
+    assert started.returncode == 0, started.stderr
+    (status,) = json.loads(lab("status", "--json").stdout)["labs"]
+    assert status["state"]["disks"] == ["vda"]
+    os.kill(status["pids"]["qemu"], signal.SIGKILL)
+    await_end(Path(status["address"]).parent)
+    told = lab("status")
+    assert told.stdout == "no lab is running\n"
+    assert told.stderr == (
+        "doomed is gone and was cleared away: the lab doomed is over: qemu was killed by SIGKILL\n"
+    )
+    assert left(labs_directory) == []
+
+
+def test_a_reset_boots_anew_and_ends_connections(live_guest: Start) -> None:
+    first, second = (live_guest("--machine", "microvm") for _ in range(2))
+    assert (first.name, second.name) == ("microvm", "microvm-2")
+    with UpcallClient(UnixAddress(first.address)) as client:
+        disk = hidden_disks()[0]
+        request = mmio_request(MessageType.ADD_MMIO, disk.base, disk.size, disk.irq)
+        answer = client.ask(request.encode(), 5)
+        assert answer is not None
+        assert answer.reply.ret == 0
+        first.wait_for(lambda state: state["disks"] == ["vda", "vdb"])
+        first.order({"reset": True})
+        assert client.ask(request.encode(), 5) is None
+    assert first.wait_for(lambda state: state["disks"] == ["vda"])
+    with UpcallClient(UnixAddress(first.address)) as client:
+        answer = client.ask(request.encode(), 5)
+        assert answer is not None
+        assert answer.reply.ret == 0
+    assert lab("shell", "true").returncode == ExitCode.USAGE  # which of the two?
+    assert lab("shell", "--name", "microvm-2", "exit 3").returncode == ExitCode.DIFFERENT
+
+
+def test_with_auto_the_vmm_does_what_a_request_needs(live_guest: Start, tmp_path: Path) -> None:
+    capture = tmp_path / "capture"
+    guest = live_guest("--machine", "pc", "--auto", "--capture", capture)
+    with UpcallClient(UnixAddress(guest.address)) as client:
+        for request in (
+            cpu_request(MessageType.ADD_CPU, [1]),
+            pci_request(MessageType.ADD_PCI, 0, 12),
+        ):
+            answer = client.ask(request.encode(), 20)
+            assert answer is not None
+            assert answer.reply.ret == 0
+    guest.wait_for(lambda state: state["cpus_online"] == [0, 1] and "vdc" in state["disks"])
+    guest.close()
+    # As in a VMM: first its own side, then the request.
+    happened = [
+        record.action if isinstance(record, Vmm) else "request"
+        for record in records_of(capture / "proxy.upcap")[1]
+        if isinstance(record, Vmm) or (isinstance(record, Chunk) and len(record.data) == 1024)
+    ]
+    assert happened == [
+        *("request", "vCPU 1 created", "request", "request"),
+        *("PCI device 0:12 plugged", "request", "request"),
+    ]  # the first one is the CONNECT message, and every second one a reply
+
+
+def test_a_taken_name_is_refused(live_guest: Start) -> None:
+    live_guest("--machine", "microvm", "--name", "mine")
+    with pytest.raises(Unreachable, match="a lab called mine is running"):
+        LiveGuest("--machine", "microvm", "--name", "mine")
