@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check torture bench docs captures wheel clean
+.PHONY: demo test lint check lab torture bench docs captures wheel clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check
+test: lint check lab
 	$(BIN)/python -m pytest -n auto
+
+# Where it cannot be set up, the live tests are skipped and say why.
+lab: $(STAMP)
+	$(BIN)/upcall-trace lab setup --install || echo 'make: the live tests will be skipped'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

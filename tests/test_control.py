@@ -81,6 +81,25 @@ def test_a_line_has_1024_bytes_with_its_newline(size: int, error: str | None) ->
         assert json.loads(receive_line(stream)).get("error") == error
 
 
+def test_after_a_line_without_an_end_nothing_more_is_heard() -> None:
+    with serving(obey) as stream:
+        stream.sendall(b'{"a": 1'.ljust(1024) + b'}\n{"b": 2}\n')
+        assert json.loads(receive_line(stream))["error"] == "an order is a short line"
+        stream.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            stream.recv(1)
+
+
+@pytest.mark.parametrize("line", [b"", b"reset", b'{"a": ', b"\xff\xfe", b"[" * 1000])
+def test_what_is_no_json_is_told_and_the_next_order_is_heard(line: bytes) -> None:
+    with serving(obey) as stream:
+        stream.sendall(line + b"\n")
+        answer = json.loads(receive_line(stream))
+        assert answer == {"ok": False, "error": "not a line of JSON"}
+        stream.sendall(b'{"a": 1}\n')
+        assert json.loads(receive_line(stream)) == {"ok": True, "order": {"a": 1}}
+
+
 def test_an_order_is_given_and_its_answer_returned(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
 

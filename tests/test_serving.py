@@ -64,13 +64,14 @@ def test_connections_are_served_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
-    with Server(tmp_path / "s", greet):
+    with Server(tmp_path / "s", greet) as server:
         served(tmp_path / "s").close()
         threads = threading.active_count()
         with descriptors_as_before():
             for _ in range(20):
                 served(tmp_path / "s").close()
         wait_until(lambda: threading.active_count() <= threads)
+        wait_until(lambda: not server._streams and not server._threads)
 
 
 def test_its_stream_is_closed_when_serve_returns(tmp_path: Path) -> None:
@@ -128,6 +129,14 @@ def test_closing_ends_connections_and_waits_for_what_their_threads_still_do(
     for stream in streams:
         assert stream.recv(1) == b""
         stream.close()
+
+
+def test_a_server_leaves_nothing_behind(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    with descriptors_as_before(), Server(tmp_path / "s", greet), served(tmp_path / "s"):
+        assert (tmp_path / "s").is_socket()
+    assert list(tmp_path.iterdir()) == []
+    wait_until(lambda: threading.active_count() <= threads)
 
 
 def test_closing_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dissectors.constants import MESSAGE_SIZE, MessageType
-from dissectors.messages import Request, bare_request, cpu_request, mmio_request, pci_request
+from dissectors.messages import (
+    MmioRequest,
+    Request,
+    bare_request,
+    cpu_request,
+    decode_request,
+    mmio_request,
+    pci_request,
+)
 from upcall_trace.kernel.model import Connection, Guest
 from upcall_trace.kernel.outcome import Fate
 from upcall_trace.kernel.world import PciDevice, World
@@ -22,7 +30,9 @@ from upcall_trace.lab.machines import TRANSPORT_SIZE, hidden_disks
 
 SAFE_BASE = 0xD0000000
 """Nothing is behind the addresses from here on, on either machine."""
+SAFE_END = SAFE_BASE + (1 << 20)
 UNSTARTED = "UP201"
+PAGE = 0x1000
 DISK_SLOTS = (9, 10, 11)
 PCI_SLOTS = (4, 6, 8, *DISK_SLOTS, 20)
 
@@ -81,15 +91,16 @@ class Writer:
         for raw in pieces:
             guest, connection = copy.deepcopy((self.guest, self.connections[self.conn]))
             connection._guest = guest
-            outcomes = [
-                connection.receive(raw[begin : begin + MESSAGE_SIZE])
-                for begin in range(0, len(raw), MESSAGE_SIZE)
-            ]
+            outcomes, safe = [], True
+            for begin in range(0, len(raw), MESSAGE_SIZE):
+                outcomes.append(connection.receive(raw[begin : begin + MESSAGE_SIZE]))
+                safe = safe and is_safe(decode_request(connection._request))
             unstarted = sum(UNSTARTED in outcome.causes for outcome in outcomes)
             fates = {outcome.fate for outcome in outcomes}
             silent = int(bool(fates - {Fate.ANSWERED}))
             if (
-                Fate.CUT_OFF in fates
+                not safe
+                or Fate.CUT_OFF in fates
                 or guest.lock.stuck
                 or unstarted > self.rations.unstarted
                 or silent > self.rations.silent
@@ -176,6 +187,22 @@ class Writer:
             case 2 if device not in self.guest.pci:  # a kernel that still uses it would not like it
                 self.guest.unplug_pci(device)
                 self.steps.append(Order({"unplug_pci": place}))
+
+
+def is_safe(request: Request) -> bool:
+    """True unless a window is added where something else may be, or where the driver crashes.
+
+    What the guest sees of a short request is partly an earlier one, so this looks at the whole.
+    """
+    if not isinstance(request, MmioRequest) or request.msg_type != MessageType.ADD_MMIO:
+        return True
+    first, last = request.mmio_base, request.mmio_base + request.mmio_size - 1
+    if any((first, request.mmio_size) == (disk.base, disk.size) for disk in hidden_disks()):
+        return True
+    # The stock driver reads four bytes at the beginning. Beyond the window's last page nothing is
+    # mapped, and the thread of any kernel would crash there; the model does not know that.
+    readable = first % PAGE <= PAGE - 4 or last // PAGE > first // PAGE
+    return SAFE_BASE - PAGE <= first <= last + 1 <= SAFE_END and readable
 
 
 class Garbled:

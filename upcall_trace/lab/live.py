@@ -182,10 +182,10 @@ class Lab:
         self._parts.start("qemu", ["qemu-system-x86_64", *qemu_arguments(
             self.boot, vhost, self.place / "terminal", self.console.path, monitor)])  # fmt: skip
         deadline = time.monotonic() + _PART_S
-        while not _listens(monitor):
+        while (opened := _open_monitor(monitor)) is None:
             self._still_starting(deadline, "QEMU does not start")
-        self._monitor = Monitor(monitor)
-        self._vmm = VmmSide(self.boot, self._monitor, self._note)
+        self._monitor = opened
+        self._vmm = VmmSide(self.boot, opened, self._note)
         deadline = time.monotonic() + self._wishes.boot_s
         while not self._answers():
             self._still_starting(deadline, "the guest does not come up")
@@ -301,3 +301,10 @@ def _listens(path: Path) -> bool:
         return is_alive(path)
     except OSError:
         return False
+
+
+def _open_monitor(path: Path) -> Monitor | None:
+    try:
+        return Monitor(path) if _listens(path) else None
+    except Unreachable:
+        return None

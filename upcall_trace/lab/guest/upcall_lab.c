@@ -186,10 +186,10 @@ static int add_one_cpu(u8 apic_id)
 	int cpu, err;
 
 	pr_info("adding vcpu apic_id %d\n", apic_id);
-	if (is_out_of_reach(apic_id))
+	err = has_room(apic_id) ? 0 : -EINVAL;
+	if (!err && is_out_of_reach(apic_id))
 		return 1; /* the CPU is online already */
-	err = has_room(apic_id) ? acpi_map_cpu(NULL, apic_id, U32_MAX, &cpu) : -EINVAL;
-	if (err) {
+	if (err || acpi_map_cpu(NULL, apic_id, U32_MAX, &cpu)) {
 		pr_info("cpu (apic id %d) cannot be added, generic processor info failed\n",
 			apic_id);
 		return -EINVAL;
