@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, diagnosis, guest, relays, start
+from . import decoding, diagnosis, guest, lab, relays, start
 
 ALL = {
     "relays": relays.run,
@@ -12,6 +12,7 @@ ALL = {
     "decoding": decoding.run,
     "diagnosis": diagnosis.run,
     "start": start.run,
+    "lab": lab.run,
 }
 
 

@@ -31,7 +31,7 @@ from tools.markdown import table
 from tools.program_blocks import ANOMALY_MEANINGS
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk, Kind
-from upcall_trace.cli import COMMANDS, cli
+from upcall_trace.cli import cli
 from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.filters import FIELDS, FLAGS, parse
 from upcall_trace.kernel.faults import ACTIONS, parse_fault
@@ -243,6 +243,9 @@ def test_the_map_names_every_page() -> None:
 def test_every_command_line_in_the_documentation_is_understood(line: str) -> None:
     _, name, *arguments = shlex.split(line)
     command = cli.get_command(click.Context(cli), name)
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.get_command(click.Context(command), name)
     assert command is not None
     context = command.make_context(name, arguments)
     for expression in (context.params.get("expression"), context.params.get("filter")):
@@ -275,10 +278,21 @@ def test_every_file_that_the_developers_page_names_exists() -> None:
 # Commands.
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_option_has_help_and_is_in_the_page(name: str) -> None:
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
+def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words, those of groups after the group itself."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{path}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path}{name} ")
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(cli)), ids=str)
+def test_every_command_and_option_has_help_and_is_in_the_page(
+    name: str, command: click.Command
+) -> None:
     assert command.help
     told = section(text_of("commands.md"), name)
     assert f"upcall-trace {name}" in told

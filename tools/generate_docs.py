@@ -31,7 +31,7 @@ from dissectors.constants import (
 from dissectors.messages import mmio_request
 from dissectors.vsockmon import Operation, Transport, VirtioOp
 
-from . import capture_blocks, diagnosis_blocks, guest_blocks, program_blocks
+from . import capture_blocks, diagnosis_blocks, guest_blocks, lab_blocks, program_blocks
 from .markdown import code, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -246,6 +246,9 @@ BLOCKS: Final[Blocks] = {
     "control-orders": guest_blocks.control_orders,
     "control-example": guest_blocks.control_example,
     "control-state": guest_blocks.control_state,
+    "lab-machines": lab_blocks.machines,
+    "lab-orders": lab_blocks.orders,
+    "lab-state": lab_blocks.state,
     "world-keys": guest_blocks.world_keys,
     "world-tables": guest_blocks.world_tables,
     "kata-pods": guest_blocks.kata_pods,

@@ -94,13 +94,25 @@ def commands() -> str:
     index = [(f"[`{name}`](#{name})", summary) for name, (_, summary) in COMMANDS.items()]
     parts = [table(("command", "what it does"), index), _options(cli, context)]
     for name in COMMANDS:
-        command = cli.get_command(context, name)
-        assert command is not None  # COMMANDS is what the group looks them up in
-        inner = click.Context(command, info_name=name, parent=context)
-        usage = " ".join([inner.command_path, *command.collect_usage_pieces(inner)])
-        parts += [f"## {name}", fenced(usage), *_paragraphs(command)]
-        parts.append(_options(command, inner))
+        parts += _command(name, context, "##")
     return "\n\n".join(parts)
+
+
+def _command(name: str, context: click.Context, level: str) -> Iterator[str]:
+    """One command, and below it those that it is a group of."""
+    assert isinstance(context.command, click.Group)
+    command = context.command.get_command(context, name)
+    assert command is not None  # the name came from the group itself
+    inner = click.Context(command, info_name=name, parent=context)
+    title = inner.command_path.partition(" ")[2]
+    yield f"{level} {title}"
+    yield fenced(" ".join([inner.command_path, *command.collect_usage_pieces(inner)]))
+    yield from _paragraphs(command)
+    if isinstance(command, click.Group):
+        for below in command.list_commands(inner):
+            yield from _command(below, inner, "###")
+    else:
+        yield _options(command, inner)
 
 
 def _paragraphs(command: click.Command) -> Iterator[str]:
