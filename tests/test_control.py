@@ -138,7 +138,9 @@ def test_an_answer_that_is_not_ok_is_a_bad_order(tmp_path: Path, answer: object,
     assert str(refused.value) == why
 
 
-@pytest.mark.parametrize("line", [b"", b'{"ok": tr', b"OK\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize(
+    "line", [b"", b'{"ok": tr', b"OK\n", b"\xff\xfe\n", b"[" * 200_000 + b"\n"]
+)
 def test_half_an_answer_is_none(tmp_path: Path, line: bytes) -> None:
     with (
         answering(tmp_path / "control", line) as control,
@@ -168,3 +170,17 @@ def test_nobody_takes_orders_there(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(Unreachable) as unreachable:
         give_order(tmp_path / name, {"state": True}, 10)
     assert str(unreachable.value) == f"the control socket {tmp_path / name} cannot be used: {why}"
+
+
+def test_a_path_that_no_socket_can_have_is_named_as_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="path too long"):
+        give_order(tmp_path / ("x" * 200), {"state": True}, 10)
+
+
+def test_a_control_socket_that_nobody_accepts_at_is_not_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen(0)
+        waiting.connect(str(tmp_path / "control"))
+        with pytest.raises(Unreachable, match="no answer in time"):
+            give_order(tmp_path / "control", {"state": True}, 0.05)

@@ -199,3 +199,15 @@ def test_addresses() -> None:
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(WrongUsage, match="vsock://CID"):
         parse_address(text)
+
+
+def test_closing_twice_leaves_alone_who_came_after(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    first = Listener(path)
+    first.close()
+    second = Listener(path)
+    try:  # it may well get the inode that the first one had
+        first.close()
+        assert path.exists()
+    finally:
+        second.close()

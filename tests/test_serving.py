@@ -175,7 +175,7 @@ def test_a_path_that_is_served_already_is_refused_and_costs_nothing(tmp_path: Pa
         threads = threading.active_count()
         with descriptors_as_before(), pytest.raises(WrongUsage, match="somebody listens"):
             Server(tmp_path / "s", greet)
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         served(tmp_path / "s").close()
 
 

@@ -34,15 +34,15 @@ def give_order(control: Path, order: dict[str, Any], timeout_s: float) -> dict[s
     Raises BadOrder when it is refused, and Unreachable when nobody answers in time.
     """
     try:
-        with connect_unix(control) as stream:
-            stream.settimeout(timeout_s)
+        with connect_unix(control, timeout_s) as stream:
             stream.sendall(json.dumps(order).encode() + b"\n")
             line = stream.makefile("rb").readline(_ANSWER_LIMIT)
         answer = json.loads(line)
     except OSError as error:
-        why = error.strerror or "no answer in time"
+        timed_out = isinstance(error, (TimeoutError, BlockingIOError))
+        why = "no answer in time" if timed_out else error.strerror or error
         raise Unreachable(f"the control socket {control} cannot be used: {why}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unreachable(f"the control socket {control} closed without an answer") from None
     if not isinstance(answer, dict) or answer.get("ok") is not True:
         why = answer.get("error", "no reason given") if isinstance(answer, dict) else answer

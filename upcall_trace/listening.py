@@ -37,8 +37,9 @@ class Listener:
     def close(self) -> None:
         """Stop listening."""
         self.socket.close()
-        if _identity(self.path) == self._identity:
+        if self._identity is not None and _identity(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
+        self._identity = None  # another's socket may get the same inode
 
 
 class InPlace:

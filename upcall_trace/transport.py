@@ -94,10 +94,11 @@ def check_reachable(address: Address) -> None:
         raise Unreachable(f"{address.path} cannot be reached: {error.strerror}") from None
 
 
-def connect_unix(path: Path) -> socket.socket:
-    """A stream to the Unix socket at `path`; raises OSError."""
+def connect_unix(path: Path, timeout_s: float | None = None) -> socket.socket:
+    """A stream to the Unix socket at `path`, with a timeout if one is given; raises OSError."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        stream.settimeout(timeout_s)
         stream.connect(str(path))
     except OSError:
         stream.close()

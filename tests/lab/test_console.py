@@ -124,8 +124,9 @@ def test_wherever_the_search_begins_no_half_of_a_state_is_taken_for_one(tmp_path
 @pytest.mark.parametrize(
     ("cpus", "numbers"),
     [
-        ("0-4294967295", 8193),
-        ("99999999999999999999-99999999999999999999999", 8193),
+        ("0-4294967295", 8192),
+        ("99999999999999999999-99999999999999999999999", 8192),
+        (",".join(["0-8191"] * 100), 8192),
         ("3-1", 0),
         ("-", 0),
         ("-5", 0),
@@ -187,6 +188,8 @@ def test_no_text_at_all_is_too_much(text: str) -> None:
         ("", False),
         (READY, True),
         (READY.partition("] ")[2], True),
+        (READY.replace("]", "][   T41]", 1), True),
+        ("/ # \x1b[6n" + READY, True),
         ("booting\n" + ONE_CPU + READY, True),
         ("READY\n", False),
         (READY.replace("vsock=yes", "vsock=no"), False),

@@ -24,6 +24,7 @@ from tests.guests import HELLO, ask, connected, dial, receive, receive_line, wai
 from tests.vmm import descriptors_as_before
 from upcall_trace.errors import Unreachable
 from upcall_trace.guest import SimulatedGuest
+from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import PciDevice, World
 from upcall_trace.lab.gate import Gate, needs
 from upcall_trace.machine import Habits
@@ -290,3 +291,26 @@ def test_connections_leave_nothing_behind(gated: Path) -> None:
             dial(gated, b"CONNECT 219\n").close()
             dial(gated).close()
     wait_until(lambda: threading.active_count() <= threads)
+
+
+def test_an_unfinished_first_line_reaches_what_is_behind(tmp_path: Path) -> None:
+    came: list[bytes] = []
+
+    def listen(stream: socket.socket) -> None:
+        came.append(stream.recv(64, socket.MSG_WAITALL))
+
+    with Server(tmp_path / "behind", listen), gate_to(tmp_path / "behind", ignore) as path:
+        with dial(path, b"CONNECT 21") as client:
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+    assert came == [b"CONNECT 21"]
+
+
+def test_a_client_that_is_gone_is_not_waited_for() -> None:
+    late = [parse_fault("add_mem:delay=60s")]
+    with SimulatedGuest(MACHINE, faults=late) as guest, gate_to(guest.path, ignore) as path:
+        before = threading.active_count()
+        for _ in range(5):
+            with connected(path) as client:
+                client.sendall(bare_request(MessageType.ADD_MEM).encode())
+        wait_until(lambda: threading.active_count() <= before + 5)  # the guest's own

@@ -286,6 +286,13 @@ def test_qemu_boots_what_it_is_given_and_says_it_where_it_is_told(boot: Boot) ->
     assert ("-no-reboot", "") in arguments(boot)
 
 
+def test_a_comma_in_a_path_is_no_end_of_a_value() -> None:
+    paths = (Path("/a,b/vhost"), Path("/a,b/console"), Path("/a,b/log"), Path("/a,b/monitor"))
+    given = qemu_arguments(BOOTS["pc"], *paths)
+    assert sum(value.count("/a,,b/") for value in given) == 4
+    assert not any("/a,b/" in value for value in given)
+
+
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=list(MACHINES))
 def test_the_stock_guest_loads_this_machines_modules_and_a_users_kernel_none(
     machine: Machine,

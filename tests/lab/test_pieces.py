@@ -93,7 +93,7 @@ class Computer:
         return [line for line in text.splitlines() if line.startswith(name)]
 
     def install(self) -> None:
-        install(self.said.append)
+        install(self.said.append, building=find_kernel() is None)
 
     def refuses(self) -> str:
         """Why the pieces cannot be got."""
@@ -309,7 +309,15 @@ def test_the_kernels_own_tools_need_libelf(
     monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
     assert "sudo apt-get install libelf1;" in computer.refuses()
     unpack(RELEASE)
-    computer.install()
+    compiled()
+    computer.install()  # what is built needs no tools
+
+
+def test_cargo_needs_a_linker(computer: Computer) -> None:
+    unpack(RELEASE)
+    computer.remove("gcc")
+    assert "sudo apt-get install" in (said := computer.refuses())
+    assert " gcc " in said
 
 
 def test_root_installs_packages_by_one_command(as_root: Computer) -> None:
@@ -447,7 +455,7 @@ def test_a_cache_that_cannot_be_written_is_told(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(WrongUsage) as told:
-        install(lambda _: None)
+        install(lambda _: None, building=True)
     assert str(told.value) == f"the cache {cache()} cannot be written: Not a directory"
 
 

@@ -42,10 +42,11 @@ else:
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The labs' directory, which is not made yet."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / "upcall-trace"
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The labs' directory, which is not made yet; a socket in it has a short path."""
+    with tempfile.TemporaryDirectory(prefix="labs-") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        yield Path(runtime) / "upcall-trace"
 
 
 def names(directory: Path) -> list[str]:

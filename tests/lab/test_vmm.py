@@ -413,7 +413,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "1 M", "1MiB", "1T", "9" * 16, "0x10"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1", "1.5G", "1 M", "1MiB", "1T", "9" * 16, "0x10", "1\u212a", "\u0663M"]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(WrongUsage, match="is not a size such as 256M"):
         parse_size(text)

@@ -46,15 +46,14 @@ def setup_command(install: bool, as_json: bool) -> ExitCode:
     is missing.
     """
     from ..lab import pieces
-    from ..lab.initramfs import initramfs_for
+    from ..lab.initramfs import initramfs_for, is_built
 
-    built: Path | None = None
-    if install:
-        pieces.install(talk)
     kernel = pieces.find_kernel()
-    if kernel is not None:
-        built = initramfs_for(kernel, talk)
-    found = [*pieces.survey(), pieces.Piece("guest's file system", built, "built when needed")]
+    if install:
+        pieces.install(talk, building=kernel is None or not is_built(kernel))
+        kernel = pieces.find_kernel()
+    built = initramfs_for(kernel, talk) if kernel and (install or is_built(kernel)) else None
+    found = [*pieces.survey(), pieces.Piece("guest's file system", built, "lab setup --install")]
     missing = [piece for piece in found if piece.where is None]
     if as_json:
         rows = [

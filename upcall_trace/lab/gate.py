@@ -6,6 +6,7 @@ docs/protocol.md section 5.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class Gate:
                 else:
                     _copy(client, guest)
             finally:
-                _end(guest)
+                _end(guest, socket.SHUT_RDWR if _is_gone(client) else socket.SHUT_WR)
                 back.join()
 
     def _settle(self, client: socket.socket, guest: socket.socket) -> bool:
@@ -56,6 +57,7 @@ class Gate:
         while (end := line_end(line)) == 0:
             received = client.recv(1)
             if not received:
+                guest.sendall(line)
                 return False
             line += received
         guest.sendall(line)
@@ -98,11 +100,18 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(received)
     except OSError:
         pass  # one of them is gone, and so is the other soon
-    _end(sink)
+    _end(sink, socket.SHUT_WR)
 
 
-def _end(stream: socket.socket) -> None:
+def _is_gone(stream: socket.socket) -> bool:
+    """True when the peer closed, False when it only sends no more and may still listen."""
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def _end(stream: socket.socket, how: int) -> None:
     try:
-        stream.shutdown(socket.SHUT_WR)
+        stream.shutdown(how)
     except OSError:
         pass  # it is over already

@@ -30,7 +30,7 @@ _APPLETS: Final = (
 def initramfs_for(kernel: Kernel, talk: Talk) -> Path:
     """The archive for a kernel, built first when the cache has none; raises Unreachable."""
     with as_file(files("upcall_trace.lab").joinpath("guest")) as sources:
-        target = cache() / "initramfs" / f"{_digest(kernel, sources)}.cpio.gz"
+        target = _target(kernel, sources)
         if target.exists():
             return target
         with held():
@@ -38,6 +38,16 @@ def initramfs_for(kernel: Kernel, talk: Talk) -> Path:
                 talk(f"building the guest for Linux {kernel.release}")
                 _build(kernel, sources, target)
     return target
+
+
+def is_built(kernel: Kernel) -> bool:
+    """True when the cache has the archive for a kernel."""
+    with as_file(files("upcall_trace.lab").joinpath("guest")) as sources:
+        return _target(kernel, sources).exists()
+
+
+def _target(kernel: Kernel, sources: Path) -> Path:
+    return cache() / "initramfs" / f"{_digest(kernel, sources)}.cpio.gz"
 
 
 def _digest(kernel: Kernel, sources: Path) -> str:

@@ -144,17 +144,15 @@ def command_line(boot: Boot) -> str:
 
 def qemu_arguments(boot: Boot, vhost: Path, console: Path, log: Path, monitor: Path) -> list[str]:
     """QEMU's arguments; `vhost` is the vsock backend's socket, the others are made by QEMU."""
+    kept = f"logfile={_escaped(log)},logappend=on"
     arguments = [
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-accel", boot.accelerator, "-cpu", "max"),
         *("-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"),
-        *("-chardev", f"socket,id=vsock,path={vhost}"),
-        *(
-            "-chardev",
-            f"socket,id=console,path={console},server=on,wait=off,logfile={log},logappend=on",
-        ),
+        *("-chardev", f"socket,id=vsock,path={_escaped(vhost)}"),
+        *("-chardev", f"socket,id=console,path={_escaped(console)},server=on,wait=off,{kept}"),
         *("-serial", "chardev:console"),
-        *("-qmp", f"unix:{monitor},server=on,wait=off"),
+        *("-qmp", f"unix:{_escaped(monitor)},server=on,wait=off"),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)),
         *("-append", command_line(boot)),
     ]
@@ -188,6 +186,11 @@ def _pc(boot: Boot) -> list[str]:
     for slot in _DISK_SLOTS:
         arguments += _disk(disk_id(slot), f"virtio-blk-pci,id={disk_id(slot)},addr={slot:x}")
     return arguments
+
+
+def _escaped(path: Path) -> str:
+    """A path as a value in QEMU's lists, where a comma ends a value."""
+    return str(path).replace(",", ",,")
 
 
 def disk_id(slot: int) -> str:

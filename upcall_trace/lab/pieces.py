@@ -104,14 +104,15 @@ def find_kernel() -> Kernel | None:
     return Kernel(image.parents[1], image.name.removeprefix("vmlinuz-"))
 
 
-def install(talk: Talk) -> None:
+def install(talk: Talk, building: bool) -> None:
     """Get every piece that is missing; raises UserError with the way out. Takes minutes at most.
 
-    Afterwards nothing needs the network any more.
+    With `building` that includes what builds the guest's file system. Afterwards nothing needs the
+    network any more.
     """
     with held():
         programs = dict(_RUN_PROGRAMS)
-        if find_kernel() is None:
+        if building or find_vhost() is None:  # cargo wants a linker
             programs |= _BUILD_PROGRAMS
         _install_packages(_missing_packages(programs), talk)
         if find_vhost() is None:

@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ..errors import Unreachable, WrongUsage
+from ..transport import check_socket_path
 
 _STATUS: Final = "lab.json"
 _LOCK: Final = "lock"
 _NAME_LIMIT: Final = 32
+_LONGEST: Final = "upcall_4294967295"
+"""The longest of a lab's sockets: where the guest connects to a port of the host."""
 
 
 def root() -> Path:
     """The directory of this user's labs, made if need be; raises WrongUsage if it is not ours."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
+    if runtime and Path(runtime).is_absolute():
         path = Path(runtime) / "upcall-trace"
     else:
         path = Path(tempfile.gettempdir()) / f"upcall-trace-{os.geteuid()}"
@@ -56,6 +59,9 @@ class Place:
         with _registry() as directory:
             for name in [wanted] if wanted else _numbered(machine):
                 path = directory / name
+                check_socket_path(path / _LONGEST)
+                if path.is_file():
+                    raise WrongUsage(f"{path} is in the way")
                 if _clear_stale(path):
                     path.mkdir(mode=0o700)
                     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

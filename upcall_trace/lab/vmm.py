@@ -39,7 +39,7 @@ _EJECT_PORT: Final = 0xAE08
 _BUS_PORT: Final = 0xAE10
 _GONE_S: Final = 5.0
 _PAUSE_S: Final = 0.02
-_SIZE: Final = re.compile(r"(\d+)([KMG]?)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d+)([KMG]?)", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:
