@@ -299,10 +299,13 @@ def test_an_unfinished_first_line_reaches_what_is_behind(tmp_path: Path) -> None
     def listen(stream: socket.socket) -> None:
         came.append(stream.recv(64, socket.MSG_WAITALL))
 
-    with Server(tmp_path / "behind", listen), gate_to(tmp_path / "behind", ignore) as path:
-        with dial(path, b"CONNECT 21") as client:
-            client.shutdown(socket.SHUT_WR)
-            assert client.recv(1) == b""
+    with (
+        Server(tmp_path / "behind", listen),
+        gate_to(tmp_path / "behind", ignore) as path,
+        dial(path, b"CONNECT 21") as client,
+    ):
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
     assert came == [b"CONNECT 21"]
 
 
