@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,8 @@ from .signals import stop_on_signals
 _ORDER_S: Final = 90.0
 _DOWN_S: Final = 10.0
 _LOOK_UP_S: Final = 0.02
+_BULK: Final = 64 << 10
+_LINE_LIMIT: Final = 64 << 10
 
 _name = click.option("--name", metavar="NAME", help="Which lab; not needed for one.")
 
@@ -209,20 +213,10 @@ def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
         with connect_unix(Path(lab["terminal"])) as stream:
             relay_terminal(stream)
         return ExitCode.EXPECTED
-    with Path(lab["console"]).open("rb") as file:
-        rest = ""
-        while True:
-            rest += file.read().decode("utf-8", "replace")
-            lines = rest.replace("\r\n", "\n").split("\n")
-            rest = lines.pop()
-            for line in lines:
-                out(line)
-            if not follow:
-                out(rest)
-                return ExitCode.EXPECTED
-            time.sleep(_LOOK_UP_S * 5)
-            if not Path(lab["console"]).exists():
-                return ExitCode.EXPECTED
+    rest = _print_lines(_console_text(Path(lab["console"]), follow))
+    if rest:
+        out(rest)
+    return ExitCode.EXPECTED
 
 
 @lab_command.command("shell")
@@ -234,16 +228,17 @@ def shell_command(name: str | None, command: tuple[str, ...]) -> ExitCode:
     Ends with 1 when COMMAND fails.
     """
     from ..lab.place import find
-    from ..lab.shell import attach_shell, run
+    from ..lab.shell import Command, attach_shell
 
     vsock = Path(find(name)["vsock"])
     if not command:
         _need_terminal()
         attach_shell(vsock)
         return ExitCode.EXPECTED
-    ran = run(vsock, " ".join(command))
-    for line in ran.output.rstrip("\n").split("\n") if ran.output else []:
-        out(line)
+    ran = Command(vsock, " ".join(command))
+    rest = _print_lines(codecs.iterdecode(ran, "utf-8", "replace"))
+    if rest:
+        out(rest)
     if ran.status:
         talk(f"the command ended with {ran.status}")
         return ExitCode.DIFFERENT
@@ -376,6 +371,30 @@ def _state_text(state: dict[str, Any]) -> str:
     cpus = ",".join(str(cpu) for cpu in state["cpus_online"])
     disks = " ".join(state["disks"]) or "no disks"
     return f"CPUs {cpus}; {disks}; {state['memory_kib'] >> 10} MiB"
+
+
+def _console_text(log: Path, follow: bool) -> Iterator[str]:
+    """What a console's log holds, and with `follow` what comes, until the lab is gone."""
+    with log.open("r", encoding="utf-8", errors="replace", newline="") as file:
+        while True:
+            text = file.read(_BULK)
+            yield text
+            if not text:
+                if not follow or not log.exists():
+                    return
+                time.sleep(_LOOK_UP_S)
+
+
+def _print_lines(texts: Iterable[str]) -> str:
+    """Print a guest's lines as they come; what is left without a newline. Long ones are cut up."""
+    rest = ""
+    for text in texts:
+        *lines, rest = (rest + text).split("\n")
+        if len(rest) > _LINE_LIMIT:
+            lines, rest = [*lines, rest], ""
+        for line in lines:
+            out(line.removesuffix("\r"))
+    return rest
 
 
 def _found(name: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import socket
 import sys
 import termios
 import tty
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,6 +23,11 @@ _LEAVE: Final = b"\x1d"
 _BULK: Final = 64 << 10
 
 
+_ENDING: Final = 4
+"""Bytes behind a command's output: a zero byte and its exit status."""
+_OUTPUT_LIMIT: Final = 16 << 20
+
+
 class Ran(NamedTuple):
     """A command's output, both streams together, and its exit status."""
 
@@ -29,20 +35,45 @@ class Ran(NamedTuple):
     status: int
 
 
-def run(vsock: Path, command: str, timeout_s: float = 30.0) -> Ran:
-    """Run one line by `sh -c` in the guest behind the hybrid-vsock socket; raises Unreachable."""
-    with _connect(vsock, timeout_s) as stream:
-        try:
-            stream.sendall(command.replace("\n", ";").encode() + b"\n")
-            said = b""
-            while received := stream.recv(_BULK):
-                said += received
-        except OSError as error:
-            raise Unreachable(f"the guest's shell gave no answer: {error}") from None
-    output, zero, status = said.rpartition(b"\0")
-    if not zero or not status.isdigit():
-        raise Unreachable("the guest's shell ended in the middle of the command")
-    return Ran(output.decode("utf-8", "replace"), int(status))
+class Command:
+    """One line that `sh -c` runs in the guest behind the hybrid-vsock socket; raises Unreachable.
+
+    Iterating gives its output as it comes, both streams together; `status` is known at the end.
+    """
+
+    def __init__(self, vsock: Path, line: str, timeout_s: float | None = None) -> None:
+        self.status = -1
+        self._stream = _connect(vsock, 10.0)
+        self._stream.settimeout(timeout_s)
+        self._line = line
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._stream as stream:
+            kept = b""
+            try:
+                stream.sendall(self._line.replace("\n", ";").encode() + b"\n")
+                while received := stream.recv(_BULK):
+                    kept += received
+                    yield kept[:-_ENDING]
+                    kept = kept[-_ENDING:]
+            except OSError as error:
+                raise Unreachable(f"the guest's shell gave no answer: {error}") from None
+        output, zero, status = kept.rpartition(b"\0")
+        if not zero or not status.isdigit():
+            raise Unreachable("the guest's shell ended in the middle of the command")
+        yield output
+        self.status = int(status)
+
+
+def run(vsock: Path, line: str, timeout_s: float = 30.0) -> Ran:
+    """Run a command and wait for it; raises Unreachable, also for more than 16 MiB of output."""
+    command = Command(vsock, line, timeout_s)
+    said = bytearray()
+    for piece in command:
+        said += piece
+        if len(said) > _OUTPUT_LIMIT:
+            raise Unreachable(f"the command printed more than {_OUTPUT_LIMIT >> 20} MiB")
+    return Ran(said.decode("utf-8", "replace"), command.status)
 
 
 def attach_shell(vsock: Path) -> None:

@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -131,17 +132,26 @@ static void dump(unsigned int port)
 
 static void run_command(int stream, const char *line)
 {
+	struct pollfd both[] = { { -1, POLLIN, 0 }, { -1, 0, 0 } };
 	char ending[16];
 	int status;
 	pid_t child = fork();
 
 	if (!child) {
+		setsid();
 		dup2(stream, 0);
 		dup2(stream, 1);
 		dup2(stream, 2);
 		execl("/bin/sh", "sh", "-c", line, NULL);
 		_exit(127);
 	}
+	both[0].fd = syscall(SYS_pidfd_open, child, 0);
+	both[1].fd = stream;
+	/* Who asked may leave: then nobody waits for the command any more. */
+	while (poll(both, 2, -1) < 0 || !(both[0].revents || both[1].revents))
+		;
+	if (!both[0].revents)
+		kill(-child, SIGKILL);
 	waitpid(child, &status, 0);
 	status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	write_all(stream, ending, snprintf(ending, sizeof(ending), "%c%d", 0, status));
