@@ -132,7 +132,7 @@ static void dump(unsigned int port)
 
 static void run_command(int stream, const char *line)
 {
-	struct pollfd both[] = { { -1, POLLIN, 0 }, { -1, 0, 0 } };
+	struct pollfd both[] = { { -1, POLLIN, 0 }, { -1, POLLRDHUP, 0 } };
 	char ending[16];
 	int status;
 	pid_t child = fork();
