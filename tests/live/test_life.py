@@ -124,6 +124,15 @@ def test_a_part_that_is_killed_ends_the_lab_with_a_sentence(
     await_end(directory)
 
 
+def test_a_guest_that_panics_ends_the_lab_with_its_reason(live_guest: Start) -> None:
+    guest = live_guest("--machine", "microvm")
+    with pytest.raises(Unreachable):
+        guest.shell("echo c >/proc/sysrq-trigger")
+    panicked = "the lab microvm is over: the guest's kernel panicked: sysrq triggered crash"
+    with pytest.raises(PeerDied, match=panicked):
+        guest.wait()
+
+
 def test_a_killed_lab_takes_its_parts_along_and_the_next_one_works(
     busy: tuple[LiveGuest, socket.socket], labs_directory: Path
 ) -> None:

@@ -108,7 +108,8 @@ class Lab:
         while not stop.wait(_POLL_S):
             ended = self._parts.ended()
             if ended:
-                raise PeerDied(f"the lab {self.place.name} is over: {ended}")
+                why = trouble(self.console.text()) or ended
+                raise PeerDied(f"the lab {self.place.name} is over: {why}")
             if self._reset_asked.is_set():
                 self._reset()
             if self._recorder is not None and self._recorder.failure is not None:

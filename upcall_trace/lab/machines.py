@@ -113,7 +113,9 @@ def world(boot: Boot) -> World:
 
 def command_line(boot: Boot) -> str:
     """The kernel's command line; words with `lab_` are for the guest's init."""
-    words = ["console=ttyS0", "panic=-1", "printk.devkmsg=on", f"lab_shell={SHELL_PORT}"]
+    # A panic reboots at once, and by a triple fault, which every machine has: so QEMU ends.
+    words = ["console=ttyS0", "panic=-1", "reboot=t", "printk.devkmsg=on"]
+    words.append(f"lab_shell={SHELL_PORT}")
     if boot.dump:
         words.append(f"lab_dump={DUMP_PORT}")
     if boot.accelerator.startswith("tcg"):
