@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
 test: lint check lab
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
 lab: $(STAMP)

@@ -199,7 +199,7 @@ def test_a_name_is_taken_once_and_free_again_afterwards(directory: Path) -> None
     mine.close()
     assert not mine.path.exists()
     again = Place.take("mine", "pc")
-    assert names(again.path) == ["lock"]
+    assert names(again.path) == ["lab.json", "lock"]
     again.close()
 
 
@@ -283,7 +283,7 @@ def test_the_name_of_a_killed_lab_is_free_and_its_files_are_gone(directory: Path
         killed.kill()
     successor = Place.take(None, "pc")
     assert successor.name == "pc"
-    assert names(successor.path) == ["lock"]
+    assert names(successor.path) == ["lab.json", "lock"]
     successor.close()
 
 
@@ -306,7 +306,7 @@ def test_looking_leaves_no_lock_behind(directory: Path) -> None:
 
 def test_what_a_lab_published_last_is_what_others_read(directory: Path) -> None:
     mine = Place.take("mine", "pc")
-    assert find("mine") == {"name": "mine", "phase": "starting"}
+    assert find("mine") == {"name": "mine", "phase": "starting", "pid": os.getpid()}
     mine.publish({"name": "mine", "phase": "booting"})
     mine.publish({"name": "mine", "phase": "ready", "pids": {"qemu": 1}})
     assert find("mine") == {"name": "mine", "phase": "ready", "pids": {"qemu": 1}}

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dissectors.constants import MessageType
-from dissectors.messages import cpu_request, mmio_request, pci_request
+from dissectors.messages import bare_request, cpu_request, mmio_request, pci_request
 from tests.live.conftest import Start
 from tests.support import records_of
 from upcall_trace.capture.records import Chunk, Vmm
@@ -23,6 +24,7 @@ from upcall_trace.client import UpcallClient
 from upcall_trace.errors import ExitCode, PeerDied, Unreachable
 from upcall_trace.lab.machines import hidden_disks
 from upcall_trace.lab.process import LiveGuest
+from upcall_trace.opening import load
 from upcall_trace.transport import UnixAddress, connect_unix
 
 LAB = [sys.executable, "-m", "upcall_trace", "lab"]
@@ -78,7 +80,7 @@ def up_and_down(times: int, directory: Path) -> None:
 
 
 def test_up_and_down_leaves_nothing(labs_directory: Path) -> None:
-    up_and_down(2, labs_directory)
+    up_and_down(1, labs_directory)
 
 
 @pytest.mark.torture
@@ -166,6 +168,8 @@ def test_a_detached_lab_that_dies_says_why_when_asked(labs_directory: Path) -> N
 def test_a_reset_boots_anew_and_ends_connections(live_guest: Start) -> None:
     first, second = (live_guest("--machine", "microvm") for _ in range(2))
     assert (first.name, second.name) == ("microvm", "microvm-2")
+    with pytest.raises(Unreachable, match="a lab called microvm-2 is running"):
+        LiveGuest("--machine", "microvm", "--name", "microvm-2")
     with UpcallClient(UnixAddress(first.address)) as client:
         disk = hidden_disks()[0]
         request = mmio_request(MessageType.ADD_MMIO, disk.base, disk.size, disk.irq)
@@ -209,7 +213,41 @@ def test_with_auto_the_vmm_does_what_a_request_needs(live_guest: Start, tmp_path
     ]  # the first one is the CONNECT message, and every second one a reply
 
 
-def test_a_taken_name_is_refused(live_guest: Start) -> None:
-    live_guest("--machine", "microvm", "--name", "mine")
-    with pytest.raises(Unreachable, match="a lab called mine is running"):
-        LiveGuest("--machine", "microvm", "--name", "mine")
+def test_traffic_and_a_second_signal_do_not_spoil_the_end_of_a_recording(
+    live_guest: Start, tmp_path: Path
+) -> None:
+    capture = tmp_path / "capture"
+    guest = live_guest("--machine", "microvm", "--capture", capture)
+    over = threading.Event()
+
+    def ask_all_the_time() -> None:
+        with UpcallClient(UnixAddress(guest.address)) as client:
+            while not over.is_set() and client.ask(bare_request(77).encode(), 5):
+                pass
+
+    asking = threading.Thread(target=ask_all_the_time)
+    asking.start()
+    time.sleep(0.3)
+    for _ in range(2):
+        guest.process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    said = guest.wait()
+    over.set()
+    asking.join()
+    assert "console.log, proxy.upcap, vsockmon.pcap" in said
+    assert load(capture / "proxy.upcap").complete
+    again = lab("up", "--machine", "microvm", "--capture", str(capture))
+    assert again.returncode == ExitCode.USAGE
+    assert "has proxy.upcap, vsockmon.pcap, console.log already" in again.stderr
+
+
+def test_who_stops_waiting_for_a_lab_has_none(labs_directory: Path) -> None:
+    waiting = subprocess.Popen(
+        [*LAB, "up", "--machine", "microvm", "--detach"], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(1.0)
+    waiting.terminate()
+    _, said = waiting.communicate(timeout=10)
+    assert waiting.returncode == ExitCode.INTERRUPTED
+    assert said == "upcall-trace: interrupted while the guest was starting\n"
+    assert left(labs_directory) == []

@@ -15,13 +15,22 @@ from typing import Any, Final
 import click
 
 from ..control import give_order
-from ..errors import ExitCode, NothingRun, Unreachable, UserError, WrongUsage
+from ..errors import (
+    ExitCode,
+    Interrupted,
+    NothingRun,
+    PeerDied,
+    Unreachable,
+    UserError,
+    WrongUsage,
+)
 from ..orders import BadOrder
 from .console import out, out_json, talk
 from .files import CAPTURE
-from .signals import stop_on_signals
+from .signals import interrupt_on_signals, stop_on_signals
 
 _ORDER_S: Final = 90.0
+_GLANCE_S: Final = 2.0
 _DOWN_S: Final = 10.0
 _LOOK_UP_S: Final = 0.02
 _BULK: Final = 64 << 10
@@ -52,6 +61,7 @@ def setup_command(install: bool, as_json: bool) -> ExitCode:
     from ..lab import pieces
     from ..lab.initramfs import initramfs_for, is_built
 
+    interrupt_on_signals()
     kernel = pieces.find_kernel()
     if install:
         pieces.install(talk, building=kernel is None or not is_built(kernel))
@@ -116,18 +126,21 @@ def up_command(
     stands in front and the guest watches from inside: DIR gets proxy.upcap, vsockmon.pcap and
     console.log.
     """
-    from ..lab.live import Lab, Wishes
+    from ..lab.live import CONSOLE_FILE, DUMP_FILE, PROXY_FILE, Lab, Wishes
     from ..lab.place import Place
 
     begun = time.monotonic()
+    interrupt_on_signals()
+    if not boot_limit > 0:
+        raise WrongUsage("--boot-limit is a number of seconds above 0")
     boot = _boot(machine, cpus, kernel, initrd, capture is not None, accel)
-    if capture is not None and (capture / "proxy.upcap").exists():
-        raise WrongUsage(f"{capture} has a recording already; choose another directory")
+    if capture is not None:
+        _check_directory(capture, PROXY_FILE, DUMP_FILE, CONSOLE_FILE)
     up = _Detached() if detach else None
     if up is not None and up.parent:
         return up.wait()
     stop = threading.Event()
-    stop_on_signals(stop)
+    stop_on_signals(stop, hurry=False)  # ending takes a moment, and must not be cut short
     place = Place.take(name, machine)
     reason = ""
     try:
@@ -157,7 +170,10 @@ def status_command(as_json: bool) -> ExitCode:
     alive, dead = labs()
     for lab in alive:
         if lab["phase"] == "ready":
-            lab["state"] = _order(lab, {"state": True})["state"]
+            try:
+                lab["state"] = _order(lab, {"state": True}, _GLANCE_S)["state"]
+            except UserError:
+                lab["phase"] = "silent"
     if as_json:
         out_json({"v": 1, "labs": alive, "dead": dead})
     else:
@@ -175,7 +191,8 @@ def status_command(as_json: bool) -> ExitCode:
 @lab_command.command("down")
 @_name
 @click.option("--all", "every", is_flag=True, help="All of them.")
-def down_command(name: str | None, every: bool) -> ExitCode:
+@click.option("--force", is_flag=True, help="Kill one that does not react.")
+def down_command(name: str | None, every: bool, force: bool) -> ExitCode:
     """End a lab, and wait until nothing of it is left."""
     from ..lab.place import find, labs
 
@@ -184,14 +201,15 @@ def down_command(name: str | None, every: bool) -> ExitCode:
         raise NothingRun("no lab is running")
     for lab in chosen:
         try:
-            os.kill(lab["pid"], signal.SIGTERM)
-        except ProcessLookupError:
-            pass  # it ends by itself just now
+            os.kill(lab["pid"], signal.SIGKILL if force else signal.SIGTERM)
+        except (KeyError, ProcessLookupError):
+            pass  # it begins, or ends by itself, just now
     deadline = time.monotonic() + _DOWN_S
     ending = {lab["name"] for lab in chosen}
     while ending & {lab["name"] for lab in labs()[0]}:
         if time.monotonic() > deadline:
-            raise Unreachable(f"{', '.join(sorted(ending))} did not end within {_DOWN_S:g} s")
+            names = ", ".join(sorted(ending))
+            raise Unreachable(f"{names} did not end within {_DOWN_S:g} s; there is --force")
         time.sleep(_LOOK_UP_S)
     return ExitCode.EXPECTED
 
@@ -204,7 +222,7 @@ def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
     """Print what the guest printed so far."""
     from ..lab.place import find
 
-    lab = find(name)
+    lab = _ready(find(name))
     if attach:
         from ..lab.shell import relay_terminal
         from ..transport import connect_unix
@@ -230,7 +248,7 @@ def shell_command(name: str | None, command: tuple[str, ...]) -> ExitCode:
     from ..lab.place import find
     from ..lab.shell import Command, attach_shell
 
-    vsock = Path(find(name)["vsock"])
+    vsock = Path(_ready(find(name))["vsock"])
     if not command:
         _need_terminal()
         attach_shell(vsock)
@@ -375,14 +393,17 @@ def _state_text(state: dict[str, Any]) -> str:
 
 def _console_text(log: Path, follow: bool) -> Iterator[str]:
     """What a console's log holds, and with `follow` what comes, until the lab is gone."""
+    from ..lab.place import is_held
+
     with log.open("r", encoding="utf-8", errors="replace", newline="") as file:
         while True:
             text = file.read(_BULK)
             yield text
             if not text:
-                if not follow or not log.exists():
+                if not follow:
                     return
                 time.sleep(_LOOK_UP_S)
+                follow = is_held(log.parent)  # once more, for the last words
 
 
 def _print_lines(texts: Iterable[str]) -> str:
@@ -407,11 +428,28 @@ def _vmm(name: str | None, order: dict[str, Any]) -> dict[str, Any]:
     return _order(_found(name), order)
 
 
-def _order(lab: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
-    if "control" not in lab:
+def _ready(lab: dict[str, Any]) -> dict[str, Any]:
+    if lab["phase"] != "ready":
         raise Unreachable(f"the lab {lab['name']} is still starting")
+    return lab
+
+
+def _check_directory(directory: Path, *names: str) -> None:
+    """Make the directory of a recording; raises WrongUsage rather than to overwrite one."""
+    taken = [name for name in names if (directory / name).exists()]
+    if taken:
+        raise WrongUsage(f"{directory} has {', '.join(taken)} already; choose another directory")
     try:
-        return give_order(Path(lab["control"]), order, _ORDER_S)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongUsage(f"{directory} cannot be made: {error.strerror}") from None
+
+
+def _order(
+    lab: dict[str, Any], order: dict[str, Any], timeout_s: float = _ORDER_S
+) -> dict[str, Any]:
+    try:
+        return give_order(Path(_ready(lab)["control"]), order, timeout_s)
     except BadOrder as error:
         raise WrongUsage(f"lab {lab['name']}: {error}") from None
 
@@ -441,9 +479,8 @@ class _Detached:
         self.is_ready = False
         self._child = os.fork()
         self.parent = self._child != 0
-        if self.parent:
-            os.close(self._write)
-        else:
+        os.close(self._write if self.parent else self._read)
+        if not self.parent:
             os.setsid()
 
     def wait(self) -> ExitCode:
@@ -451,18 +488,24 @@ class _Detached:
         try:
             if os.read(self._read, 1):
                 return ExitCode.EXPECTED
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # or another signal: nobody wants it any more
             os.kill(self._child, signal.SIGTERM)
-            raise
         _, status = os.waitpid(self._child, 0)
-        return ExitCode(os.waitstatus_to_exitcode(status))
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            raise PeerDied("the lab was killed while it was starting")
+        return ExitCode(code)
 
     def ready(self) -> None:
-        """The child's side: what is said from now on, nobody reads."""
-        sys.stdout.flush()
+        """The child's side: what is said from now on, nobody reads. Raises Interrupted."""
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        try:
+            os.write(self._write, b"+")
+        except BrokenPipeError:
+            raise Interrupted("who started this lab is gone, and so is the lab") from None
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nowhere, descriptor)
-        os.write(self._write, b"+")
         os.close(self._write)
         self.is_ready = True

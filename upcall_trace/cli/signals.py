@@ -11,8 +11,10 @@ from typing import Final
 _LOOK_UP_S: Final = 0.05
 
 
-def stop_on_signals(stop: threading.Event) -> None:
-    """The first SIGINT, SIGTERM or SIGHUP sets `stop`; a second one raises KeyboardInterrupt.
+def stop_on_signals(stop: threading.Event, hurry: bool = True) -> None:
+    """The first SIGINT, SIGTERM or SIGHUP sets `stop`; with `hurry` a second one interrupts.
+
+    What was ignored when we were started, as SIGHUP is by nohup, stays ignored.
 
     The handler only takes a note, and a thread acts on it: setting the event needs a lock that
     the main thread, in which handlers run, may be holding.
@@ -21,7 +23,7 @@ def stop_on_signals(stop: threading.Event) -> None:
 
     def handle(number: int, _: FrameType | None) -> None:
         noted.append(number)
-        if len(noted) > 1:
+        if hurry and len(noted) > 1:
             raise KeyboardInterrupt
 
     def watch() -> None:
@@ -30,5 +32,13 @@ def stop_on_signals(stop: threading.Event) -> None:
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, handle)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
     threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def interrupt_on_signals() -> None:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that what was begun is cleared away."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)

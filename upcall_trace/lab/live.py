@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ from .. import __version__
 from ..capture.records import Header, Vmm
 from ..client import UpcallClient
 from ..control import serve_orders
-from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable, WrongUsage
+from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
 from ..listening import Listener
 from ..opening import build_index
 from ..orders import BadOrder, name_and_value
@@ -43,7 +44,14 @@ from .vmm import VmmSide
 _POLL_S: Final = 0.02
 _PART_S: Final = 5.0
 _QUIET_S: Final = 0.15
+_DUMP_S: Final = 1.0
 _BULK: Final = 64 << 10
+
+
+PROXY_FILE: Final = "proxy.upcap"
+DUMP_FILE: Final = "vsockmon.pcap"
+CONSOLE_FILE: Final = "console.log"
+"""What a recording leaves in its directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +88,14 @@ class Lab:
         self._was_reset = threading.Event()
         self._parts = Parts(place.path)
         self._monitor: Monitor | None = None
-        self._stack = ExitStack()
+        self._front = ExitStack()
+        """What clients meet; it is closed first, so that nothing more comes."""
+        self._back = ExitStack()
         self._recorder: Recorder | None = None
         self._dumps = 0
+        self._dump_due = False
         self._dumped_at = 0.0
+        self._dump_failure: OSError | None = None
         in_front = wishes.auto or wishes.capture is not None
         self.vsock = place / ("vsock" if in_front else "upcall")
         """The backend's socket."""
@@ -94,12 +106,17 @@ class Lab:
         try:
             place.publish(self._status("booting"))
             if wishes.capture is not None:
-                self._open_capture(wishes.capture)
+                dump = Path(f"{self.vsock}_{DUMP_PORT}")
+                self._back.enter_context(Server(dump, self._receive_dump))
             self._boot()
+            if wishes.capture is not None:
+                self._open_capture(wishes.capture)
             self._put_in_front()
-            self._stack.enter_context(Server(self.control, self._serve_orders))
+            self._front.enter_context(Server(self.control, self._serve_orders))
         except BaseException:
-            self.close()
+            self._end()
+            for path in self._dump_files():  # of a lab that never was
+                path.unlink(missing_ok=True)
             raise
         place.publish(self._status("ready"))
 
@@ -112,8 +129,7 @@ class Lab:
                 raise PeerDied(f"the lab {self.place.name} is over: {why}")
             if self._reset_asked.is_set():
                 self._reset()
-            if self._recorder is not None and self._recorder.failure is not None:
-                raise SomethingLost(f"the capture cannot be written: {self._recorder.failure}")
+            self._check_recording()
 
     def follow(self, order: dict[str, Any]) -> dict[str, Any]:
         """Follow an order of the control socket; raises BadOrder."""
@@ -136,14 +152,29 @@ class Lab:
         return (seen.as_json() if seen else {}) | self._vmm.state()
 
     def close(self) -> None:
-        """End everything. With `capture`, its files are complete afterwards."""
-        self._stopping.set()
-        self._await_dump()
-        self._stop()
-        self._stack.close()
+        """End everything. With `capture`, its files are complete afterwards, or SomethingLost."""
+        self._end()
         capture = self._wishes.capture
-        if capture is not None and self.console.path.exists():
-            (capture / "console.log").write_bytes(self.console.path.read_bytes())
+        if capture is not None:
+            try:
+                shutil.copyfile(self.console.path, capture / CONSOLE_FILE)
+            except OSError as error:
+                raise SomethingLost(f"the console cannot be kept: {error.strerror}") from None
+            self._check_recording()
+
+    def _end(self) -> None:
+        self._stopping.set()
+        try:
+            self._front.close()
+            self._await_dump()
+        finally:
+            self._stop()
+            self._back.close()
+
+    def _check_recording(self) -> None:
+        failure = self._dump_failure or (self._recorder and self._recorder.failure)
+        if failure:
+            raise SomethingLost(f"the recording cannot be written: {failure.strerror}")
 
     def __enter__(self) -> Self:
         return self
@@ -179,6 +210,7 @@ class Lab:
         deadline = time.monotonic() + _PART_S
         while not _listens(vhost):
             self._still_starting(deadline, "vhost-device-vsock does not listen")
+        self._dump_due = self.boot.dump
         self.console.mark()
         self._parts.start("qemu", ["qemu-system-x86_64", *qemu_arguments(
             self.boot, vhost, self.place / "terminal", self.console.path, monitor)])  # fmt: skip
@@ -215,8 +247,9 @@ class Lab:
         time.sleep(_POLL_S)
 
     def _stop(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.close()
         self._parts.stop()
 
     def _await_reset(self) -> dict[str, Any]:
@@ -242,20 +275,16 @@ class Lab:
         behind = self.vsock
         if self._recorder is not None:
             path = self.place / "proxy" if self._wishes.auto else self.address
-            listener = self._stack.enter_context(closing(Listener(path)))
+            listener = self._front.enter_context(closing(Listener(path)))
             proxy = Proxy(UnixAddress(behind), self._recorder, self._talk)
             proxy.listen(listener.socket)
-            self._stack.callback(proxy.stop)
+            self._front.callback(proxy.stop)
             behind = path
         if self._wishes.auto:
             gate = Gate(behind, self.follow, self._talk)
-            self._stack.enter_context(Server(self.address, gate.serve))
+            self._front.enter_context(Server(self.address, gate.serve))
 
     def _open_capture(self, directory: Path) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WrongUsage(f"{directory} cannot be made: {error.strerror}") from None
         header = Header(
             source="proxy",
             tool=f"upcall-trace {__version__}",
@@ -265,29 +294,39 @@ class Lab:
             resolution_ns=1,
             notes={"machine": self.boot.machine.name, "guest": "lab"},
         )
-        recorder = Recorder(directory / "proxy.upcap", header, OnStoreError.PASS, threading.Event())
+        recorder = Recorder(directory / PROXY_FILE, header, OnStoreError.PASS, threading.Event())
         self._recorder = recorder
-        self._stack.callback(build_index, recorder.path)
-        self._stack.callback(recorder.close)
-        dump = Path(f"{self.vsock}_{DUMP_PORT}")
-        self._stack.enter_context(Server(dump, self._receive_dump))
+        self._back.callback(build_index, recorder.path)
+        self._back.callback(recorder.close)
 
     def _receive_dump(self, stream: socket.socket) -> None:
-        """What the guest's agent saw on vsockmon; a file for each boot."""
-        assert self._wishes.capture is not None
+        """What the guest's agent saw on vsockmon; the first stream of each boot gets a file."""
+        if not self._dump_due:
+            return  # anybody in the guest could ask for files without end
+        self._dump_due = False
         self._dumps += 1
-        number = f"-{self._dumps}" if self._dumps > 1 else ""
-        with (self._wishes.capture / f"vsockmon{number}.pcap").open("wb", 0) as file:
-            while received := stream.recv(_BULK):
-                file.write(received)
-                self._dumped_at = time.monotonic()
+        try:
+            with self._dump_files()[-1].open("xb", 0) as file:
+                while received := _received(stream):
+                    file.write(received)
+                    self._dumped_at = time.monotonic()
+        except OSError as error:
+            self._dump_failure = error
+
+    def _dump_files(self) -> list[Path]:
+        directory = self._wishes.capture or Path()
+        return [
+            directory / (f"vsockmon-{number}.pcap" if number > 1 else DUMP_FILE)
+            for number in range(1, self._dumps + 1)
+        ]
 
     def _await_dump(self) -> None:
         """Give what the guest saw last the time to arrive."""
         if self._dumps and self._parts.pids:
-            began = time.monotonic()
-            while time.monotonic() - max(self._dumped_at, began) < _QUIET_S:
+            began = now = time.monotonic()
+            while now - max(self._dumped_at, began) < _QUIET_S and now - began < _DUMP_S:
                 time.sleep(_POLL_S)
+                now = time.monotonic()
 
     def _note(self, action: str) -> None:
         if self._recorder is not None:
@@ -295,6 +334,13 @@ class Lab:
 
     def _serve_orders(self, stream: socket.socket) -> None:
         serve_orders(stream, self.follow)
+
+
+def _received(stream: socket.socket) -> bytes:
+    try:
+        return stream.recv(_BULK)
+    except OSError:
+        return b""  # the guest is gone
 
 
 def _listens(path: Path) -> bool:

@@ -47,6 +47,8 @@ class Monitor:
 
     def close(self) -> None:
         """Disconnect; never raises."""
+        if self._loop.is_closed():
+            return
         try:
             self._run(self._client.disconnect(), 2.0)
         except (TimeoutError, QMPError, OSError, EOFError, RuntimeError):

@@ -66,7 +66,9 @@ class Place:
                     path.mkdir(mode=0o700)
                     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                    return cls(path, lock)
+                    place = cls(path, lock)
+                    place.publish({"name": name, "phase": "starting", "pid": os.getpid()})
+                    return place
         raise WrongUsage(f"a lab called {wanted} is running; choose another --name, or end it")
 
     def __truediv__(self, name: str) -> Path:
@@ -129,6 +131,21 @@ def find(name: str | None) -> dict[str, Any]:
     raise Unreachable(f"no lab{f' called {name}' if name else ''} is running{running}")
 
 
+def is_held(path: Path) -> bool:
+    """True while a lab's process holds its directory."""
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _status(path: Path) -> dict[str, Any]:
     try:
         status = json.loads((path / _STATUS).read_text("utf-8"))
@@ -141,29 +158,23 @@ def _status(path: Path) -> dict[str, Any]:
 def _registry() -> Iterator[Path]:
     """The labs' directory, with nobody else taking or clearing places meanwhile."""
     directory = root()
-    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield directory
-    finally:
-        os.close(lock)
+        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield directory
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise WrongUsage(f"{directory} cannot be used: {error.strerror}") from None
 
 
 def _clear_stale(path: Path) -> bool:
     """Remove a place that nobody holds; True when the path is free then."""
-    try:
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        shutil.rmtree(path, ignore_errors=True)
-        return not path.exists()
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if is_held(path):
         return False
-    finally:
-        os.close(lock)
     shutil.rmtree(path, ignore_errors=True)
-    return True
+    return not path.exists()
 
 
 def _check(name: str) -> None:

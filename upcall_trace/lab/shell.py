@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from dissectors.hvsock import connect_line
 
-from ..errors import Unreachable
+from ..errors import Unreachable, WrongUsage
 from ..transport import connect_unix
 from .machines import SHELL_PORT
 
@@ -25,6 +25,8 @@ _BULK: Final = 64 << 10
 
 _ENDING: Final = 4
 """Bytes behind a command's output: a zero byte and its exit status."""
+_LINE_LIMIT: Final = 4095
+"""Bytes that the agent has room for."""
 _OUTPUT_LIMIT: Final = 16 << 20
 
 
@@ -36,12 +38,14 @@ class Ran(NamedTuple):
 
 
 class Command:
-    """One line that `sh -c` runs in the guest behind the hybrid-vsock socket; raises Unreachable.
+    """What `sh -c` runs in the guest behind a hybrid-vsock socket; raises WrongUsage, Unreachable.
 
     Iterating gives its output as it comes, both streams together; `status` is known at the end.
     """
 
     def __init__(self, vsock: Path, line: str, timeout_s: float | None = None) -> None:
+        if not 0 < len(os.fsencode(line)) <= _LINE_LIMIT or "\0" in line:
+            raise WrongUsage(f"a command is 1 to {_LINE_LIMIT} bytes without a zero byte")
         self.status = -1
         self._stream = _connect(vsock, 10.0)
         self._stream.settimeout(timeout_s)
@@ -51,7 +55,7 @@ class Command:
         with self._stream as stream:
             kept = b""
             try:
-                stream.sendall(self._line.replace("\n", ";").encode() + b"\n")
+                stream.sendall(os.fsencode(self._line) + b"\0")
                 while received := stream.recv(_BULK):
                     kept += received
                     yield kept[:-_ENDING]
@@ -80,7 +84,7 @@ def attach_shell(vsock: Path) -> None:
     """A shell in the guest on this terminal, until it ends; raises Unreachable."""
     with _connect(vsock, 5.0) as stream:
         stream.settimeout(None)
-        stream.sendall(b"\n")
+        stream.sendall(b"\0")
         relay_terminal(stream)
 
 

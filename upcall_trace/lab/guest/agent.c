@@ -4,8 +4,8 @@
  *   agent dump PORT    stream what vsockmon0 sees of upcall, as pcap, to PORT of the host
  *   agent shell PORT   serve commands on PORT: see docs/lab.md
  *
- * A command is one line. An empty one gives a terminal with a shell on it; any other is run by
- * sh -c, and its output is followed by a zero byte and its exit status in decimal.
+ * A command ends with a zero byte. An empty one gives a terminal with a shell on it; any other is
+ * run by sh -c, and its output is followed by a zero byte and its exit status in decimal.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -155,6 +155,7 @@ static void run_command(int stream, const char *line)
 	waitpid(child, &status, 0);
 	status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	write_all(stream, ending, snprintf(ending, sizeof(ending), "%c%d", 0, status));
+	shutdown(stream, SHUT_RDWR); /* what it left in the background holds the stream too */
 }
 
 static void run_terminal(int stream)
@@ -186,7 +187,7 @@ static void serve(int stream)
 	char line[4096];
 	size_t size = 0;
 
-	while (size < sizeof(line) - 1 && read(stream, line + size, 1) == 1 && line[size] != '\n')
+	while (size < sizeof(line) - 1 && read(stream, line + size, 1) == 1 && line[size])
 		size++;
 	line[size] = 0;
 	if (size)
