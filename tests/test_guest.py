@@ -302,6 +302,8 @@ def test_orders_of_the_vmm(controlled: tuple[SimulatedGuest, socket.socket]) -> 
         assert ask(stream, add_1).ret == 0
         assert order(control, '{"plug_pci": {"bus": 0, "slot": 20}}') == {"ok": True}
         assert order(control, '{"unplug_pci": {"bus": 0, "slot": 0}}') == {"ok": True}
+        assert ask(stream, scan_0).ret == 0  # it is still in the kernel's list
+        assert ask(stream, pci_request(MessageType.DEL_PCI, 0, 0)).ret == 0
         assert ask(stream, scan_0).ret == -19
         assert ask(stream, bare_request(77)).ret == -1
         assert ask(stream, PLUG).ret == 0

@@ -299,18 +299,18 @@ def test_lengths_beyond_the_file_cost_neither_time_nor_memory(tmp_path: Path) ->
 def test_a_file_where_every_byte_could_begin_a_long_record(tmp_path: Path) -> None:
     """Each place costs the sum of all that follows it, unless somebody counts."""
     path = tmp_path / "x.upcap"
-    size = 8 << 20
-    lure = (FRAME.pack(7 << 20, 0) + b"\x95\x02") * (size // 10)
+    size = 3 << 20
+    lure = (FRAME.pack(2 << 20, 0) + b"\x95\x02") * (size // 10)
     path.write_bytes(RAW[: ENDS[1]] + lure)
-    assert bounded(path, 20, 60) == RECORDS[:1]
+    assert bounded(path, 10, 60) == RECORDS[:1]
 
 
 def test_many_damaged_places_that_each_look_like_a_long_record(tmp_path: Path) -> None:
     """What is spent on finding the next record counts for the file, not for each place."""
     path = tmp_path / "x.upcap"
     lure = b"\0" + FRAME.pack(7 << 20, 0) + b"\x95\x02"
-    path.write_bytes(RAW[: ENDS[1]] + (lure + encode(Open(1, 1))) * 75_000)
-    bounded(path, 15, 200)
+    path.write_bytes(RAW[: ENDS[1]] + (lure + encode(Open(1, 1))) * 25_000)
+    bounded(path, 10, 200)
 
 
 @pytest.mark.torture

@@ -109,7 +109,11 @@ def busy(labs_directory: Path) -> Iterator[tuple[LiveGuest, socket.socket]]:
     ("victim", "sentence"),
     [
         ("qemu", "the lab pc is over: qemu was killed by SIGKILL"),
-        ("vhost-device-vsock", "the lab pc is over: vhost-device-vsock was killed by SIGKILL"),
+        pytest.param(
+            "vhost-device-vsock",
+            "the lab pc is over: vhost-device-vsock was killed by SIGKILL",
+            marks=pytest.mark.torture,
+        ),
     ],
 )
 def test_a_part_that_is_killed_ends_the_lab_with_a_sentence(

@@ -15,7 +15,7 @@ _STATE: Final = re.compile(
 )
 _READY: Final = re.compile(r"READY vsock=(yes|no) upcall=(yes|no)")
 _MOST_CPUS: Final = 8192
-_PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
+_PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)\n")
 _NEWEST: Final = 256 << 10
 """Bytes at a console's end in which the newest state is looked for first."""
 
