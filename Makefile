@@ -9,9 +9,8 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-# One worker more than processors: some tests wait for a guest that waits 10 s.
 test: lint check lab
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
 lab: $(STAMP)
