@@ -73,6 +73,7 @@ static int open_interface(void)
 	return fd;
 }
 
+/* On microvm the channel's device comes with our module, which may be a moment later than this. */
 static int connect_host(unsigned int port)
 {
 	struct sockaddr_vm address = {
@@ -80,11 +81,20 @@ static int connect_host(unsigned int port)
 		.svm_cid = VMADDR_CID_HOST,
 		.svm_port = port,
 	};
-	int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+	int attempt;
 
-	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)))
-		fail("connect to the host");
-	return fd;
+	for (attempt = 0; attempt < 500; attempt++) {
+		int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+
+		if (fd < 0)
+			break;
+		if (!connect(fd, (struct sockaddr *)&address, sizeof(address)))
+			return fd;
+		close(fd);
+		usleep(20000);
+	}
+	fail("connect to the host");
+	return -1;
 }
 
 static void dump(unsigned int port)
