@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from .errors import Unreachable, WrongUsage
-from .transport import check_socket_path, is_alive
+from .transport import answers, check_socket_path, is_alive
 
 _BACKLOG: Final = 1024
 
@@ -83,7 +83,7 @@ class InPlace:
 
     def close(self) -> None:
         """Give the VMM's socket its name back, unless the VMM has gone or made a new one."""
-        if _identity(self.path) == self._identity and _answers(self.aside):
+        if _identity(self.path) == self._identity and answers(self.aside):
             self.aside.rename(self.path)
         else:
             self.aside.unlink(missing_ok=True)
@@ -93,8 +93,8 @@ class InPlace:
         """Undo what a killed proxy left behind; True when there was something."""
         if not self.aside.exists():
             return False
-        if _answers(self.path):
-            if _answers(self.aside) and _identity(self.path) != _identity(self.aside):
+        if answers(self.path):
+            if answers(self.aside) and _identity(self.path) != _identity(self.aside):
                 raise WrongUsage(f"another proxy seems to be in place: {self.aside} exists")
             self.aside.unlink()
             return False
@@ -108,13 +108,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _answers(path: Path) -> bool:
-    try:
-        return is_alive(path)
-    except OSError:
-        return False
 
 
 def _clear_stale(path: Path) -> None:

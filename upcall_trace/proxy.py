@@ -27,7 +27,14 @@ from dissectors.hvsock import PASSFD_LINE, line_end, ok_line, parse_connect
 
 from .capture.records import MAX_CHUNK, Begins, Close, How, Open
 from .recorder import Recorder
-from .transport import Address, VsockAddress, connect_unix, connect_vsock
+from .transport import (
+    Address,
+    VsockAddress,
+    connect_unix,
+    connect_vsock,
+    is_hung_up,
+    shut_down,
+)
 
 _SPLICE_SIZE: Final = 1 << 20
 _PIPE_SIZE: Final = 1 << 20
@@ -84,7 +91,7 @@ class Proxy:
             self._stopping = True
             relays = list(self._relays)
         for listener in self._listening:
-            _shutdown(listener, socket.SHUT_RDWR)
+            shut_down(listener)
         # A side that has closed by now is to be recorded as the one that did.
         grace_ends = time.monotonic() + _GRACE_S
         for relay in relays:
@@ -199,7 +206,7 @@ class _Relay:
             self._closed = True  # what the two sides see from here on is our doing
         for stream in (self._client, self._guest):
             if stream is not None:
-                _shutdown(stream, socket.SHUT_RDWR)
+                shut_down(stream)
 
     def _settle(self) -> bool | None:
         """Relay until the first line is known: True for upcall, False to let it pass.
@@ -309,13 +316,13 @@ class _Relay:
     def _half_closed(self, stream: socket.socket, other: socket.socket) -> bool:
         """The end of `stream` was read: pass it on. True when only that direction is over."""
         by_guest = stream is not self._client
-        if _is_hung_up(stream):
+        if is_hung_up(stream):
             self._ended(by_guest, How.CLOSE)
-            _shutdown(other, socket.SHUT_RDWR)
+            shut_down(other)
             return False
         if not self._closed:
             self._recorder.record(Close(self._recorder.now(), self._number, by_guest, How.HALF))
-        _shutdown(other, socket.SHUT_WR)
+        shut_down(other, socket.SHUT_WR)
         return True
 
     def _one_way(
@@ -331,10 +338,10 @@ class _Relay:
             if error.errno in (errno.EPIPE, errno.ESHUTDOWN):
                 # The sink closed. What it said before still has to reach the source, so only
                 # this direction ends; the other one comes to its end by itself.
-                _shutdown(source, socket.SHUT_RD)
+                shut_down(source, socket.SHUT_RD)
             else:
                 self._ended(not to_guest, How.RESET)
-                _shutdown(sink, socket.SHUT_RDWR)
+                shut_down(sink)
         else:
             self._half_closed(source, sink)
 
@@ -417,25 +424,8 @@ def _send_with_descriptors(sink: socket.socket, sent: bytes, descriptors: list[i
             os.close(descriptor)
 
 
-def _is_hung_up(stream: socket.socket) -> bool:
-    """True when the peer closed its socket, False when it only shut down its sending side."""
-    poll = select.poll()
-    try:
-        poll.register(stream, select.POLLIN)
-        return any(events & select.POLLHUP for _, events in poll.poll(0))
-    except (OSError, ValueError):
-        return True
-
-
 def _enlarge(pipe: int, room: int) -> int:
     try:
         return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     except OSError:
         return room  # this user has used up its share of large pipes
-
-
-def _shutdown(stream: socket.socket, how: int) -> None:
-    try:
-        stream.shutdown(how)
-    except OSError:
-        pass  # it is over already

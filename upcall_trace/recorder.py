@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import threading
 import time
 from collections import deque
@@ -17,6 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from dissectors.constants import UPCALL_PORT
+
+from . import __version__
 from .capture.records import (
     FRAME,
     MAGIC,
@@ -47,6 +51,22 @@ class OnStoreError(StrEnum):
 
     STOP = "stop"
     PASS = "pass"  # noqa: S105  # a policy, not a password
+
+
+def live_header(
+    source: str, arch: str | None, port: int = UPCALL_PORT, notes: dict[str, str] | None = None
+) -> Header:
+    """The header of a capture that begins now, on this machine."""
+    return Header(
+        source=source,
+        tool=f"upcall-trace {__version__}",
+        host=f"{platform.node()} {platform.system()} {platform.release()}",
+        arch=arch,
+        wall_ns=time.time_ns(),
+        resolution_ns=max(1, round(time.get_clock_info("monotonic").resolution * 1e9)),
+        port=port,
+        notes=notes or {},
+    )
 
 
 class Recorder:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from .listening import Listener
+from .transport import shut_down
 
 _ACCEPT_PAUSE_S: Final = 0.05
 _JOIN_S: Final = 2.0
@@ -36,14 +37,14 @@ class Server:
         with self._lock:
             streams = list(self._streams)
         for stream in streams:
-            _shutdown(stream)
+            shut_down(stream)
 
     def close(self) -> None:
         """Stop listening, end every connection and wait for their threads."""
         with self._lock:
             self._stopping = True
             threads = self._threads - {threading.current_thread()}
-        _shutdown(self._listener.socket)
+        shut_down(self._listener.socket)
         self._listener.close()
         self.end_connections()
         for thread in threads:
@@ -87,10 +88,3 @@ class Server:
                 self._streams.discard(stream)
                 self._threads.discard(threading.current_thread())
             stream.close()
-
-
-def _shutdown(stream: socket.socket) -> None:
-    try:
-        stream.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is over already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,14 @@ def is_alive(path: Path) -> bool:
     return True
 
 
+def answers(path: Path) -> bool:
+    """The same, False too when there is no socket or it is not ours to reach."""
+    try:
+        return is_alive(path)
+    except OSError:
+        return False
+
+
 def check_reachable(address: Address) -> None:
     """Raises Unreachable when nobody listens on a Unix socket; vsock is not looked at."""
     if isinstance(address, VsockAddress):
@@ -115,3 +124,21 @@ def connect_vsock(cid: int, port: int) -> socket.socket:
         stream.close()
         raise
     return stream
+
+
+def is_hung_up(stream: socket.socket) -> bool:
+    """True when the peer closed its socket, False when it only shut down its sending side."""
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLIN)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
+    except (OSError, ValueError):
+        return True
+
+
+def shut_down(stream: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    """End one or both directions; never raises."""
+    try:
+        stream.shutdown(how)
+    except OSError:
+        pass  # it is over already

@@ -13,7 +13,6 @@ from tests.kernel.recordings import created_vcpu
 from tests.support import TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Vmm
 from upcall_trace.errors import Unreachable, WrongUsage
-from upcall_trace.kernel.world import PciDevice
 from upcall_trace.lab import vmm
 from upcall_trace.lab.machines import (
     DISK_SIZE,
@@ -95,13 +94,13 @@ def monitor_line(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_vcpu_is_made_once(pc: Lab) -> None:
-    assert not pc.side.is_running(5)
+    assert 5 not in pc.side.state()["vcpus_running"]
     assert pc.follow(start_vcpu=5) == {"ok": True}
     place = {"socket-id": 0, "core-id": 5, "thread-id": 0}
     assert pc.monitor.taken() == [
         ("device_add", {"driver": "max-x86_64-cpu", "id": "cpu5", **place})
     ]
-    assert pc.side.is_running(5)
+    assert 5 in pc.side.state()["vcpus_running"]
     assert pc.follow(start_vcpu=5) == {"ok": True}
     assert pc.monitor.taken() == []
     assert pc.notes == ["vCPU 5 created"]
@@ -134,10 +133,10 @@ def test_a_vcpu_that_qemu_refuses_does_not_run(pc: Lab) -> None:
     pc.monitor.refusals = {"device_add": 1}
     with pytest.raises(BadOrder, match="QEMU refused device_add"):
         pc.follow(start_vcpu=1)
-    assert not pc.side.is_running(1)
+    assert 1 not in pc.side.state()["vcpus_running"]
     assert pc.notes == []
     pc.follow(start_vcpu=1)
-    assert pc.side.is_running(1)
+    assert 1 in pc.side.state()["vcpus_running"]
 
 
 # Disks on the PCI bus.
@@ -147,9 +146,9 @@ def test_a_disk_goes_into_the_first_free_slot_and_says_where(pc: Lab) -> None:
     assert pc.follow(plug_disk=True) == {"ok": True, "pci": {"bus": 0, "slot": 9}}
     assert pc.follow(plug_disk=True) == {"ok": True, "pci": {"bus": 0, "slot": 10}}
     assert [arguments.get("addr") for _, arguments in pc.monitor.taken()] == [None, "9", None, "a"]
-    assert pc.side.is_plugged(PciDevice(0, 10))
-    assert not pc.side.is_plugged(PciDevice(0, 11))
-    assert not pc.side.is_plugged(PciDevice(1, 10))
+    assert {"bus": 0, "slot": 10} in pc.side.state()["pci_plugged"]
+    assert {"bus": 0, "slot": 11} not in pc.side.state()["pci_plugged"]
+    assert {"bus": 1, "slot": 10} not in pc.side.state()["pci_plugged"]
     assert pc.notes == ["PCI device 0:9 plugged", "PCI device 0:10 plugged"]
 
 
@@ -203,7 +202,7 @@ def test_a_disk_that_qemu_refuses_leaves_no_blank_behind(pc: Lab) -> None:
         pc.follow(plug_disk=9)
     (_, blank), _, (last, arguments) = pc.monitor.taken()
     assert (last, arguments) == ("blockdev-del", {"node-name": blank["node-name"]})
-    assert not pc.side.is_plugged(PciDevice(0, 9))
+    assert {"bus": 0, "slot": 9} not in pc.side.state()["pci_plugged"]
     assert pc.notes == []
     assert pc.follow(plug_disk=True)["pci"]["slot"] == 9
 
@@ -218,7 +217,7 @@ def test_a_disk_is_ejected_in_the_guests_place(pc: Lab) -> None:
         monitor_line("o/4 0xae08 0x100000"),
         ("blockdev-del", {"node-name": blank["node-name"]}),
     ]
-    assert not pc.side.is_plugged(PciDevice(0, 20))
+    assert {"bus": 0, "slot": 20} not in pc.side.state()["pci_plugged"]
     assert pc.notes == ["PCI device 0:20 plugged", "PCI device 0:20 unplugged"]
     pc.follow(unplug_pci={"bus": 0, "slot": 20})
     pc.follow(unplug_disk=20)
@@ -258,7 +257,7 @@ def test_qemu_may_let_go_of_a_disk_late(pc: Lab, monkeypatch: pytest.MonkeyPatch
     pc.monitor.refusals = {"blockdev-del": 3}
     pc.follow(unplug_disk=4)
     assert [command for command, _ in pc.monitor.taken()].count("blockdev-del") == 4
-    assert not pc.side.is_plugged(PciDevice(0, 4))
+    assert {"bus": 0, "slot": 4} not in pc.side.state()["pci_plugged"]
 
 
 def test_a_disk_that_qemu_never_lets_go_of_is_still_there(
@@ -269,7 +268,7 @@ def test_a_disk_that_qemu_never_lets_go_of_is_still_there(
     pc.monitor.refusals = {"blockdev-del": 1 << 30}
     with pytest.raises(BadOrder, match="QEMU refused blockdev-del"):
         pc.follow(unplug_disk=4)
-    assert pc.side.is_plugged(PciDevice(0, 4))
+    assert {"bus": 0, "slot": 4} in pc.side.state()["pci_plugged"]
     assert pc.notes == []
 
 
@@ -391,7 +390,7 @@ def test_a_monitor_that_is_gone_is_not_taken_for_a_refusal(pc: Lab) -> None:
     pc.monitor.gone = True
     with pytest.raises(Unreachable, match="did not answer device_add"):
         pc.follow(start_vcpu=1)
-    assert not pc.side.is_running(1)
+    assert 1 not in pc.side.state()["vcpus_running"]
 
 
 # Sizes.

@@ -40,11 +40,11 @@ def play(recording: Path, guest: LiveGuest) -> list[Record]:
                 asked = conn
                 played.append(record)
             case Chunk(t_ns=t_ns, conn=conn, data=expected):
-                got = _receive(streams[conn], len(expected), _PATIENCE_S)
+                got = receive(streams[conn], len(expected), _PATIENCE_S)
                 asked = None
                 played.append(Chunk(t_ns, conn, False, got))
             case Close(t_ns=t_ns, conn=conn) if conn in streams:  # ours may follow the guest's
-                more = _receive(streams[conn], 1, _PATIENCE_S if record.by_guest else _SILENCE_S)
+                more = receive(streams[conn], 1, _PATIENCE_S if record.by_guest else _SILENCE_S)
                 if more:
                     played.append(Chunk(t_ns, conn, False, more))
                 streams.pop(conn).close()
@@ -59,7 +59,8 @@ def play(recording: Path, guest: LiveGuest) -> list[Record]:
     return played
 
 
-def _receive(stream: socket.socket, size: int, patience_s: float) -> bytes:
+def receive(stream: socket.socket, size: int, patience_s: float) -> bytes:
+    """`size` bytes, fewer when no more came in time or the guest closed."""
     deadline = time.monotonic() + patience_s
     received = b""
     while len(received) < size:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.live.conftest import Start
 from tests.live.generated import Order, Rations, Send, Writer
+from tests.live.playing import receive
 from tests.support import HELLO
 from upcall_trace.guest import SimulatedGuest
 from upcall_trace.lab.machines import MACHINES, Boot, world
@@ -46,17 +47,6 @@ def play(
     for stream in streams.values():
         stream.close()
     return came
-
-
-def receive(stream: socket.socket, size: int, patience_s: float) -> bytes:
-    received = b""
-    stream.settimeout(patience_s)
-    try:
-        while len(received) < size and (piece := stream.recv(size - len(received))):
-            received += piece
-    except TimeoutError:
-        pass
-    return received
 
 
 def agree(machine: str, live_guest: Start, seed: int, rations: Rations) -> None:

@@ -62,8 +62,8 @@ def left(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name != ".lock")
 
 
-def up_and_down(times: int, directory: Path) -> None:
-    before = set(Path("/tmp").iterdir())
+def up_and_down(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     for _ in range(times):
         started = lab("up", "--machine", "microvm", "--detach")
         assert started.returncode == 0, started.stderr
@@ -75,17 +75,22 @@ def up_and_down(times: int, directory: Path) -> None:
         assert lab("down", "--name", address.parent.name).returncode == 0
         assert not address.parent.exists()
         await_end(address.parent)
-    ours = [path for path in set(Path("/tmp").iterdir()) - before if "lab" in path.name]
-    assert ours == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_up_and_down_leaves_nothing(labs_directory: Path) -> None:
-    up_and_down(1, labs_directory)
+def test_up_and_down_leaves_nothing(
+    labs_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up_and_down(1, tmp_path, monkeypatch)
+    assert left(labs_directory) == []
 
 
 @pytest.mark.torture
-def test_twenty_times_up_and_down_leaves_nothing(labs_directory: Path) -> None:
-    up_and_down(20, labs_directory)
+def test_twenty_times_up_and_down_leaves_nothing(
+    labs_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up_and_down(20, tmp_path, monkeypatch)
+    assert left(labs_directory) == []
 
 
 @pytest.fixture

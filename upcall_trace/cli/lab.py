@@ -150,7 +150,7 @@ def up_command(
             _tell(lab, time.monotonic() - begun, detach)
             if up is not None:
                 up.ready()
-            lab.wait(stop)
+            lab.wait()
     except UserError as error:
         reason = str(error) if up is not None and up.is_ready else ""
         raise
@@ -273,8 +273,9 @@ def vmm_command() -> None:
 @click.argument("vcpu", type=click.IntRange(0, 255))
 def start_vcpu_command(name: str | None, vcpu: int) -> ExitCode:
     """Run a vCPU from now on, so that it can come up."""
-    _vmm(name, {"start_vcpu": vcpu})
-    talk(f"next: upcall-trace send --to {_found(name)['address']} add-cpu {vcpu}")
+    lab = _found(name)
+    _order(lab, {"start_vcpu": vcpu})
+    talk(f"next: upcall-trace send --to {lab['address']} add-cpu {vcpu}")
     return ExitCode.EXPECTED
 
 
@@ -283,13 +284,14 @@ def start_vcpu_command(name: str | None, vcpu: int) -> ExitCode:
 @click.argument("slot", type=click.IntRange(0, 31), required=False)
 def plug_disk_command(name: str | None, slot: int | None) -> ExitCode:
     """Make a disk: in a PCI SLOT on pc, at the next virtio-mmio window on microvm."""
-    answer = _vmm(name, {"plug_disk": True if slot is None else slot})
+    lab = _found(name)
+    answer = _order(lab, {"plug_disk": True if slot is None else slot})
     if "pci" in answer:
         operation = f"add-pci {answer['pci']['bus']} {answer['pci']['slot']}"
     else:
         window = answer["mmio"]
         operation = f"add-mmio {window['base']:#x} {window['size']:#x} {window['irq']}"
-    talk(f"next: upcall-trace send --to {_found(name)['address']} {operation}")
+    talk(f"next: upcall-trace send --to {lab['address']} {operation}")
     return ExitCode.EXPECTED
 
 
@@ -298,7 +300,7 @@ def plug_disk_command(name: str | None, slot: int | None) -> ExitCode:
 @click.argument("slot", type=click.IntRange(0, 31))
 def unplug_disk_command(name: str | None, slot: int) -> ExitCode:
     """Take the disk in a PCI SLOT away; ask the guest to let go of it first."""
-    _vmm(name, {"unplug_disk": slot})
+    _order(_found(name), {"unplug_disk": slot})
     return ExitCode.EXPECTED
 
 
@@ -322,7 +324,7 @@ def shrink_memory_command(name: str | None, size: str) -> ExitCode:
 @_name
 def reset_command(name: str | None) -> ExitCode:
     """Boot the guest anew: connections end, and everything is as at the start."""
-    _vmm(name, {"reset": True})
+    _order(_found(name), {"reset": True})
     return ExitCode.EXPECTED
 
 
@@ -330,7 +332,7 @@ def reset_command(name: str | None) -> ExitCode:
 @_name
 def state_command(name: str | None) -> ExitCode:
     """CPUs, disks, virtio devices and memory as JSON: what the guest's init saw last."""
-    out_json(_vmm(name, {"state": True})["state"])
+    out_json(_order(_found(name), {"state": True})["state"])
     return ExitCode.EXPECTED
 
 
@@ -424,10 +426,6 @@ def _found(name: str | None) -> dict[str, Any]:
     return find(name)
 
 
-def _vmm(name: str | None, order: dict[str, Any]) -> dict[str, Any]:
-    return _order(_found(name), order)
-
-
 def _ready(lab: dict[str, Any]) -> dict[str, Any]:
     if lab["phase"] != "ready":
         raise Unreachable(f"the lab {lab['name']} is still starting")
@@ -457,11 +455,12 @@ def _order(
 def _resize(name: str | None, size: str, sign: int) -> ExitCode:
     from ..lab.vmm import parse_size
 
-    requested = _vmm(name, {"state": True})["state"]["memory_requested"]
+    lab = _found(name)
+    requested = _order(lab, {"state": True})["state"]["memory_requested"]
     wanted = requested + sign * parse_size(size)
     if wanted < 0:
         raise WrongUsage(f"only {requested >> 20} MiB are plugged")
-    _vmm(name, {"resize_memory": wanted})
+    _order(lab, {"resize_memory": wanted})
     talk(f"virtio-mem is asked for {wanted >> 20} MiB; the guest follows within seconds")
     return ExitCode.EXPECTED
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import click
 
-from .. import __version__
 from ..capture.records import Header
 from ..errors import ExitCode, SomethingLost, WrongUsage
 from ..interface import dropped_packets, open_interface, record_packets
 from ..listening import InPlace, Listener
 from ..opening import build_index, load
 from ..proxy import GuestRoute, Proxy
-from ..recorder import OnStoreError, Recorder
+from ..recorder import OnStoreError, Recorder, live_header
 from ..transport import (
     Address,
     UnixAddress,
@@ -90,16 +87,8 @@ def record_command(
     stop_on_signals(stop)
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    header = Header(
-        source="vsockmon" if interface else "proxy",
-        tool=f"upcall-trace {__version__}",
-        host=f"{platform.node()} {platform.system()} {platform.release()}",
-        arch=arch,
-        wall_ns=time.time_ns(),
-        resolution_ns=max(1, round(time.get_clock_info("monotonic").resolution * 1e9)),
-        port=port,
-        notes=parse_notes(notes),
-    )
+    source = "vsockmon" if interface else "proxy"
+    header = live_header(source, arch, port, parse_notes(notes))
     recording = _recording(output, header, OnStoreError(on_store_error), overwrite, stop)
     if interface:
         with open_interface(interface) as packets, recording as recorder:

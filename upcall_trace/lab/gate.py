@@ -6,7 +6,6 @@ docs/protocol.md section 5.
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from dissectors.messages import CpuRequestX86, PciRequest, decode_request
 
 from ..errors import UserError
 from ..orders import BadOrder
-from ..transport import connect_unix
+from ..transport import connect_unix, is_hung_up, shut_down
 
 _BULK: Final = 64 << 10
 
@@ -48,7 +47,7 @@ class Gate:
                 else:
                     _copy(client, guest)
             finally:
-                _end(guest, socket.SHUT_RDWR if _is_gone(client) else socket.SHUT_WR)
+                shut_down(guest, socket.SHUT_RDWR if is_hung_up(client) else socket.SHUT_WR)
                 back.join()
 
     def _settle(self, client: socket.socket, guest: socket.socket) -> bool:
@@ -100,18 +99,4 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(received)
     except OSError:
         pass  # one of them is gone, and so is the other soon
-    _end(sink, socket.SHUT_WR)
-
-
-def _is_gone(stream: socket.socket) -> bool:
-    """True when the peer closed, False when it only sends no more and may still listen."""
-    poll = select.poll()
-    poll.register(stream, select.POLLIN)
-    return any(events & select.POLLHUP for _, events in poll.poll(0))
-
-
-def _end(stream: socket.socket, how: int) -> None:
-    try:
-        stream.shutdown(how)
-    except OSError:
-        pass  # it is over already
+    shut_down(sink, socket.SHUT_WR)

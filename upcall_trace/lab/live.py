@@ -7,7 +7,6 @@ backend's hybrid-vsock socket. Everything of a lab is in its `Place`.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import socket
 import threading
@@ -20,8 +19,7 @@ from typing import Any, Final, Self
 
 from dissectors.constants import Arch
 
-from .. import __version__
-from ..capture.records import Header, Vmm
+from ..capture.records import Vmm
 from ..client import UpcallClient
 from ..control import serve_orders
 from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
@@ -29,9 +27,9 @@ from ..listening import Listener
 from ..opening import build_index
 from ..orders import BadOrder, name_and_value
 from ..proxy import Proxy
-from ..recorder import OnStoreError, Recorder
+from ..recorder import OnStoreError, Recorder, live_header
 from ..serving import Server
-from ..transport import UnixAddress, is_alive
+from ..transport import UnixAddress, answers
 from .console import Console, is_ready, last_words, trouble
 from .gate import Gate
 from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments
@@ -120,9 +118,9 @@ class Lab:
             raise
         place.publish(self._status("ready"))
 
-    def wait(self, stop: threading.Event) -> None:
-        """Until `stop` is set; raises PeerDied when a part of the lab ends by itself."""
-        while not stop.wait(_POLL_S):
+    def wait(self) -> None:
+        """Until told to stop; raises PeerDied when a part of the lab ends by itself."""
+        while not self._stopping.wait(_POLL_S):
             ended = self._parts.ended()
             if ended:
                 why = trouble(self.console.text()) or ended
@@ -208,7 +206,7 @@ class Lab:
         self._parts.start("vhost-device-vsock", [str(backend), "--guest-cid", str(GUEST_CID),
                     "--socket", str(vhost), "--uds-path", str(self.vsock)])  # fmt: skip
         deadline = time.monotonic() + _PART_S
-        while not _listens(vhost):
+        while not answers(vhost):
             self._still_starting(deadline, "vhost-device-vsock does not listen")
         self._dump_due = self.boot.dump
         self.console.mark()
@@ -291,15 +289,8 @@ class Lab:
             self._front.enter_context(Server(self.address, gate.serve))
 
     def _open_capture(self, directory: Path) -> None:
-        header = Header(
-            source="proxy",
-            tool=f"upcall-trace {__version__}",
-            host=f"{platform.node()} {platform.system()} {platform.release()}",
-            arch=Arch.X86_64.value,
-            wall_ns=time.time_ns(),
-            resolution_ns=1,
-            notes={"machine": self.boot.machine.name, "guest": "lab"},
-        )
+        notes = {"machine": self.boot.machine.name, "guest": "lab"}
+        header = live_header("proxy", Arch.X86_64.value, notes=notes)
         recorder = Recorder(directory / PROXY_FILE, header, OnStoreError.PASS, threading.Event())
         self._recorder = recorder
         self._back.callback(build_index, recorder.path)
@@ -349,15 +340,8 @@ def _received(stream: socket.socket) -> bytes:
         return b""  # the guest is gone
 
 
-def _listens(path: Path) -> bool:
-    try:
-        return is_alive(path)
-    except OSError:
-        return False
-
-
 def _open_monitor(path: Path) -> Monitor | None:
     try:
-        return Monitor(path) if _listens(path) else None
+        return Monitor(path) if answers(path) else None
     except Unreachable:
         return None

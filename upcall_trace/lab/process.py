@@ -23,15 +23,14 @@ _LOOK_UP_S: Final = 0.05
 class LiveGuest:
     """A booted guest; a context manager. `options` are those of `lab up`, without `--detach`.
 
-    `environment` is what the process gets instead of ours. Raises Unreachable with what
-    `lab up` said when the guest does not come up.
+    Raises Unreachable with what `lab up` said when the guest does not come up.
 
         with LiveGuest("--machine", "microvm", "--auto") as guest:
             connect(guest.address)
             guest.wait_for(lambda state: "vdb" in state["disks"])
     """
 
-    def __init__(self, *options: str | Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *options: str | Path) -> None:
         command = [sys.executable, "-m", "upcall_trace", "lab", "up", *map(str, options)]
         self.process = subprocess.Popen(
             [*dies_with_this_thread(signal.SIGTERM), *command],
@@ -39,7 +38,6 @@ class LiveGuest:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         self._said: str | None = None
         assert self.process.stdout is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -51,13 +50,15 @@ def parse_size(text: str) -> int:
 
 
 class VmmSide:
-    """Orders for one booted machine; `note` hears of what was done, in a recording's words."""
+    """Orders for one booted machine, one at a time.
+
+    `note` hears of what was done, in a recording's words.
+    """
 
     def __init__(self, boot: Boot, monitor: Monitor, note: Callable[[str], None]) -> None:
         self._boot = boot
         self._monitor = monitor
         self._note = note
-        self._lock = threading.Lock()
         booted = world(boot)
         self._running = set(range(boot.cpus)) if boot.own_kernel else set(booted.vcpus_running)
         self._pci = {device.slot: device.role for device in booted.pci}
@@ -67,22 +68,21 @@ class VmmSide:
     def follow(self, order: dict[str, Any]) -> dict[str, Any]:
         """Follow an order of `ORDERS` but the last two; raises BadOrder and Unreachable."""
         name, value = name_and_value(order)
-        with self._lock:
-            match name:
-                case "start_vcpu":
-                    self._start_vcpu(vcpu(name, value))
-                case "plug_pci":
-                    self._plug(_slot(pci_device(name, value)))
-                case "unplug_pci":
-                    self._unplug(_slot(pci_device(name, value)))
-                case "plug_disk":
-                    return {"ok": True} | self._plug_disk(value)
-                case "unplug_disk":
-                    self._unplug(_number(name, value, 31))
-                case "resize_memory":
-                    self._resize(_number(name, value, GROWN_MEMORY_MIB * _MIB))
-                case _:
-                    raise BadOrder(f"{name!r} is no order; known are {', '.join(ORDERS)}")
+        match name:
+            case "start_vcpu":
+                self._start_vcpu(vcpu(name, value))
+            case "plug_pci":
+                self._plug(_slot(pci_device(name, value)))
+            case "unplug_pci":
+                self._unplug(_slot(pci_device(name, value)))
+            case "plug_disk":
+                return {"ok": True} | self._plug_disk(value)
+            case "unplug_disk":
+                self._unplug(_number(name, value, 31))
+            case "resize_memory":
+                self._resize(_number(name, value, GROWN_MEMORY_MIB * _MIB))
+            case _:
+                raise BadOrder(f"{name!r} is no order; known are {', '.join(ORDERS)}")
         return {"ok": True}
 
     def state(self) -> dict[str, Any]:
@@ -92,14 +92,6 @@ class VmmSide:
             "pci_plugged": [{"bus": 0, "slot": slot} for slot in sorted(self._pci)],
             "memory_requested": self._memory,
         }
-
-    def is_running(self, cpu: int) -> bool:
-        """True when the VMM runs this vCPU."""
-        return cpu in self._running
-
-    def is_plugged(self, device: PciDevice) -> bool:
-        """True when something answers there."""
-        return device.bus == 0 and device.slot in self._pci
 
     def _start_vcpu(self, cpu: int) -> None:
         if cpu in self._running:
