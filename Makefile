@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The tests start the program some hundred times.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint check lab torture bench docs captures wheel clean
 

@@ -1,7 +1,8 @@
-"""How hypothesis runs here, and what several tests want to find installed."""
+"""How hypothesis and the workers run here, and what several tests want to find installed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,18 @@ from hypothesis import settings
 from dissectors import services
 
 # The same examples each time, and never against the clock.
-settings.register_profile("ordinary", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "ordinary", deadline=None, derandomize=True, database=None, max_examples=50
+)
 settings.load_profile("ordinary")
+# As the program does: a worker imports numpy, and starts what imports it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors: many tests wait for a guest."""
+    return (os.cpu_count() or 1) + 1
+
 
 _NASTY = r'''
 """A service whose messages say what no terminal should get to see."""

@@ -45,11 +45,14 @@ def test_a_signal_ends_it_cleanly_with_connections_open(
 ) -> None:
     with guest_process(tmp_path, "--control", tmp_path / "control") as guest:
         assert guest.said == [f"listening on {tmp_path}/guest"]
-        streams = [connected(guest.path), dial(guest.path), dial(tmp_path / "control")]
-        assert ask(streams[0], PLUG).ret == 0
+        silent, asking = dial(guest.path), connected(guest.path)  # accepted in this order
+        assert ask(asking, PLUG).ret == 0
+        ordering = dial(tmp_path / "control")
+        ordering.sendall(b'{"state":true}\n')
+        assert ordering.makefile().readline().startswith("{")
         assert guest.end(number) == ExitCode.EXPECTED
         assert guest.said == [f"listening on {tmp_path}/guest"]
-        for stream in streams:
+        for stream in (silent, asking, ordering):
             assert stream.recv(1) == b""
             stream.close()
     assert list(tmp_path.iterdir()) == []

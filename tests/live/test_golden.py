@@ -90,7 +90,7 @@ def test_the_table_lists_every_failure_of_the_recordings() -> None:
     }
 
 
-# A guest serves two recordings where the first leaves alone what the second is about.
+# A guest serves several recordings where each leaves alone what the next is about.
 
 
 def test_what_failed_on_pc_fails_the_same(live_guest: Start) -> None:
@@ -114,11 +114,8 @@ def test_what_failed_with_all_cpus_up_fails_the_same(live_guest: Start) -> None:
 def test_what_failed_on_microvm_fails_the_same(live_guest: Start) -> None:
     guest = live_guest("--machine", "microvm")
     compare("handshake", guest)
+    compare("framing", guest)
     compare("mmio_lifecycle", guest)
-
-
-def test_what_failed_because_of_its_pieces_fails_the_same(live_guest: Start) -> None:
-    compare("framing", live_guest("--machine", "microvm"))
 
 
 def compare(name: str, guest: LiveGuest) -> None:

@@ -69,10 +69,12 @@ def test_a_kernel_with_upcall_and_a_file_system_of_its_own(
     guest.wait_for(lambda state: state.get("virtio") == ["virtio0"])
 
 
+@pytest.mark.torture
 def test_a_kernel_without_vsock(lab_pieces: Kernel, labs_directory: Path) -> None:
     assert "has no virtio vsock device" in refused(lab_pieces.image)
 
 
+@pytest.mark.torture
 def test_a_kernel_without_upcall(lab_pieces: Kernel, labs_directory: Path, tmp_path: Path) -> None:
     archive = file_system(lab_pieces, tmp_path, f"lab_modules={','.join(PC.modules)}", ":")
     said = refused(lab_pieces.image, "--machine", "pc", "--initrd", archive)
@@ -87,6 +89,7 @@ def test_a_kernel_that_panics(lab_pieces: Kernel, labs_directory: Path, tmp_path
     assert "root fs" in said
 
 
+@pytest.mark.torture
 def test_a_guest_that_hangs(lab_pieces: Kernel, labs_directory: Path, tmp_path: Path) -> None:
     stuck = "while :; do echo stuck in a loop >/dev/kmsg; sleep 1; done"
     archive = file_system(lab_pieces, tmp_path, stuck, ":")

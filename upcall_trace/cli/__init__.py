@@ -16,6 +16,9 @@ from .. import __version__
 from ..errors import ExitCode, UserError
 from .console import talk
 
+# numpy holds columns here; the threads of its linear algebra only make every start slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Record a client against a simulated guest, and show it."),
     "record": ("record", "Record upcall traffic: a proxy on the VMM's socket, or an interface."),
