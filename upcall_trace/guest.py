@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from .control import serve_orders
+from .errors import WrongUsage
 from .kernel.faults import Fault
 from .kernel.world import World, kata_pod
 from .machine import Habits, Link, Machine, Step
+from .nameplate import HungNameplate, Nameplate
 from .serving import Server
 
 
@@ -48,8 +50,10 @@ class SimulatedGuest:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._servers: list[Server] = []
+        self._nameplate: HungNameplate | None = None
         try:
             self._servers.append(Server(self.path, self._serve))
+            self._nameplate = _hang(self.path, self._machine, control)
             if control is not None:
                 self._servers.append(Server(control, self._serve_control))
         except BaseException:
@@ -78,6 +82,8 @@ class SimulatedGuest:
     def close(self) -> None:
         """Stop listening and end every connection."""
         self._stopping.set()
+        if self._nameplate is not None:
+            self._nameplate.close()
         for server in self._servers:
             server.close()
         if self._directory is not None:
@@ -129,6 +135,21 @@ class SimulatedGuest:
 
     def _serve_control(self, stream: socket.socket) -> None:
         serve_orders(stream, self.control)
+
+
+def _hang(path: Path, machine: Machine, control: Path | None) -> HungNameplate:
+    """Tell whoever looks at the socket that no real guest is behind it."""
+    told = Nameplate(
+        "simulated",
+        machine.habits.backend.value,
+        "simulated",
+        machine.world,
+        str(control.absolute()) if control else None,
+    )
+    try:
+        return HungNameplate(path, told)
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be told to be simulated: {error.strerror}") from None
 
 
 def _wait_for_close(stream: socket.socket) -> None:

@@ -1,62 +1,29 @@
-"""A recording of a real guest put to the lab's guest: the same sends, in the recorded order."""
+"""A recording of a real guest replayed to the lab's guest, and reads that do not wait for ever."""
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from pathlib import Path
 
-from tests.support import records_of
-from upcall_trace.capture.records import Chunk, Close, Open, Record, Vmm
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.transport import connect_unix
-
-_APART_S = 0.1
-"""Between two sends without a reply between them, so that the guest receives them apart."""
-_PATIENCE_S = 15.0
-_SILENCE_S = 1.0
-_VCPU = re.compile(r"vCPU (\d+) created")
-_MEMORY = re.compile(r"virtio-mem requested-size (\d+)(?: MiB)?")
+from upcall_trace.replay.pace import Pace
+from upcall_trace.replay.player import Answered
+from upcall_trace.replay.run import Replay, Terms, read_recording
+from upcall_trace.replay.target import look_at
+from upcall_trace.transport import UnixAddress
 
 
-def play(recording: Path, guest: LiveGuest) -> list[Record]:
-    """The recording's records, with what this guest sent in the place of what the real one did.
-
-    What the guest sends beyond the recording is added at the end of its connection.
-    """
-    streams: dict[int, socket.socket] = {}
-    played: list[Record] = []
-    asked: int | None = None
-    for record in records_of(recording)[1]:
-        match record:
-            case Open(conn=conn):
-                streams[conn] = connect_unix(guest.address)
-                played.append(record)
-            case Chunk(conn=conn, to_guest=True, data=sent):
-                if asked == conn:
-                    time.sleep(_APART_S)
-                streams[conn].sendall(sent)
-                asked = conn
-                played.append(record)
-            case Chunk(t_ns=t_ns, conn=conn, data=expected):
-                got = receive(streams[conn], len(expected), _PATIENCE_S)
-                asked = None
-                played.append(Chunk(t_ns, conn, False, got))
-            case Close(t_ns=t_ns, conn=conn) if conn in streams:  # ours may follow the guest's
-                more = receive(streams[conn], 1, _PATIENCE_S if record.by_guest else _SILENCE_S)
-                if more:
-                    played.append(Chunk(t_ns, conn, False, more))
-                streams.pop(conn).close()
-                played.append(record)
-            case Vmm(action=action):
-                _order(action, guest)
-                played.append(record)
-            case _:
-                played.append(record)
-    for stream in streams.values():
-        stream.close()
-    return played
+def replay(
+    recording: Path, guest: LiveGuest, speed: float | None = None
+) -> tuple[Replay, list[Answered]]:
+    """The replay after its one round, every byte compared, and what was answered in order."""
+    target = look_at(UnixAddress(guest.address))
+    assert target.kind == "lab"
+    terms = Terms(Pace(speed), whole_bytes=True)
+    with Replay(read_recording(recording), target, terms=terms) as played:
+        happened = list(played.play())
+    return played, [answered for answered in happened if isinstance(answered, Answered)]
 
 
 def receive(stream: socket.socket, size: int, patience_s: float) -> bytes:
@@ -73,11 +40,3 @@ def receive(stream: socket.socket, size: int, patience_s: float) -> bytes:
             break
         received += piece
     return received
-
-
-def _order(action: str, guest: LiveGuest) -> None:
-    """What the VMM did at this place of the recording."""
-    if found := _VCPU.fullmatch(action):
-        guest.order({"start_vcpu": int(found[1])})
-    elif found := _MEMORY.fullmatch(action):
-        guest.order({"resize_memory": int(found[1]) << 20})

@@ -6,17 +6,22 @@ one CPU on `microvm`, so some recordings are played on `pc`, and some cannot be 
 
 from __future__ import annotations
 
-import re
+import threading
+import time
+from typing import Any
 
-from dissectors.constants import MessageType
+from dissectors.constants import MessageType, errno_name
 from dissectors.messages import cpu_request
 from tests.live.conftest import Start
-from tests.live.playing import play
-from tests.support import TRANSCRIPTS, decode, golden, operations, records_of
-from upcall_trace.capture.records import Chunk, Record
+from tests.live.playing import replay
+from tests.support import TRANSCRIPTS, golden
 from upcall_trace.client import UpcallClient
+from upcall_trace.errors import ExitCode
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.operations import Operation
+from upcall_trace.replay.compare import Got
+from upcall_trace.replay.player import Answered
+from upcall_trace.replay.report import verdict_lines
+from upcall_trace.replay.run import read_recording
 from upcall_trace.transport import UnixAddress
 
 TABLE = """
@@ -77,11 +82,11 @@ ROWS: list[Row] = [
 
 def test_the_table_lists_every_failure_of_the_recordings() -> None:
     failures = [
-        (recording.stem, *told(operation))
+        (recording.stem, *told(Answered(asked, Got(asked.reply))))
         for recording in TRANSCRIPTS
         if recording.stem not in CANNOT_BE_HAD
-        for operation in operations(decode(records_of(recording)[1]))
-        if operation.failed
+        for asked in read_recording(recording).script.asked.values()
+        if failed(Got(asked.reply))
     ]
     assert sorted(row[:4] for row in ROWS) == sorted(failures)
     assert {recording.stem for recording in TRANSCRIPTS} == {
@@ -95,8 +100,12 @@ def test_the_table_lists_every_failure_of_the_recordings() -> None:
 
 def test_what_failed_on_pc_fails_the_same(live_guest: Start) -> None:
     guest = live_guest("--machine", "pc")
-    compare("pci_memory", guest)
+    with Watch(guest) as seen:
+        compare("pci_memory", guest, speed=2.0)  # time enough to see the memory come and go
+    assert {state["memory_kib"] - guest.state()["memory_kib"] for state in seen} >= {0, 256 << 10}
+    assert [state["disks"] for state in seen].count(["vda"]) > 0  # one was removed, and came back
     compare("cpu_lifecycle", guest)
+    guest.wait_for(lambda state: state["cpus_online"] == [0, 1, 2, 3])
 
 
 def test_what_failed_with_all_cpus_up_fails_the_same(live_guest: Start) -> None:
@@ -115,28 +124,52 @@ def test_what_failed_on_microvm_fails_the_same(live_guest: Start) -> None:
     guest = live_guest("--machine", "microvm")
     compare("handshake", guest)
     compare("framing", guest)
-    compare("mmio_lifecycle", guest)
+    with Watch(guest) as seen:
+        compare("mmio_lifecycle", guest, speed=1.0)
+    assert max(len(state["disks"]) for state in seen) > len(seen[0]["disks"])
 
 
-def compare(name: str, guest: LiveGuest) -> None:
+class Watch:
+    """What the guest's own state is while something else happens to it."""
+
+    def __init__(self, guest: LiveGuest) -> None:
+        self._guest = guest
+        self._over = threading.Event()
+        self._seen: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            self._seen.append(self._guest.state())
+
+    def __enter__(self) -> list[dict[str, Any]]:
+        self._seen.append(self._guest.state())
+        self._thread.start()
+        return self._seen
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(0.3)  # the guest looks at itself five times a second
+        self._over.set()
+        self._thread.join()
+
+
+def compare(name: str, guest: LiveGuest, speed: float | None = None) -> None:
     """The lab's column of the table, and beyond it every byte that the real guest sent."""
-    recorded = records_of(golden(name))[1]
-    played = play(golden(name), guest)
-    failures = [(name, *told(op)) for op in operations(decode(played)) if op.failed]
-    assert failures == [(row[0], row[1], row[2], row[4]) for row in ROWS if row[0] == name]
-    assert from_guest(played) == from_guest(recorded)
+    played, happened = replay(golden(name), guest, speed)
+    failures = [(name, *told(each)) for each in happened if failed(each.got)]
+    assert sorted(failures) == sorted(
+        (row[0], row[1], row[2], row[4]) for row in ROWS if row[0] == name
+    )
+    assert played.verdict.first is None
+    assert played.verdict.exit_code == ExitCode.EXPECTED, "".join(verdict_lines(played, 0))
 
 
-def told(operation: Operation) -> tuple[str, str, str]:
+def failed(got: Got) -> bool:
+    return got.reply is None or got.reply.ret < 0
+
+
+def told(answered: Answered) -> tuple[str, str, str]:
     """Request, operation and outcome as in the table."""
-    outcome = "silence" if operation.ret is None else operation.errno or str(operation.ret)
-    return f"{operation.conn}.{operation.request}", operation.op, outcome
-
-
-def from_guest(records: list[Record]) -> dict[int, bytes]:
-    """What each connection received, with the multiplexer's port left out."""
-    received: dict[int, bytes] = {}
-    for record in records:
-        if isinstance(record, Chunk) and not record.to_guest:
-            received[record.conn] = received.get(record.conn, b"") + record.data
-    return {conn: re.sub(rb"^OK \d+\n", b"OK\n", came, count=1) for conn, came in received.items()}
+    asked, reply = answered.asked, answered.got.reply
+    outcome = "silence" if reply is None else errno_name(reply.ret) or str(reply.ret)
+    return f"{asked.conn}.{asked.request}", asked.message.op, outcome

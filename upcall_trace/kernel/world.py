@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,6 +181,16 @@ def parse_world(name: str, table: object) -> World:
         world = replace(world, boot_table=world.cpus_online)
     _check_cpus(name, world)
     return world
+
+
+def world_table(world: World) -> dict[str, Any]:
+    """The table that `parse_world` makes this world of, as JSON values."""
+    table: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(world).items()
+    }
+    table["iomem"] = [{"base": base, "size": end - base + 1} for base, end in world.iomem]
+    return table | {"arch": world.arch.value}
 
 
 def _check_cpus(name: str, world: World) -> None:

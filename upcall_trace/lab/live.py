@@ -24,6 +24,8 @@ from ..client import UpcallClient
 from ..control import serve_orders
 from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
 from ..listening import Listener
+from ..machine import Backend
+from ..nameplate import HungNameplate, Nameplate
 from ..opening import build_index
 from ..orders import BadOrder, name_and_value
 from ..proxy import Proxy
@@ -32,7 +34,7 @@ from ..serving import Server
 from ..transport import UnixAddress, answers
 from .console import Console, is_ready, last_words, trouble
 from .gate import Gate
-from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments
+from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments, world
 from .monitor import Monitor
 from .parts import Parts
 from .pieces import find_vhost
@@ -100,6 +102,7 @@ class Lab:
         self.address = place / "upcall"
         """Where clients connect."""
         self.control = place / "control"
+        self._nameplate: HungNameplate | None = None
         self.console = Console(place / "console.log")
         try:
             place.publish(self._status("booting"))
@@ -111,6 +114,7 @@ class Lab:
                 self._open_capture(wishes.capture)
             self._put_in_front()
             self._front.enter_context(Server(self.control, self._serve_orders))
+            self._nameplate = self._back.enter_context(HungNameplate(self.address, self._told()))
         except BaseException:
             self._end()
             for path in self._dump_files():  # of a lab that never was
@@ -179,6 +183,11 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _told(self) -> Nameplate:
+        return Nameplate(
+            "lab", Backend.VHOST.value, self.boot.machine.name, world(self.boot), str(self.control)
+        )
 
     def _status(self, phase: str) -> dict[str, Any]:
         files = ("address", "control", "vsock")
@@ -271,6 +280,8 @@ class Lab:
         self._stop()
         self._boot()
         self._note("the guest was booted anew")
+        if self._nameplate is not None:  # the backend's socket may be a new one
+            self._nameplate.hang(self.address, self._told())
         self.place.publish(self._status("ready"))
         self._reset_asked.clear()
         self._was_reset.set()

@@ -9,7 +9,15 @@ from typing import Any, Final
 
 from ..errors import WrongUsage
 from ..kernel.world import PciDevice, Window
-from ..orders import BadOrder, name_and_value, pci_device, vcpu
+from ..orders import (
+    BadOrder,
+    memory_resized,
+    name_and_value,
+    pci_device,
+    pci_plugged,
+    vcpu,
+    vcpu_created,
+)
 from .machines import (
     APIC_IDS,
     DISK_SIZE,
@@ -106,7 +114,7 @@ class VmmSide:
             **{"socket-id": 0, "core-id": cpu, "thread-id": 0},
         )
         self._running.add(cpu)
-        self._note(f"vCPU {cpu} created")
+        self._note(vcpu_created(cpu))
 
     def _plug_disk(self, value: object) -> dict[str, Any]:
         if self._boot.machine is not PC:
@@ -138,7 +146,7 @@ class VmmSide:
             self._monitor.execute("blockdev-del", **{"node-name": name})
             raise
         self._pci[slot] = "blk"
-        self._note(f"PCI device 0:{slot} plugged")
+        self._note(pci_plugged(0, slot))
 
     def _unplug(self, slot: int) -> None:
         role = self._pci.get(slot)
@@ -154,7 +162,7 @@ class VmmSide:
         self._monitor.write_port(_EJECT_PORT, 1 << slot)
         self._release(name)
         del self._pci[slot]
-        self._note(f"PCI device 0:{slot} unplugged")
+        self._note(pci_plugged(0, slot, gone=True))
 
     def _release(self, node: str) -> None:
         """Delete a blank disk, once QEMU has really let go of the device in front of it."""
@@ -175,7 +183,7 @@ class VmmSide:
         path = f"/machine/peripheral/{MEMORY_ID}"
         self._monitor.execute("qom-set", path=path, property="requested-size", value=size)
         self._memory = size
-        self._note(f"virtio-mem requested-size {f'{size // _MIB} MiB' if size else 0}")
+        self._note(memory_resized(size))
 
 
 def _slot(device: PciDevice) -> int:
