@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "record": ("record", "Record upcall traffic: a proxy on the VMM's socket, or an interface."),
     "guest": ("guest", "Answer upcall requests as a real guest kernel does."),
     "send": ("send", "Send one request and show what the guest answers."),
+    "replay": ("replay", "Send a recording again and compare every reply."),
     "show": ("show", "List a capture's operations, each request with its reply."),
     "diagnose": ("diagnose", "Say why operations failed, and what to do next."),
     "state": ("state", "What the guest had before an operation, or at the end."),

@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,10 @@ from ..opening import build_index, load
 from ..proxy import Proxy
 from ..recorder import OnStoreError, Recorder
 from ..render import HEADING
+from ..replay.player import Patience
+from ..replay.report import verdict_lines
+from ..replay.run import Replay, Terms, read_recording
+from ..replay.target import look_at
 from ..samples import sample
 from ..transport import UnixAddress
 from .console import out, talk
@@ -96,6 +101,9 @@ def demo_command() -> ExitCode:
     out("\nWhy, by upcall-trace diagnose:\n")
     for line in as_text([diagnose(path, _WORLD)]):
         out(line)
+    out("\nAgain, against a second guest, by upcall-trace replay:\n")
+    for line in _replayed(path):
+        out(line)
     out(
         f"\nThe capture is\n{path}\n\nTry:\n"
         f"  upcall-trace diagnose --all {path}\n"
@@ -104,6 +112,17 @@ def demo_command() -> ExitCode:
         f"  upcall-trace show {sample('cpu_lifecycle')}   # a real guest"
     )
     return ExitCode.EXPECTED
+
+
+def _replayed(path: Path) -> Iterator[str]:
+    """The verdict on the same requests to a guest that has just booted."""
+    with SimulatedGuest(_WORLD) as guest:
+        begun = time.monotonic()
+        terms = Terms(patience=Patience(silence_s=_PATIENCE_S))
+        with Replay(read_recording(path), look_at(UnixAddress(guest.path)), terms=terms) as replay:
+            for _ in replay.play():
+                pass
+        yield from verdict_lines(replay, time.monotonic() - begun)
 
 
 def _record(directory: Path, path: Path) -> None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 _LOOK_UP_S: Final = 0.05
 
 
-def stop_on_signals(stop: threading.Event, hurry: bool = True) -> None:
+def stop_on_signals(stop: threading.Event, hurry: bool = True) -> Callable[[], None]:
     """The first SIGINT, SIGTERM or SIGHUP sets `stop`; with `hurry` a second one interrupts.
 
-    What was ignored when we were started, as SIGHUP is by nohup, stays ignored.
+    What was ignored when we were started, as SIGHUP is by nohup, stays ignored. What is returned
+    puts everything back.
 
     The handler only takes a note, and a thread acts on it: setting the event needs a lock that
     the main thread, in which handlers run, may be holding.
     """
     noted: list[int] = []
+    before: dict[int, Any] = {}
+    over = threading.Event()
 
     def handle(number: int, _: FrameType | None) -> None:
         noted.append(number)
@@ -28,13 +31,20 @@ def stop_on_signals(stop: threading.Event, hurry: bool = True) -> None:
 
     def watch() -> None:
         while not noted:
-            time.sleep(_LOOK_UP_S)
+            if over.wait(_LOOK_UP_S):
+                return
         stop.set()
+
+    def put_back() -> None:
+        over.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
+            before[number] = signal.signal(number, handle)
     threading.Thread(target=watch, name="signals", daemon=True).start()
+    return put_back
 
 
 def interrupt_on_signals() -> None:

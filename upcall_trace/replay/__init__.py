@@ -1,0 +1,1 @@
+"""Sending a recording again: planned, played, compared. docs/replay.md."""

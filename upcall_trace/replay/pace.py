@@ -1,0 +1,49 @@
+"""When each step of a replay is due."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import WrongUsage
+from .script import Step
+
+_FACTOR = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)x")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """`speed` times as fast as recorded, None for as fast as answers come.
+
+    `max_gap_ns` shortens every longer pause of the recording. With `keep_splits` the pieces of a
+    request keep their gaps at any speed.
+    """
+
+    speed: float | None = None
+    max_gap_ns: int | None = None
+    keep_splits: bool = False
+
+    def due(self, steps: Sequence[Step]) -> Iterator[int]:
+        """When each step is due, in nanoseconds from the first one; all 0 without a speed."""
+        due = last = 0.0
+        for step in steps:
+            gap: float = step.t_ns - last if step is not steps[0] else 0
+            last = step.t_ns
+            if self.speed is not None:
+                if self.max_gap_ns is not None:
+                    gap = min(gap, self.max_gap_ns)
+                due += max(0.0, gap) / self.speed
+            yield int(due)
+
+
+def parse_speed(text: str) -> float | None:
+    """`max`, `recorded` or a factor such as `2x`; raises WrongUsage."""
+    if text == "max":
+        return None
+    if text == "recorded":
+        return 1.0
+    found = _FACTOR.fullmatch(text)
+    if not found or not float(found[1]):
+        raise WrongUsage(f"{text!r} is no speed: max, recorded, or a factor such as 2x or 0.5x")
+    return float(found[1])

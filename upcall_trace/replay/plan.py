@@ -1,0 +1,108 @@
+"""What a replay would do to a guest, before it does anything: predictions, changes, dangers.
+
+What kills a guest's thread, blocks its hotplug lock or cuts the channel off is a danger, whether
+the model predicts it or the recording shows it; a target that is not known to be simulated or a
+lab is one too. No IO. docs/replay.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from dissectors.messages import MmioRequest, PciRequest
+
+from ..diagnose.finding import Finding
+from ..kernel.outcome import Fate
+from ..kernel.world import World
+from .rehearsal import Rehearsal, Rehearsed, adds, thing_of
+from .script import Asked, Key, Script
+
+REAL_GUEST: Final = "real-guest"
+OTHER_TARGET: Final = "other-target"
+DANGERS: Final = {
+    "UP206": "to remove a CPU that the guest cannot find kills the thread that is asked",
+    "UP207": "to remove CPUs in this order kills the guest's thread, the hotplug lock held",
+    "UP210": "to add more CPUs than are possible kills the guest's thread, the hotplug lock held",
+    "UP308": "to remove the device that the channel runs on cuts every connection off",
+    "UP309": "an MMIO device kills the thread of a guest that booted without one",
+    "UP603": "with the hotplug lock stuck the guest's thread waits for ever",
+    REAL_GUEST: "nothing beside the socket says that a simulated guest or a lab is behind it",
+    OTHER_TARGET: "the recording is tied to another target",
+}
+"""What `--allow` can name, and why it has to be."""
+_LASTING: Final = {Fate.THREAD_DIED, Fate.HANGS, Fate.CUT_OFF}
+
+
+@dataclass(frozen=True, slots=True)
+class Danger:
+    """A reason not to begin; `key` is None when it is about the target."""
+
+    code: str
+    why: str
+    key: Key | None = None
+
+    def __str__(self) -> str:
+        at = f"request {self.key[0]}.{self.key[1]}: " if self.key else ""
+        return f"{at}{self.why} ({self.code})"
+
+
+@dataclass(slots=True)
+class Plan:
+    """Every request in its order as the model answers it, and the reasons not to begin.
+
+    `guessed` is true when nobody told what the target looks like: `world` is then a default one.
+    """
+
+    script: Script
+    world: World
+    guessed: bool
+    rehearsed: dict[Key, Rehearsed] = field(default_factory=dict)
+    dangers: list[Danger] = field(default_factory=list)
+
+    def refused(self, allowed: Collection[str]) -> list[Danger]:
+        """The dangers that nobody allowed."""
+        return [danger for danger in self.dangers if danger.code not in allowed]
+
+
+def make_plan(
+    script: Script,
+    world: World,
+    guessed: bool = False,
+    recorded: Iterable[Finding] = (),
+    about_target: Iterable[Danger] = (),
+) -> Plan:
+    """Put the script to a model of `world`; `recorded` are the findings about the recording."""
+    plan = Plan(script, world, guessed, dangers=list(about_target))
+    seen = {
+        (finding.conn, finding.request): finding.code
+        for finding in recorded
+        if finding.code in DANGERS
+    }
+    rehearsal = Rehearsal(world)
+    added: set[object] = set()
+    for step in script.steps:
+        for rehearsed in rehearsal.take(step, script.asked):
+            asked = rehearsed.asked
+            plan.rehearsed[asked.key] = rehearsed
+            code = _danger(rehearsed) or seen.get(asked.key)
+            if guessed and code is None and _removes_unknown(asked, added):
+                code = "UP308"
+            if code is not None:
+                plan.dangers.append(Danger(code, DANGERS[code], asked.key))
+            if adds(asked.message):
+                added.add(thing_of(asked.message))
+    return plan
+
+
+def _danger(rehearsed: Rehearsed) -> str | None:
+    if rehearsed.fate not in _LASTING:
+        return None
+    return next((code for code in rehearsed.codes if code in DANGERS), None)
+
+
+def _removes_unknown(asked: Asked, added: set[object]) -> bool:
+    """Whether a device goes that this recording has not added: it may be the channel's own."""
+    device = isinstance(asked.message, (MmioRequest, PciRequest))
+    return device and not adds(asked.message) and thing_of(asked.message) not in added

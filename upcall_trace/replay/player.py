@@ -1,0 +1,438 @@
+"""Plays a script to an address: one thread, real sockets, what happens goes out as it happens.
+
+The player decides nothing about what came; whoever drives it compares. docs/replay.md.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from dissectors.constants import MESSAGE_SIZE
+from dissectors.events import Hello, OkLine, ReplyReceived
+
+from ..capture.records import Begins, Chunk, Close, GaveUp, Header, How, Open, Record, Vmm
+from ..errors import PeerDied, Unreachable
+from ..operations import NoTable
+from ..orders import order_of
+from ..session import Session
+from ..transport import Address, UnixAddress, connect_unix, connect_vsock
+from .compare import Got
+from .pace import Pace
+from .script import Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
+
+_APART_NS: Final = 100_000_000
+"""Between a short send and the next one, so that the guest receives them apart; and after one that
+is never answered."""
+_BULK: Final = 64 << 10
+_LOOK_UP_NS: Final = 50_000_000
+_FINE_NS: Final = 2_000_000
+_CONNECT_S: Final = 15.0
+_EXTRA_LIMIT: Final = 1 << 20
+"""Bytes that a guest may send beyond its answers before the connection is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One request is settled: what came for it."""
+
+    asked: Asked
+    got: Got
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """One request could not be sent any more, and why."""
+
+    asked: Asked
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """A connection went otherwise than recorded, apart from its replies."""
+
+    conn: int
+    recorded: str
+    got: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that is no answer and still has to be told."""
+
+    text: str
+
+
+Happening = Answered | NotSent | Parted | Remark
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long is waited: for a reply, and for a reply that the recording does not have."""
+
+    reply_s: float = 15.0
+    silence_s: float = 1.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One connection while it is played."""
+
+    conn: int
+    socket: socket.socket
+    accepted: bool = False
+    greeted: bool = False
+    ended: bool = False
+    """The guest's side is over."""
+    lost: str = ""
+    """Why nothing is sent on it any more."""
+    short: bool = False
+    """The last send was not a whole number of requests."""
+    last_sent_ns: int = 0
+    last_t_ns: int = 0
+    sent: list[int] = field(default_factory=list)
+    """The recording's numbers of the requests that were sent, in order."""
+    waiting: dict[int, int] = field(default_factory=dict)
+    """When each request that has no answer yet was sent."""
+    extra: int = 0
+
+
+class Player:
+    """Plays one script once. `keep` gets every record of what happens, with times from 0 on.
+
+    `order` follows an order on the VMM's side and returns why it could not, None where there is no
+    such side; `before` is called before each request is sent. `stopped` ends the play between two
+    steps or while it waits.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        script: Script,
+        pace: Pace,
+        patience: Patience,
+        keep: Callable[[Record], None] = lambda _: None,
+        order: Callable[[dict[str, object]], str | None] | None = None,
+        before: Callable[[Asked], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._address = address
+        self._script = script
+        self._pace = pace
+        self._patience = patience
+        self._keep = keep
+        self._order = order
+        self._before = before
+        self._stopped = stopped
+        self._has_line = isinstance(address, UnixAddress)
+        header = script.header
+        self._session = Session(Header("replay", arch=header.arch, port=header.port), NoTable())
+        self._streams: dict[int, _Stream] = {}
+        self._by_descriptor: dict[int, _Stream] = {}
+        self._poll = select.poll()
+        self._happened: list[Happening] = []
+        self._settled: set[Key] = set()
+        self._begin_ns = 0
+        self._settled_ns = 0
+        """When a request without an answer to wait for has had its effect."""
+        self.interrupted = False
+        self.late_ns: list[int] = []
+        """How long after its moment each request left, in nanoseconds."""
+
+    def play(self) -> Iterator[Happening]:
+        """Do it; what happens comes in the order in which it becomes certain.
+
+        Raises Unreachable when nobody answers at the address to begin with, and PeerDied when
+        the address goes away on the way.
+        """
+        self._begin_ns = time.monotonic_ns()
+        try:
+            steps = self._script.steps
+            for step, due_ns in zip(steps, self._pace.due(steps), strict=True):
+                if not isinstance(step, Await):
+                    self._wait_until(max(self._begin_ns + due_ns, self._settled_ns))
+                if self._stopped():
+                    self.interrupted = True
+                    break
+                self._take(step, due_ns)
+                yield from self._drain()
+            if not self.interrupted:
+                self._watch_silence(list(self._streams.values()))
+                yield from self._drain()
+        finally:
+            for stream in list(self._streams.values()):
+                self._close(stream)
+        yield from self._drain()
+        if not self.interrupted:
+            for key, asked in self._script.asked.items():
+                if key not in self._settled:
+                    yield NotSent(asked, "its connection was never opened")
+
+    def _drain(self) -> Iterator[Happening]:
+        happened, self._happened = self._happened, []
+        yield from happened
+
+    def _now(self) -> int:
+        return time.monotonic_ns() - self._begin_ns
+
+    def _record(self, record: Record) -> None:
+        self._keep(record)
+        if isinstance(record, Chunk) and not record.to_guest:
+            self._received(record)
+        else:
+            self._session.feed(record)
+
+    # Steps.
+
+    def _take(self, step: Step, due_ns: int) -> None:
+        match step:
+            case Connect():
+                self._connect(step.conn)
+            case Send():
+                self._send(step, due_ns)
+            case Await():
+                self._await(step)
+            case Leave():
+                self._leave(step)
+            case Act():
+                self._act(step.action)
+
+    def _connect(self, conn: int) -> None:
+        if conn in self._streams:
+            self._close(self._streams[conn])
+        address = self._address
+        try:
+            if isinstance(address, UnixAddress):
+                stream = connect_unix(address.path, _CONNECT_S)
+            else:
+                stream = connect_vsock(address.cid, address.port or self._script.header.port)
+        except OSError as error:
+            what = f"{address} cannot be reached: {error.strerror or error}"
+            raise (PeerDied(f"{what}, connection {conn}") if self._session.connections
+                   else Unreachable(what)) from None  # fmt: skip
+        stream.settimeout(self._patience.reply_s)
+        opened = _Stream(conn, stream, accepted=not self._has_line)
+        self._streams[conn] = self._by_descriptor[stream.fileno()] = opened
+        self._poll.register(stream, select.POLLIN)
+        begins = Begins.LINE if self._has_line else Begins.SERVICE
+        port = None if self._has_line else self._script.header.port
+        accepted = None if self._has_line else True
+        self._record(Open(self._now(), conn, begins, port, accepted))
+
+    def _send(self, step: Send, due_ns: int) -> None:
+        if step.what == "line" and not self._has_line:
+            return
+        stream = self._streams.get(step.conn)
+        why = "its connection is not open" if stream is None else stream.lost
+        asked = [self._script.asked[step.conn, request] for request in step.requests]
+        if stream is None or why:
+            self._leave_out(asked, why)
+            return
+        for each in asked:
+            self._before(each)
+        if self._stopped():
+            return
+        if stream.short and stream.waiting:
+            self._keep_apart(stream, step)
+        now = self._now()
+        if asked and self._pace.speed is not None:
+            self.late_ns.append(now - due_ns)
+        try:
+            stream.socket.sendall(step.data)
+        except OSError as error:
+            stream.lost = f"its connection broke: {error.strerror or error}"
+            self._leave_out(asked, stream.lost)
+            return
+        stream.short = len(step.data) % MESSAGE_SIZE != 0
+        stream.last_sent_ns, stream.last_t_ns = time.monotonic_ns(), step.t_ns
+        stream.sent += step.requests
+        for request in step.requests:
+            stream.waiting[request] = stream.last_sent_ns
+        if any(each.reply is None for each in asked):
+            # Nothing will tell that the guest is through with it; what follows rests on that.
+            self._settled_ns = stream.last_sent_ns + _APART_NS
+        self._record(Chunk(now, step.conn, True, step.data))
+
+    def _keep_apart(self, stream: _Stream, step: Send) -> None:
+        """Let the guest receive the piece before on its own."""
+        if self._pace.keep_splits:
+            gap = step.t_ns - stream.last_t_ns
+            self._wait_until(stream.last_sent_ns + min(gap, self._pace.max_gap_ns or gap))
+        else:
+            self._wait(stream.last_sent_ns + _APART_NS, lambda: not stream.waiting)
+
+    def _leave_out(self, asked: list[Asked], why: str) -> None:
+        for each in asked:
+            self._settle(each, NotSent(each, why))
+
+    def _await(self, step: Await) -> None:
+        stream = self._streams.get(step.conn)
+        if stream is None or (step.what == "line" and not self._has_line):
+            return
+        if stream.lost and not stream.waiting:
+            return
+        deadline = time.monotonic_ns() + int(self._patience.reply_s * 1e9)
+        match step.what:
+            case "line":
+                self._wait(deadline, lambda: stream.accepted or stream.ended)
+                if not stream.accepted:
+                    self._part(stream, "accepted", "closed" if stream.ended else "no OK line")
+            case "hello":
+                self._wait(deadline, lambda: stream.greeted or stream.ended)
+                if not stream.greeted:
+                    got = "closed" if stream.ended else "no CONNECT message"
+                    self._part(stream, "greeted by the service", got)
+            case "end":
+                self._wait(deadline, lambda: stream.ended)
+                if not stream.ended:
+                    self._part(stream, "closed by the guest", "still open")
+            case _:
+                self._await_reply(stream, step.request or 0)
+
+    def _await_reply(self, stream: _Stream, request: int) -> None:
+        if request not in stream.waiting:
+            return
+        deadline = stream.waiting[request] + int(self._patience.reply_s * 1e9)
+        self._wait(deadline, lambda: request not in stream.waiting or stream.ended)
+        if request in stream.waiting and not self._stopped():
+            if not stream.ended:
+                waited = time.monotonic_ns() - stream.waiting[request]
+                self._record(GaveUp(self._now(), stream.conn, waited))
+            stream.lost = stream.lost or f"request {stream.conn}.{request} got no answer"
+            self._give_up(stream)
+
+    def _give_up(self, stream: _Stream) -> None:
+        """Nothing is expected on this connection any more."""
+        for request in list(stream.waiting):
+            asked = self._script.asked[stream.conn, request]
+            self._settle(asked, Answered(asked, Got(None)))
+        stream.waiting.clear()
+
+    def _leave(self, step: Leave) -> None:
+        stream = self._streams.get(step.conn)
+        if stream is None:
+            return
+        if step.how is How.HALF:
+            try:
+                stream.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it is over already
+            self._record(Close(self._now(), step.conn, by_guest=False, how=How.HALF))
+            return
+        self._watch_silence([stream])
+        self._serve(0)
+        if stream.ended and not stream.lost:
+            self._part(stream, "open until the client closed", "closed by the guest")
+        self._close(stream)
+
+    def _watch_silence(self, streams: list[_Stream]) -> None:
+        """Requests that the recording has no answer to may be answered even so."""
+        waiting = [stream for stream in streams if stream.waiting and not stream.ended]
+        since = max((max(stream.waiting.values()) for stream in waiting), default=0)
+        if since:
+            deadline = since + int(self._patience.silence_s * 1e9)
+            self._wait(deadline, lambda: not any(s.waiting and not s.ended for s in waiting))
+        for stream in streams:
+            self._give_up(stream)
+
+    def _act(self, action: str) -> None:
+        order = order_of(action)
+        if order is None:
+            refused: str | None = "there is no order for it"
+        elif self._order is None:
+            refused = "no --control was given"
+        else:
+            refused = self._order(order)
+        if refused is None:
+            self._record(Vmm(self._now(), action))
+        else:
+            self._happened.append(Remark(f"not done on the VMM's side: {action}: {refused}"))
+
+    # What comes.
+
+    def _wait_until(self, due_ns: int) -> None:
+        while (left := due_ns - time.monotonic_ns()) > 0 and not self._stopped():
+            if left > _FINE_NS:
+                self._serve(min(left - _FINE_NS, _LOOK_UP_NS))
+            else:
+                time.sleep(left / 1e9)
+
+    def _wait(self, deadline_ns: int, over: Callable[[], bool]) -> None:
+        while not over() and not self._stopped():
+            left = deadline_ns - time.monotonic_ns()
+            if left <= 0:
+                return
+            self._serve(min(left, _LOOK_UP_NS))
+
+    def _serve(self, limit_ns: int) -> None:
+        """Take what comes within a time span; returns as soon as something has."""
+        for descriptor, _ in self._poll.poll(-(-limit_ns // 1_000_000)):
+            stream = self._by_descriptor[descriptor]
+            try:
+                received = stream.socket.recv(_BULK)
+            except OSError:
+                self._end(stream, How.RESET)
+                continue
+            if received:
+                self._record(Chunk(self._now(), stream.conn, False, received))
+            else:
+                self._end(stream, How.CLOSE)
+
+    def _end(self, stream: _Stream, how: How) -> None:
+        stream.ended = True
+        self._poll.unregister(stream.socket)
+        self._record(Close(self._now(), stream.conn, by_guest=True, how=how))
+
+    def _received(self, chunk: Chunk) -> None:
+        stream = self._streams[chunk.conn]
+        for event in self._session.feed(chunk):
+            match event:
+                case OkLine():
+                    stream.accepted = event.port is not None
+                case Hello():
+                    stream.greeted = True
+                    if not event.valid:
+                        self._part(stream, "greeted by the service", "another message")
+                case ReplyReceived():
+                    self._replied(stream, event)
+        if stream.extra > _EXTRA_LIMIT and not stream.lost:
+            stream.lost = "its connection sends without being asked"
+            self._part(stream, "nothing but answers", "more than was asked for")
+            self._poll.unregister(stream.socket)
+
+    def _replied(self, stream: _Stream, event: ReplyReceived) -> None:
+        request = -1
+        if event.number is not None and event.number < len(stream.sent):
+            request = stream.sent[event.number]
+        if request not in stream.waiting:
+            stream.extra += len(event.raw)
+            return
+        latency = time.monotonic_ns() - stream.waiting.pop(request)
+        asked = self._script.asked[stream.conn, request]
+        self._settle(asked, Answered(asked, Got(event.message, event.raw, latency)))
+
+    def _settle(self, asked: Asked, happening: Answered | NotSent) -> None:
+        self._settled.add(asked.key)
+        self._happened.append(happening)
+
+    def _part(self, stream: _Stream, recorded: str, got: str) -> None:
+        if self._stopped():
+            return
+        stream.lost = stream.lost or f"its connection was {got}"
+        self._happened.append(Parted(stream.conn, recorded, got))
+
+    def _close(self, stream: _Stream) -> None:
+        self._streams.pop(stream.conn, None)
+        self._by_descriptor.pop(stream.socket.fileno(), None)
+        try:
+            self._poll.unregister(stream.socket)
+        except KeyError:
+            pass  # the guest's end came first
+        stream.socket.close()
+        if not stream.ended:
+            self._record(Close(self._now(), stream.conn, by_guest=False))

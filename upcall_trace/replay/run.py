@@ -1,0 +1,241 @@
+"""From a recording and a target to a verdict: the steps of a replay in their order.
+
+What a command, a test and the minimiser share. docs/replay.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..capture.records import End, Header, Mark, Record
+from ..composing import with_dependencies
+from ..control import give_order
+from ..diagnose.engine import Diagnosis
+from ..diagnose.finding import Finding
+from ..errors import PeerDied, Unreachable, WrongUsage
+from ..filters import Filter
+from ..formats import open_source
+from ..opening import Capture, build_index, capture_of
+from ..orders import BadOrder
+from ..recorder import OnStoreError, Recorder, live_header
+from ..session import Session
+from .matchers import Matchers, read_matchers
+from .pace import Pace
+from .plan import Plan, make_plan
+from .player import Happening, Patience, Player
+from .rebase import Rebase
+from .script import Asked, Key, Script, read_script
+from .target import Target, dangers
+from .verdict import Divergence, Verdict, judge
+
+_ORDER_S = 60.0
+_KEPT = 200_000
+"""Records of what happened before the first difference, for saying why there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A capture that can be replayed; `findings` are what is wrong in it already."""
+
+    path: Path
+    capture: Capture
+    script: Script
+    findings: list[Finding]
+    matchers: Matchers
+
+
+def read_recording(
+    path: Path, keep_splits: bool = False, port: int | None = None, match: Path | None = None
+) -> Recording:
+    """Read what `show` reads, for replaying; raises UnreadableInput."""
+    records: list[Record] = []
+    with open_source(path) as source:
+        session = Session(source.header)
+        diagnosis = Diagnosis(source.header)
+        findings = []
+        for offset, record in source.records():
+            session.feed(record, offset)
+            findings += diagnosis.feed(record, offset)
+            records.append(record)
+        session.finish()
+        findings += diagnosis.finish()
+        capture = capture_of(session, source)
+    script = read_script(capture.header, records, keep_splits, port)
+    return Recording(path, capture, script, findings, read_matchers(path, capture.marks, match))
+
+
+def select(
+    recording: Recording, wanted: Filter | None, first: Key | None, last: Key | None
+) -> Script:
+    """The script of the operations that match, from `first` to `last`.
+
+    Those come along over whose bytes the guest executed a chosen one. Raises WrongUsage for a
+    first or last one that is not in the recording.
+    """
+    script, operations = recording.script, recording.capture.operations
+    if wanted is None and first is None and last is None:
+        return script
+    mask = np.ones(len(operations), bool) if wanted is None else wanted.mask(operations).copy()
+    if first is not None:
+        mask[: _place(recording, first)] = False
+    if last is not None:
+        mask[_place(recording, last) + 1 :] = False
+    return script.only(with_dependencies(operations, mask))
+
+
+def _place(recording: Recording, key: Key) -> int:
+    asked = recording.script.asked.get(key)
+    if asked is None:
+        raise WrongUsage(f"{recording.path} has no operation {key[0]}.{key[1]}")
+    return asked.place
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a replay goes; `output` is a capture of what happens in it."""
+
+    pace: Pace = field(default_factory=Pace)
+    patience: Patience = field(default_factory=Patience)
+    whole_bytes: bool = False
+    reset: bool = False
+    output: Path | None = None
+    overwrite: bool = False
+
+
+class Replay:
+    """A recording, a target and a plan; each `play` is a round with a verdict of its own.
+
+    A context manager: leaving it ends the capture of what happened.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        target: Target,
+        script: Script | None = None,
+        rebase: Rebase | None = None,
+        terms: Terms | None = None,
+    ) -> None:
+        self.recording = recording
+        self.target = target
+        self.rebase = rebase
+        self.terms = terms or Terms()
+        chosen = recording.script if script is None else script
+        self.script = rebase.apply(chosen) if rebase else chosen
+        self.plan: Plan = make_plan(
+            self.script,
+            target.world,
+            target.guessed,
+            recording.findings,
+            dangers(target, recording.capture.header.notes),
+        )
+        self.verdict = Verdict()
+        self.happened: list[Record] = []
+        """What happened up to the first difference of the last round."""
+        self.late_ns: list[int] = []
+        self._rounds = 0
+        self._stack = ExitStack()
+        self._recorder: Recorder | None = None
+
+    def __enter__(self) -> Self:
+        if self.terms.output is not None:
+            notes = {"replay-of": self.recording.path.name}
+            header = live_header("replay", self.script.header.arch, self.script.header.port, notes)
+            recorder = Recorder(
+                self.terms.output,
+                header,
+                OnStoreError.PASS,
+                threading.Event(),
+                self.terms.overwrite,
+            )
+            self._recorder = recorder
+            self._stack.callback(build_index, recorder.path)
+            self._stack.callback(recorder.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def play(
+        self,
+        before: Callable[[Asked], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Happening]:
+        """Play one round; `verdict` is that round's. Raises Unreachable when nobody is there."""
+        self.verdict, self.happened = Verdict(), []
+        if self.terms.reset:
+            self.reset()
+        highest = max((conn for conn, _ in self.script.asked), default=0)
+        keep = _Keeper(self._recorder, self._rounds * (highest + 1), self._remember)
+        self._rounds += 1
+        player = Player(
+            self.target.address, self.script, self.terms.pace, self.terms.patience,
+            keep, self._order if self.target.control else None, before, stopped,
+        )  # fmt: skip
+        matchers = self.recording.matchers
+        try:
+            yield from judge(player.play(), self.verdict, matchers, self.terms.whole_bytes)
+        except PeerDied as error:
+            self.verdict.ended = str(error)
+        self.verdict.interrupted = player.interrupted
+        self.late_ns = player.late_ns
+
+    def reset(self) -> None:
+        """Have the target's VMM boot it anew; raises Unreachable and WrongUsage."""
+        if self.target.control is None:
+            raise WrongUsage("a reset needs the VMM's side: give --control")
+        refused = self._order({"reset": True})
+        if refused:
+            raise WrongUsage(f"the VMM's side does not reset the guest: {refused}")
+
+    def reasons(self, divergence: Divergence) -> tuple[list[Finding], list[Finding]]:
+        """What was wrong at this request in the recording, and now."""
+        key = divergence.asked.key
+        then = [f for f in self.recording.findings if (f.conn, f.request) == key]
+        return then, self._found_now(key)
+
+    def _found_now(self, key: Key) -> list[Finding]:
+        world = None if self.target.guessed else self.target.world
+        diagnosis = Diagnosis(self.script.header, world)
+        findings = [f for record in self.happened for f in diagnosis.feed(record)]
+        findings += diagnosis.finish()
+        sent = [asked.request for asked in self.script.asked.values() if asked.conn == key[0]]
+        return [f for f in findings if f.conn == key[0] and f.request == sent.index(key[1])]
+
+    def _order(self, order: Mapping[str, Any]) -> str | None:
+        assert self.target.control is not None
+        try:
+            give_order(self.target.control, dict(order), _ORDER_S)
+        except (BadOrder, Unreachable) as error:
+            return str(error)
+        return None
+
+    def _remember(self, record: Record) -> None:
+        if not self.verdict.divergences and len(self.happened) < _KEPT:
+            self.happened.append(record)
+
+
+class _Keeper:
+    """Gives each record to the capture of the replay, with times and numbers of its own there."""
+
+    def __init__(
+        self, recorder: Recorder | None, renumber: int, remember: Callable[[Record], None]
+    ) -> None:
+        self._recorder = recorder
+        self._renumber = renumber
+        self._remember = remember
+        self._begin_ns = recorder.now() if recorder else 0
+
+    def __call__(self, record: Record) -> None:
+        self._remember(record)
+        if self._recorder is None or isinstance(record, (Header, Mark, End)):
+            return
+        conn = record.conn + self._renumber if record.conn else 0
+        self._recorder.record(replace(record, t_ns=record.t_ns + self._begin_ns, conn=conn))
