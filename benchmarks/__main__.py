@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, diagnosis, guest, lab, relays, start
+from . import decoding, diagnosis, guest, lab, relays, replay, start
 
 ALL = {
     "relays": relays.run,
     "guest": guest.run,
     "decoding": decoding.run,
     "diagnosis": diagnosis.run,
+    "replay": replay.run,
     "start": start.run,
     "lab": lab.run,
 }

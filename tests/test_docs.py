@@ -247,7 +247,8 @@ def test_every_command_line_in_the_documentation_is_understood(line: str) -> Non
         name, *arguments = arguments
         command = command.get_command(click.Context(command), name)
     assert command is not None
-    context = command.make_context(name, arguments)
+    # With the group's settings: click keeps the help option that it makes first.
+    context = command.make_context(name, arguments, **cli.context_settings)
     for expression in (context.params.get("expression"), context.params.get("filter")):
         if expression is not None:
             parse(expression)

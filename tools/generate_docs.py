@@ -31,7 +31,14 @@ from dissectors.constants import (
 from dissectors.messages import mmio_request
 from dissectors.vsockmon import Operation, Transport, VirtioOp
 
-from . import capture_blocks, diagnosis_blocks, guest_blocks, lab_blocks, program_blocks
+from . import (
+    capture_blocks,
+    diagnosis_blocks,
+    guest_blocks,
+    lab_blocks,
+    program_blocks,
+    replay_blocks,
+)
 from .markdown import code, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -221,6 +228,11 @@ BLOCKS: Final[Blocks] = {
     "json-info": program_blocks.json_info,
     "json-provenance": program_blocks.json_provenance,
     "json-state": program_blocks.json_state,
+    "replay-plan": replay_blocks.plan_example,
+    "replay-dangers": replay_blocks.dangers,
+    "replay-divergence": replay_blocks.divergence_example,
+    "matcher-fields": replay_blocks.matcher_fields,
+    "errno-classes": replay_blocks.errno_classes,
     "state-example": program_blocks.state_example,
     "provenance-example": program_blocks.provenance_example,
     "capture-kinds": capture_blocks.capture_kinds,

@@ -1,0 +1,74 @@
+"""Examples and tables of replays, made by replaying against a simulated guest."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from upcall_trace.guest import SimulatedGuest
+from upcall_trace.kernel.faults import parse_fault
+from upcall_trace.kernel.world import load_worlds
+from upcall_trace.machine import Backend, Habits
+from upcall_trace.replay.matchers import ERRNO_CLASSES, FIELDS
+from upcall_trace.replay.plan import DANGERS
+from upcall_trace.replay.report import plan_lines, verdict_lines
+from upcall_trace.replay.run import Replay, read_recording
+from upcall_trace.replay.target import look_at
+from upcall_trace.transport import UnixAddress
+
+from .markdown import code, fenced, table
+
+_ROOT: Final = Path(__file__).parent.parent
+_WORLDS: Final = _ROOT / "tests" / "golden" / "worlds.toml"
+
+
+def _replayed(recording: str, *faults: str, live: bool) -> str:
+    """What `replay` prints for a recording that was made on microvm, in front of this prompt."""
+    with tempfile.TemporaryDirectory() as name:
+        path, rules = Path(name) / "guest.sock", [parse_fault(text) for text in faults]
+        world = load_worlds(_WORLDS)["microvm"]
+        with SimulatedGuest(world, Habits(Backend.VHOST), rules, path=path) as guest:
+            read = read_recording(_ROOT / "captures" / f"{recording}.upcap")
+            with Replay(read, look_at(UnixAddress(guest.path))) as replay:
+                if live:
+                    for _ in replay.play():
+                        pass
+                    lines = list(verdict_lines(replay, 0.01))
+                else:
+                    lines = list(plan_lines(replay, ()))
+    told = "\n".join(lines).replace(str(path), "guest.sock").replace(f"{_ROOT}/", "")
+    prompt = f"$ upcall-trace replay captures/{recording}.upcap --to guest.sock"
+    shown = re.sub(r"[ \t]+$", "", told, flags=re.MULTILINE)
+    return fenced(f"{prompt}{' --live' if live else ''}\n{shown}", "console")
+
+
+def plan_example() -> str:
+    """A plan that is refused."""
+    return _replayed("guest_oops", live=False)
+
+
+def divergence_example() -> str:
+    """A guest that does not remove a device."""
+    return _replayed("mmio_lifecycle", "del_mmio:ret=-16:when=2", live=True)
+
+
+def dangers() -> str:
+    """What `--allow` can name."""
+    rows: list[list[Any]] = [[code(name), why] for name, why in DANGERS.items()]
+    return table(["code", "why it is refused"], rows)
+
+
+def matcher_fields() -> str:
+    """What rules can be about."""
+    return table(["field", "what it is"], [[code(name), text] for name, text in FIELDS.items()])
+
+
+def errno_classes() -> str:
+    """Results that `ret=class` takes for alike."""
+    rows = [
+        [name, ", ".join(code(number) for number in sorted(numbers))]
+        for name, numbers in ERRNO_CLASSES.items()
+    ]
+    return table(["class", "results"], rows)
