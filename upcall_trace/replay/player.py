@@ -157,13 +157,12 @@ class Player:
                 if not isinstance(step, Await):
                     self._wait_until(max(self._begin_ns + due_ns, self._settled_ns))
                 if self._stopped():
-                    self.interrupted = True
                     break
                 self._take(step, due_ns)
                 yield from self._drain()
-            if not self.interrupted:
-                self._watch_silence(list(self._streams.values()))
-                yield from self._drain()
+            self._watch_silence(list(self._streams.values()))
+            self.interrupted = self._stopped()
+            yield from self._drain()
         finally:
             for stream in list(self._streams.values()):
                 self._close(stream)
@@ -337,6 +336,8 @@ class Player:
         if since:
             deadline = since + int(self._patience.silence_s * 1e9)
             self._wait(deadline, lambda: not any(s.waiting and not s.ended for s in waiting))
+        if self._stopped():
+            return
         for stream in streams:
             self._give_up(stream)
 
