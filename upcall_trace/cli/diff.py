@@ -1,0 +1,52 @@
+"""`diff`: two captures, operation by operation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import ExitCode, NothingRun
+from ..formats import open_source
+from ..replay.aligned_report import diff_lines, diff_object
+from ..replay.aligning import align
+from ..replay.script import Script, read_script
+from .console import out, out_json
+from .files import CAPTURE, open_capture, tell_losses
+
+_COLOURS = {"-": "red", "+": "green", "!": "yellow"}
+
+
+@click.command("diff")
+@click.argument("a", type=CAPTURE)
+@click.argument("b", type=CAPTURE)
+@click.option("--ignore", "ignored", multiple=True, metavar="FIELD",
+              help="A field that does not count, such as mmio_irq or ret.")  # fmt: skip
+@click.option("--bytes", "whole_bytes", is_flag=True, help="Compare all bytes, written or not.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def diff_command(
+    a: Path, b: Path, ignored: tuple[str, ...], whole_bytes: bool, as_json: bool
+) -> ExitCode:
+    """Tell how the operations of B differ from those of A, whenever they were sent.
+
+    Lines begin with - for what only A has, + for what only B has, and ! for requests of both
+    that were answered otherwise. Times and bytes that nobody wrote do not count. Ends with 0
+    without a difference, and with 1 when there is one.
+    """
+    one, other = _read(a), _read(b)
+    conversations = list(align(one, other, ignored, whole_bytes))
+    if not conversations:
+        raise NothingRun(f"neither {a} nor {b} has an operation")
+    if as_json:
+        out_json(diff_object(a, b, conversations))
+    else:
+        for line in diff_lines(conversations):
+            out(line, _COLOURS.get(line[0]))
+    lost = max(tell_losses(path, open_capture(path)) for path in (a, b))
+    alike = all(pair.kind == "same" for each in conversations for pair in each.pairs)
+    return lost if alike else ExitCode.DIFFERENT
+
+
+def _read(path: Path) -> Script:
+    with open_source(path) as source:
+        return read_script(source.header, (record for _, record in source.records()))
