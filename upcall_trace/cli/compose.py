@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from ..capture.records import Header, Record
-from ..capture.writer import CaptureWriter
 from ..composing import all_records, keep_connections, keep_operations, merge, with_dependencies
 from ..errors import ExitCode, WrongUsage
 from ..filters import parse
 from ..formats import open_source
-from ..opening import build_index
 from .console import talk
-from .files import CAPTURE, open_capture, replacing, tell_losses
+from .files import CAPTURE, open_capture, tell_losses, write_capture
 
 _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
-
-
-def _write(path: Path, header: Header, records: Iterable[Record], *inputs: Path) -> None:
-    with replacing(path, *inputs) as temporary:
-        with CaptureWriter(temporary, header) as writer:
-            for record in records:
-                writer.write(record)
-        build_index(temporary)
 
 
 @click.command("filter")
@@ -50,7 +38,7 @@ def filter_command(capture: Path, expression: str, output: Path) -> ExitCode:
         header = dataclasses.replace(
             source.header, notes=source.header.notes | {"filter": expression}
         )
-        _write(output, header, keep_operations(header, all_records(source), keys), capture)
+        write_capture(output, header, keep_operations(header, all_records(source), keys), capture)
     talk(f"{output}: {len(keys)} of {len(opened.operations)} operations")
     return tell_losses(capture, opened)
 
@@ -67,7 +55,7 @@ def merge_command(captures: tuple[Path, ...], output: Path) -> ExitCode:
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(path)) for path in captures]
         header, records = merge([(s.header, all_records(s)) for s in sources])
-        _write(output, header, records, *captures)
+        write_capture(output, header, records, *captures)
     for path in captures:
         code = max(code, tell_losses(path, open_capture(path)))
     return code
@@ -87,7 +75,7 @@ def split_command(capture: Path, output: Path) -> ExitCode:
         path = output / f"{capture.stem}.conn{connection.number}.upcap"
         with open_source(capture) as source:
             records = keep_connections(all_records(source), {connection.number})
-            _write(path, source.header, records, capture)
+            write_capture(path, source.header, records, capture)
         talk(str(path))
     if not opened.connections:
         talk(f"{capture} has no connection to write")
@@ -106,7 +94,7 @@ def recover_command(capture: Path, output: Path) -> ExitCode:
     with open_source(capture) as source:
         if source.live:
             raise WrongUsage(f"{capture} is still being recorded; stop the recording first")
-        _write(output, source.header, all_records(source), capture)
+        write_capture(output, source.header, all_records(source), capture)
         saved = open_capture(output)
     talk(f"{output}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost")
     return ExitCode.LOST if source.damage else ExitCode.EXPECTED

@@ -102,12 +102,12 @@ def edit_command(
         "--match": matchers, "--tie": (tie,) if tie else (), "--untie": ("",) if untie else (),
     }  # fmt: skip
     header = _header(header, capture, told, tie, untie)
-    left = _write(capture, output, header, records, edits, given)
+    left = write_edited(capture, output, header, records, edits, given)
     talk(f"{output}: {left} of {len(script.asked)} operations; {capture} is as it was")
     return tell_losses(capture, opened)
 
 
-def _write(
+def write_edited(
     capture: Path,
     output: Path,
     header: Header,
@@ -115,6 +115,7 @@ def _write(
     edits: Edits,
     given: _Given,
 ) -> int:
+    """Write what is left of `capture`, with its matchers; how many operations that are."""
     edited = edit(header, records, edits)
     if not edited.numbers:
         raise NothingRun(f"no operation of {capture} is left; {output} was not written")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from ..capture.reader import Damage, is_being_written
+from ..capture.records import Header, Record
+from ..capture.writer import CaptureWriter
 from ..errors import ExitCode, UnreadableInput, WrongUsage
-from ..opening import Capture, load
+from ..opening import Capture, build_index, load
 from .console import progress, talk
 
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
@@ -50,6 +52,15 @@ def tell_damage(path: Path, found: list[Damage]) -> bool:
     if len(found) > _DAMAGE_TOLD:
         talk(f"{path}: damaged in {len(found) - _DAMAGE_TOLD} more places")
     return bool(found)
+
+
+def write_capture(path: Path, header: Header, records: Iterable[Record], *inputs: Path) -> None:
+    """A capture with an index, at `path` once it is whole; raises as `replacing` does."""
+    with replacing(path, *inputs) as temporary:
+        with CaptureWriter(temporary, header) as writer:
+            for record in records:
+                writer.write(record)
+        build_index(temporary)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def replay_command(
     for place, rules in given:
         recording.matchers.add(place, rules)
     target = look_at(
-        parse_address(address), _world(recording, world, machine), control,
+        parse_address(address), world_of(recording, world, machine), control,
         parse_fingerprint(told) if told else None, Arch(recording.capture.header.arch or "x86_64"),
     )  # fmt: skip
     script = select(recording, wanted, first, last)
@@ -155,7 +155,7 @@ def replay_command(
     return code or tell_losses(capture, recording.capture)
 
 
-def _world(recording: Recording, file: Path | None, machine: str | None) -> World | None:
+def world_of(recording: Recording, file: Path | None, machine: str | None) -> World | None:
     """The target's; a recording that names its machine need not be told which table it is."""
     if file is None:
         if machine is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from dissectors.messages import Reply
-from dissectors.services import ServiceReply
+from dissectors.messages import Reply, Request
+from dissectors.services import ServiceReply, ServiceRequest
 
 from .matchers import Matchers, Rule
 from .script import Asked
@@ -18,7 +18,8 @@ from .script import Asked
 Values = dict[str, int | str | None]
 """A reply's fields by name; `answer` is 1, or 0 for silence, and then it is the only one."""
 
-_HEADER: Final = ("ret", "msg_type", "msg_size", "msg_flags", "magic_version")
+REQUEST_HEADER: Final = ("msg_type", "msg_size", "msg_flags", "magic_version")
+_HEADER: Final = ("ret", *REQUEST_HEADER)
 _EXACT: Final = "exact"
 
 
@@ -39,6 +40,14 @@ class Difference:
     recorded: int | str | None
     got: int | str | None
     rule: Rule | None = None
+
+
+def request_values(message: ServiceRequest) -> dict[str, object]:
+    """The fields that make two requests the same one, whatever their padding."""
+    if not isinstance(message, Request):
+        return {"op": message.op, **message.fields()}
+    header = {name: getattr(message, name) for name in REQUEST_HEADER}
+    return {**header, **message.fields()}
 
 
 def values(reply: ServiceReply | None) -> Values:

@@ -163,6 +163,17 @@ class Matchers:
         for place, rules in other._rules.items():
             self.add(place, rules.values())
 
+    def renumbered(self, numbers: Mapping[Key, Key]) -> Matchers:
+        """The same for a recording whose operations have other numbers, or are not there."""
+        places = {f"{a[0]}.{a[1]}": f"{b[0]}.{b[1]}" for a, b in numbers.items()}
+        return Matchers(
+            {
+                places.get(place, place): rules.values()
+                for place, rules in self._rules.items()
+                if place in places or not _KEY.fullmatch(place)
+            }
+        )
+
     def of(self, asked: Asked) -> dict[str, Rule]:
         """The rules for an operation, by field."""
         if not self._rules:

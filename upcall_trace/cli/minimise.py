@@ -1,0 +1,214 @@
+"""`minimise`: a failing recording made as small as it can be."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import click
+
+from dissectors.constants import Arch
+
+from ..composing import all_records
+from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, WrongUsage
+from ..formats import open_source
+from ..guest import SimulatedGuest
+from ..kernel.world import World, kata_pod
+from ..render import HEADING, operation_text
+from ..replay.editing import EDITED_FROM, Edits
+from ..replay.matchers import parse_key
+from ..replay.minimising import Answers, Minimiser, Part, Try, failed, first_failed, on_model
+from ..replay.plan import DANGERS
+from ..replay.player import Answered, Patience
+from ..replay.report import reply_text, request_text
+from ..replay.run import Recording, Replay, Terms, read_recording
+from ..replay.script import Asked, Script
+from ..replay.target import Target, look_at
+from ..transport import UnixAddress, check_reachable, parse_address
+from .console import out, talk
+from .edit import write_edited
+from .files import CAPTURE, open_capture, tell_losses
+from .replay import world_of
+from .signals import stop_on_signals
+
+_PATH = click.Path(path_type=Path)
+_PROGRESS_S: Final = 1.0
+_AT_ONCE: Final = Patience(reply_s=2.0, silence_s=0.3)
+"""The simulated guest in this process answers without delay, or never."""
+
+
+@click.command("minimise")
+@click.argument("capture", type=CAPTURE)
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
+@click.option("--operation", metavar="C.R", help="The one that fails; else the first that does.")
+@click.option("--to", "address", metavar="ADDRESS", help="The guest to try it on.")
+@click.option("--control", type=_PATH, metavar="PATH", help="The socket of the VMM's side.")
+@click.option("--allow", multiple=True, type=click.Choice(list(DANGERS)), metavar="CODE",
+              help="Begin in spite of this danger, as the plan of replay names it.")  # fmt: skip
+@click.option("--world", type=_PATH, metavar="FILE", help="A TOML file of guests at boot.")
+@click.option("--machine", metavar="NAME", help="Which of its tables the guest is like.")
+def minimise_command(
+    capture: Path,
+    output: Path,
+    operation: str | None,
+    address: str | None,
+    control: Path | None,
+    allow: tuple[str, ...],
+    world: Path | None,
+    machine: str | None,
+) -> ExitCode:
+    """Leave out all of CAPTURE that one operation does not need to fail as recorded.
+
+    Parts of it are tried on a guest that is booted anew each time, by its control socket: the one
+    at --to, or a simulated one. What is left holds the operation as its last, and the answers that
+    the guest gave. Ctrl-C writes the smallest part found so far. Ends with 1 when the operation
+    does not fail so on this guest, and with 6 when nothing in CAPTURE has failed.
+    """
+    if address is None and (control or allow):
+        raise WrongUsage("--control and --allow are for the guest at --to")
+    recording = read_recording(capture)
+    asked = _failing(recording, operation)
+    arch = Arch(recording.capture.header.arch or Arch.X86_64.value)
+    told = world_of(recording, world, machine)
+    stop = threading.Event()
+    stop_on_signals(stop)
+    minimiser = Minimiser(recording.script, asked.key, _reporter(len(recording.script.asked)))
+    with _target(address, told, control, arch) as target:
+        simulated = address is None
+        allowed = list(DANGERS) if simulated else allow
+        terms = Terms(patience=_AT_ONCE if simulated else Patience(), reset=True)
+        refused = Replay(recording, target, minimiser.whole).plan.refused(allowed)
+        if refused:
+            for danger in refused:
+                talk(f"refused: {danger}")
+            codes = dict.fromkeys(danger.code for danger in refused)
+            talk(f"to do it all the same: {' '.join(f'--allow {code}' for code in codes)}")
+            return ExitCode.USAGE
+        came: dict[str, str] = {}
+        guest = _on_guest(recording, target, terms, allowed, stop.is_set, asked, came)
+        ended: UserError | None = None
+        try:
+            part = minimiser.run(guest, on_model(target.world, asked.key))
+        except (Interrupted, PeerDied) as error:
+            part, ended = minimiser.best, error
+            if part is None:
+                raise
+    if part is None:
+        recorded = reply_text(asked.message, asked.reply)
+        talk(f"{_name(asked)} {request_text(asked.message)} does not fail as recorded on this "
+             f"guest: recorded {recorded}, now {came.get('it', 'not sent')}")  # fmt: skip
+        return ExitCode.DIFFERENT
+    _write(recording, output, asked, part)
+    talk(f"{output}: {len(part)} of {len(recording.script.asked)} operations, "
+         f"after {minimiser.tries} tries")  # fmt: skip
+    if minimiser.refused:
+        talk(f"{minimiser.refused} parts were not tried: they would be dangerous")
+    if ended is not None:
+        talk(f"ended early, it may not be the smallest: {ended}")
+        return ended.exit_code
+    return tell_losses(capture, recording.capture)
+
+
+def _failing(recording: Recording, operation: str | None) -> Asked:
+    script = recording.script
+    if operation is None:
+        found = first_failed(script)
+        if found is None:
+            raise NothingRun(f"nothing has failed in {recording.path}")
+        return found
+    named = script.asked.get(parse_key(operation))
+    if named is None:
+        raise WrongUsage(f"{recording.path} has no operation {operation}")
+    if not failed(named):
+        raise NothingRun(f"{operation} has not failed in {recording.path}")
+    return named
+
+
+@contextmanager
+def _target(
+    address: str | None, world: World | None, control: Path | None, arch: Arch
+) -> Iterator[Target]:
+    """The guest at an address, or a simulated one."""
+    if address is not None:
+        target = look_at(parse_address(address), world, control, arch=arch)
+        check_reachable(target.address)
+        if target.control is None:
+            raise WrongUsage("each try needs a guest that is booted anew: give --control")
+        yield target
+        return
+    with tempfile.TemporaryDirectory(prefix="upcall-minimise-") as directory:
+        path = Path(directory) / "guest"
+        with SimulatedGuest(
+            world or kata_pod(arch), path=path, control=Path(directory) / "control"
+        ):
+            yield look_at(UnixAddress(path))
+
+
+def _on_guest(
+    recording: Recording,
+    target: Target,
+    terms: Terms,
+    allowed: Collection[str],
+    stopped: Callable[[], bool],
+    asked: Asked,
+    came: dict[str, str],
+) -> Try:
+    """A try on a guest; `came` gets what the operation was answered in the last one."""
+
+    def try_(script: Script) -> Answers | None:
+        if stopped():
+            raise Interrupted("interrupted")
+        replay = Replay(recording, target, script, terms=terms)
+        if replay.plan.refused(allowed):
+            return None
+        answers: dict[tuple[int, int], bytes | None] = {}
+        for happening in replay.play(stopped=stopped):
+            if isinstance(happening, Answered):
+                answers[happening.asked.key] = happening.got.raw or None
+                if happening.asked.key == asked.key:
+                    came["it"] = reply_text(asked.message, happening.got.reply)
+        if replay.verdict.interrupted:
+            raise Interrupted("interrupted")
+        if replay.verdict.ended:
+            raise PeerDied(replay.verdict.ended)
+        return answers
+
+    return try_
+
+
+def _reporter(total: int) -> Callable[[Part], None]:
+    last = time.monotonic()
+
+    def report(part: Part) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_S:
+            last = time.monotonic()
+            talk(f"{len(part)} of {total} operations left")
+
+    return report
+
+
+def _write(recording: Recording, output: Path, asked: Asked, part: Part) -> None:
+    with open_source(recording.path) as source:
+        records = list(all_records(source))
+        notes = source.header.notes | {
+            EDITED_FROM: recording.path.name,
+            "minimised": f"around {_name(asked)}",
+        }
+        header = replace(source.header, notes=notes)
+    left_out = set(range(len(recording.script.actions))) - part.acts
+    edits = Edits(kept=part.keys, answers=part.answers, without=left_out)
+    write_edited(recording.path, output, header, records, edits, [])
+    out(HEADING)
+    for operation in open_capture(output).operations:
+        out(operation_text(operation), "red" if operation.failed else None)
+
+
+def _name(asked: Asked) -> str:
+    return f"{asked.conn}.{asked.request}"
