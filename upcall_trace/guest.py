@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from .control import serve_orders
 from .errors import WrongUsage
@@ -53,7 +53,7 @@ class SimulatedGuest:
         self._nameplate: HungNameplate | None = None
         try:
             self._servers.append(Server(self.path, self._serve))
-            self._nameplate = _hang(self.path, self._machine, control)
+            self._nameplate = hang(self.path, _nameplate(self._machine, control))
             if control is not None:
                 self._servers.append(Server(control, self._serve_control))
         except BaseException:
@@ -98,54 +98,82 @@ class SimulatedGuest:
     def _serve(self, stream: socket.socket) -> None:
         with self._lock:
             link = Link(self._machine, time.monotonic_ns())
-        while True:
-            if link.silent:
-                _wait_for_close(stream)
-                return
-            received = self._receive(stream, link)
-            with self._lock:
-                now = time.monotonic_ns()
-                steps = link.expire(now) if received is None else link.receive(received, now)
-            for step in steps:
-                if not self._take(stream, step):
-                    return
-
-    def _receive(self, stream: socket.socket, link: Link) -> bytes | None:
-        """What came, or None when the link's deadline passed before anything did."""
-        if link.deadline_ns is None:
-            return stream.recv(link.read_size)
-        left_s = max(0.0, (link.deadline_ns - time.monotonic_ns()) / 1e9)
-        stream.settimeout(left_s)
-        try:
-            return stream.recv(link.read_size)
-        except (TimeoutError, BlockingIOError):
-            return None
-        finally:
-            stream.settimeout(None)
-
-    def _take(self, stream: socket.socket, step: Step) -> bool:
-        """Wait until the step is due and do it; False when the connection is over."""
-        wait_s = (step.at_ns - time.monotonic_ns()) / 1e9
-        if wait_s > 0 and self._stopping.wait(wait_s):
-            return False
-        if step.sent is None:
-            return False
-        stream.sendall(step.sent)
-        return True
+        converse(stream, link, self._lock, self._stopping)
 
     def _serve_control(self, stream: socket.socket) -> None:
         serve_orders(stream, self.control)
 
 
-def _hang(path: Path, machine: Machine, control: Path | None) -> HungNameplate:
-    """Tell whoever looks at the socket that no real guest is behind it."""
-    told = Nameplate(
+def _nameplate(machine: Machine, control: Path | None) -> Nameplate:
+    return Nameplate(
         "simulated",
         machine.habits.backend.value,
         "simulated",
         machine.world,
         str(control.absolute()) if control else None,
     )
+
+
+class Conversation(Protocol):
+    """One end of a connection without its socket: `machine.Link`, or one like it."""
+
+    deadline_ns: int | None
+
+    @property
+    def read_size(self) -> int: ...
+
+    @property
+    def silent(self) -> bool: ...
+
+    def receive(self, received: bytes, now_ns: int) -> list[Step]: ...
+
+    def expire(self, now_ns: int) -> list[Step]: ...
+
+
+def converse(
+    stream: socket.socket, link: Conversation, lock: threading.Lock, stopping: threading.Event
+) -> None:
+    """Serve a stream with what `link` says, until either side ends it; `lock` guards the link."""
+    while True:
+        if link.silent:
+            _wait_for_close(stream)
+            return
+        received = _receive(stream, link)
+        with lock:
+            now = time.monotonic_ns()
+            steps = link.expire(now) if received is None else link.receive(received, now)
+        for step in steps:
+            if not _take(stream, step, stopping):
+                return
+
+
+def _receive(stream: socket.socket, link: Conversation) -> bytes | None:
+    """What came, or None when the link's deadline passed before anything did."""
+    if link.deadline_ns is None:
+        return stream.recv(link.read_size)
+    left_s = max(0.0, (link.deadline_ns - time.monotonic_ns()) / 1e9)
+    stream.settimeout(left_s)
+    try:
+        return stream.recv(link.read_size)
+    except (TimeoutError, BlockingIOError):
+        return None
+    finally:
+        stream.settimeout(None)
+
+
+def _take(stream: socket.socket, step: Step, stopping: threading.Event) -> bool:
+    """Wait until the step is due and do it; False when the connection is over."""
+    wait_s = (step.at_ns - time.monotonic_ns()) / 1e9
+    if wait_s > 0 and stopping.wait(wait_s):
+        return False
+    if step.sent is None:
+        return False
+    stream.sendall(step.sent)
+    return True
+
+
+def hang(path: Path, told: Nameplate) -> HungNameplate:
+    """Tell whoever looks at the socket that no real guest is behind it; raises WrongUsage."""
     try:
         return HungNameplate(path, told)
     except OSError as error:

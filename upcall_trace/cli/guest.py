@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from dissectors.constants import Arch
 
@@ -16,9 +16,14 @@ from ..kernel.faults import parse_fault
 from ..kernel.world import SERIES, World, find_world, kata_pod
 from ..machine import Backend, Habits, Pace
 from .console import talk
+from .signals import held_signals
 
 _PATH: Final = click.Path(path_type=Path)
-_ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_OF_A_WORLD: Final = {
+    "world": "--world", "machine": "--machine", "kernel": "--kernel", "arch": "--arch",
+    "control": "--control", "faults": "--fault", "seed": "--seed", "echoes": "--echo",
+    "backend": "--backend", "port": "--port",
+}  # fmt: skip
 _PORT: Final = click.IntRange(0, 0xFFFFFFFF)
 
 
@@ -60,7 +65,13 @@ _PORT: Final = click.IntRange(0, 0xFFFFFFFF)
     help="Whose socket this behaves like.",
 )
 @click.option("--port", type=_PORT, default=219, show_default=True, help="The guest's upcall port.")
+@click.option("--replay", "capture", type=_PATH, metavar="CAPTURE",
+              help="Answer from this recording instead.")  # fmt: skip
+@click.option("--matching", is_flag=True, help="In any order: by the first equal request left.")
+@click.option("--allow-unused", is_flag=True, help="Not all of the recording has to be asked.")
+@click.pass_context
 def guest_command(
+    context: click.Context,
     listen: Path,
     world: Path | None,
     machine: str | None,
@@ -73,24 +84,42 @@ def guest_command(
     echoes: tuple[int, ...],
     backend: str,
     port: int,
+    capture: Path | None,
+    matching: bool,
+    allow_unused: bool,
 ) -> ExitCode:
     """Answer upcall requests on a socket as a real guest kernel does, byte for byte.
 
     Without --world the guest is a default Kata pod. Stale bytes, silence after an oops and a
     stuck hotplug lock are part of it. Ends on SIGINT, SIGTERM or SIGHUP.
+
+    With --replay it plays the guest of a recording: every connection and request has to be the
+    recorded one, and gets the recorded bytes. It then ends with 1 when something else was asked,
+    or not everything was, and with 6 when nothing was.
     """
+    if capture is not None:
+        _only_with_a_world(context)
+        from .guest_replay import answer  # what reads captures is not needed otherwise
+
+        return answer(listen, capture, matching, allow_unused, Pace(pace))
+    if matching or allow_unused:
+        raise WrongUsage("--matching and --allow-unused are for --replay")
     habits = Habits(Backend(backend), Pace(pace), port, frozenset(echoes))
     rules = [parse_fault(text) for text in faults]
     booted = _world(world, machine, kernel, arch)
-    # Blocked and waited for: a handler that sets an Event can meet its own thread in Event.wait.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    try:
-        with SimulatedGuest(booted, habits, rules, seed, listen, control, talk):
-            talk(f"listening on {listen}")
-            signal.sigwait(_ENDING)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with (
+        held_signals() as wait,
+        SimulatedGuest(booted, habits, rules, seed, listen, control, talk),
+    ):
+        talk(f"listening on {listen}")
+        wait()
     return ExitCode.EXPECTED
+
+
+def _only_with_a_world(context: click.Context) -> None:
+    for name, option in _OF_A_WORLD.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise WrongUsage(f"{option} is not for a guest that answers from a recording")
 
 
 def _world(file: Path | None, machine: str | None, kernel: str | None, arch: str | None) -> World:

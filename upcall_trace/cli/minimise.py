@@ -77,7 +77,6 @@ def minimise_command(
     arch = Arch(recording.capture.header.arch or Arch.X86_64.value)
     told = world_of(recording, world, machine)
     stop = threading.Event()
-    stop_on_signals(stop)
     minimiser = Minimiser(recording.script, asked.key, _reporter(len(recording.script.asked)))
     with _target(address, told, control, arch) as target:
         simulated = address is None
@@ -93,12 +92,15 @@ def minimise_command(
         came: dict[str, str] = {}
         guest = _on_guest(recording, target, terms, allowed, stop.is_set, asked, came)
         ended: UserError | None = None
+        put_back = stop_on_signals(stop)
         try:
             part = minimiser.run(guest, on_model(target.world, asked.key))
         except (Interrupted, PeerDied) as error:
             part, ended = minimiser.best, error
             if part is None:
                 raise
+        finally:
+            put_back()
     if part is None:
         recorded = reply_text(asked.message, asked.reply)
         talk(f"{_name(asked)} {request_text(asked.message)} does not fail as recorded on this "

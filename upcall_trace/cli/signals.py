@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
 _LOOK_UP_S: Final = 0.05
+_ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def stop_on_signals(stop: threading.Event, hurry: bool = True) -> Callable[[], None]:
@@ -52,3 +54,14 @@ def interrupt_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+
+
+@contextmanager
+def held_signals() -> Iterator[Callable[[], object]]:
+    """SIGINT, SIGTERM and SIGHUP wait; yields a function that returns when one of them came."""
+    # Blocked and waited for: a handler that sets an Event can meet its own thread in Event.wait.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield lambda: signal.sigwait(_ENDING)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

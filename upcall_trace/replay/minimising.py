@@ -147,10 +147,9 @@ def shrink(parts: Sequence[_T], still: Callable[[Sequence[_T]], bool]) -> list[_
 
 def part_of(script: Script, keys: Set[Key], acts: Set[int]) -> Script:
     """The script with these operations and these of the VMM's acts."""
-    only = script.only(keys)
     number = count()
-    steps = [step for step in only.steps if not isinstance(step, Act) or next(number) in acts]
-    return replace(only, steps=steps)
+    steps = [step for step in script.steps if not isinstance(step, Act) or next(number) in acts]
+    return replace(script, steps=steps).only(keys)
 
 
 def needed(script: Script) -> dict[Key, list[Key]]:
