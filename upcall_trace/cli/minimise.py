@@ -95,7 +95,7 @@ def minimise_command(
         put_back = stop_on_signals(stop)
         try:
             part = minimiser.run(guest, on_model(target.world, asked.key))
-        except (Interrupted, PeerDied) as error:
+        except UserError as error:
             part, ended = minimiser.best, error
             if part is None:
                 raise
@@ -113,7 +113,7 @@ def minimise_command(
         talk(f"{minimiser.refused} parts were not tried: they would be dangerous")
     if ended is not None:
         talk(f"ended early, it may not be the smallest: {ended}")
-        return ended.exit_code
+        return ExitCode.INTERRUPTED if isinstance(ended, Interrupted) else ExitCode.DIFFERENT
     return tell_losses(capture, recording.capture)
 
 

@@ -220,9 +220,7 @@ class RecordedLink:
             return self._close()
         recorded = self._machine.connection()
         if recorded is None:
-            return self._fault(
-                f"connection {self.number}: the recording has only {self.number - 1}"
-            )
+            return self._fault(f"connection {self.number}: the recording has no more")
         self._recorded = recorded
         if recorded.ok is None:
             return self._close()

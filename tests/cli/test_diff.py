@@ -1,0 +1,96 @@
+"""`diff` as a user meets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dissectors.messages import cpu_request
+from tests.replay.modelled import ADD_MEM, TWO_CPUS, T, disk, file_of, overlapping
+from tests.support import golden, run, write_capture
+from upcall_trace.errors import ExitCode
+from upcall_trace.opening import build_index
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """One that adds a disk and meets it again, and one that left that disk out."""
+    a = file_of(tmp_path / "a.upcap", ADD_MEM, disk(0), overlapping(0), disk(1, irq=9))
+    b = file_of(tmp_path / "b.upcap", ADD_MEM, overlapping(0), disk(1, irq=7))
+    return a, b
+
+
+def test_what_only_one_has_and_what_was_answered_otherwise(pair: tuple[Path, Path]) -> None:
+    told = run("diff", *pair)
+    assert (told.code, told.err) == (ExitCode.DIFFERENT, "")
+    assert told.out.splitlines() == [
+        "connection 1 in A, 1 in B",
+        "  1 alike",
+        "-    1.1         add_mmio 0xd0000000+0x2000 irq=5: ok",
+        "!    1.2    1.1  add_mmio 0xd0001000+0x2000 irq=5",
+        "                 ret: EEXIST (-17) window or IRQ already taken -> ok",
+        "-    1.3         add_mmio 0xd0010000+0x2000 irq=9: ok",
+        "+           1.2  add_mmio 0xd0010000+0x2000 irq=7: ok",
+        "1 alike, 2 only in A, 1 only in B, 1 answered otherwise",
+    ]
+
+
+def test_the_same_as_an_object(pair: tuple[Path, Path]) -> None:
+    told = run("diff", *pair, "--json")
+    (found,) = told.objects
+    assert told.code == ExitCode.DIFFERENT
+    assert (found["v"], found["a"], found["same"], found["changed"]) == (1, str(pair[0]), 1, 1)
+    assert [each["kind"] for each in found["differences"]] == [
+        "only_a", "changed", "only_a", "only_b"]  # fmt: skip
+    changed = found["differences"][1]
+    assert changed["differing"] == ["ret"]
+    assert (changed["a"]["request"], changed["b"]["request"]) == (2, 1)
+    assert (changed["a"]["reply"]["ret"], changed["b"]["reply"]["ret"]) == (-17, 0)
+    assert found["differences"][0]["b"] is None
+
+
+def test_without_a_difference_it_says_so(tmp_path: Path) -> None:
+    told = run("diff", golden("cpu_lifecycle"), "captures/cpu_lifecycle.upcap")
+    assert (told.code, told.out) == (ExitCode.EXPECTED, "11 alike: no difference\n")
+
+
+def test_fields_can_be_ignored(pair: tuple[Path, Path]) -> None:
+    told = run("diff", *pair, "--ignore", "mmio_irq", "--ignore", "ret")
+    assert told.out.splitlines()[-1] == "3 alike, 1 only in A, 0 only in B, 0 answered otherwise"
+    told = run("diff", *pair, "--ignore", "irq")
+    assert told.code == ExitCode.USAGE
+    assert "'irq' is no field; there are" in told.err
+
+
+def test_silence_is_told_in_words(tmp_path: Path) -> None:
+    kill = cpu_request(T.DEL_CPU, [9])
+    silent = file_of(tmp_path / "a.upcap", kill, world=TWO_CPUS)
+    told = run("diff", silent, file_of(tmp_path / "b.upcap", kill))
+    assert told.out.splitlines()[2].split("answer: ")[1] == (
+        "no answer -> EINVAL (-22) would remove all, or the boot CPU"
+    )
+
+
+def test_a_torn_capture_is_told_and_what_cannot_be_read_is_5(
+    tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    whole = golden("mmio_lifecycle")
+    torn = tmp_path / "torn.upcap"
+    run("import", whole, "-o", torn)
+    build_index(torn)
+    torn.write_bytes(torn.read_bytes()[:1500])
+    told = run("diff", torn, torn)
+    assert told.code == ExitCode.LOST
+    assert "torn" in told.err
+    assert run("diff", torn, whole).code == ExitCode.DIFFERENT
+    assert run("diff", tmp_path / "none", whole).code == ExitCode.UNREADABLE
+    (tmp_path / "text").write_text("no capture\n")
+    assert run("diff", whole, tmp_path / "text").code == ExitCode.UNREADABLE
+
+
+def test_two_empty_captures_compare_nothing(tmp_path: Path) -> None:
+    empty = write_capture(tmp_path / "empty.upcap", [])
+    told = run("diff", empty, empty)
+    assert told.code == ExitCode.NOTHING_RUN
+    assert "has an operation" in told.err
