@@ -393,6 +393,18 @@ def test_the_json_page_has_every_key_of_info() -> None:
             assert all(f"`{key}`" in told for key in nested)
 
 
+def test_the_json_page_has_every_key_of_a_diff() -> None:
+    told = section(text_of("json.md"), "Diff")
+    arguments = ["diff", "--json", str(CAPTURES[1]), str(CAPTURES[2])]
+    diff = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout)
+    assert set(diff) == first_cells(told, "key")
+    assert {each["kind"] for each in diff["differences"]} == {"changed", "only_a", "only_b"}
+    for each in diff["differences"]:
+        assert set(each) == first_cells(told, "key of a difference")
+        for side in filter(None, (each["a"], each["b"])):
+            assert all(f"`{key}`" in told for key in side)
+
+
 def test_the_json_page_has_every_key_of_provenance() -> None:
     told = first_cells(section(text_of("json.md"), "Provenance"), "key of a run")
     for frame in json_lines("show", "--hex", "--json"):

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +29,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 _CPUS: Final = "captures/cpu_lifecycle.upcap"
 _PCI: Final = "captures/pci_memory.upcap"
 _SOCKET: Final = "captures/guest_oops.upcap"
+_MMIO: Final = "captures/mmio_lifecycle.upcap"
 _STALE: Final = "captures/stale_results.upcap"
 _INSIDE: Final = "captures/real_client_simple.upcap"
 
@@ -77,6 +82,39 @@ def frames_on_the_socket() -> str:
 def frames_in_the_guest() -> str:
     """The beginning of a connection as vsockmon shows it."""
     return session("show", _INSIDE, "--frames", lines=7)
+
+
+_EDIT: Final = "edit failure.upcap -o changed.upcap --drop 1.0 --set '1.5 mmio_irq=6'"
+
+
+def _typed(*lines: str) -> list[tuple[str, str]]:
+    """Command lines and what each prints, where `failure.upcap` is a recording that is shipped."""
+    done = []
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        shutil.copy(ROOT / _MMIO, "failure.upcap")
+        for line in lines:
+            result = CliRunner().invoke(cli, shlex.split(line), catch_exceptions=False)
+            done.append((f"$ upcall-trace {line}", result.stdout.rstrip()))
+    return done
+
+
+def diff_example() -> str:
+    """A capture against what was made of it."""
+    told = _typed(_EDIT, "diff failure.upcap changed.upcap")
+    return fenced("\n".join(line for typed in told for line in typed if line), "console")
+
+
+def minimise_example() -> str:
+    """A recording made as small as its failure needs it."""
+    ((typed, shown),) = _typed("minimise failure.upcap --operation 1.4 -o smallest.upcap")
+    return fenced(f"{typed}\n{shown}", "console")
+
+
+def json_diff() -> str:
+    """What `diff --json` prints."""
+    edit = "edit failure.upcap -o changed.upcap --set '1.4 ret=0'"
+    (_, (_, shown)) = _typed(edit, "diff --json failure.upcap changed.upcap")
+    return pretty(shown)
 
 
 def exit_codes() -> str:

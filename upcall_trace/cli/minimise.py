@@ -20,6 +20,7 @@ from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, Wro
 from ..formats import open_source
 from ..guest import SimulatedGuest
 from ..kernel.world import World, kata_pod
+from ..machine import Habits
 from ..render import HEADING, operation_text
 from ..replay.editing import EDITED_FROM, Edits
 from ..replay.matchers import parse_key
@@ -78,7 +79,8 @@ def minimise_command(
     told = world_of(recording, world, machine)
     stop = threading.Event()
     minimiser = Minimiser(recording.script, asked.key, _reporter(len(recording.script.asked)))
-    with _target(address, told, control, arch) as target:
+    port = recording.capture.header.port
+    with _target(address, told, control, arch, port) as target:
         simulated = address is None
         allowed = list(DANGERS) if simulated else allow
         terms = Terms(patience=_AT_ONCE if simulated else Patience(), reset=True)
@@ -134,7 +136,7 @@ def _failing(recording: Recording, operation: str | None) -> Asked:
 
 @contextmanager
 def _target(
-    address: str | None, world: World | None, control: Path | None, arch: Arch
+    address: str | None, world: World | None, control: Path | None, arch: Arch, port: int
 ) -> Iterator[Target]:
     """The guest at an address, or a simulated one."""
     if address is not None:
@@ -146,8 +148,9 @@ def _target(
         return
     with tempfile.TemporaryDirectory(prefix="upcall-minimise-") as directory:
         path = Path(directory) / "guest"
+        habits = Habits(port=port)
         with SimulatedGuest(
-            world or kata_pod(arch), path=path, control=Path(directory) / "control"
+            world or kata_pod(arch), habits, path=path, control=Path(directory) / "control"
         ):
             yield look_at(UnixAddress(path))
 
