@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,16 @@ from tests.replay.modelled import (
     script_of,
     words,
 )
-from tests.support import HELLO, answer, ask, connect, decode, operations
+from tests.support import (
+    HELLO,
+    answer,
+    ask,
+    connect,
+    decode,
+    each_recording,
+    operations,
+    records_of,
+)
 from upcall_trace.capture.records import (
     LEFT_OUT,
     Begins,
@@ -39,6 +50,7 @@ from upcall_trace.operations import Operation
 from upcall_trace.replay.editing import Edited, Edits, Move, edit, in_order
 from upcall_trace.replay.fields import parse_setting
 from upcall_trace.replay.matchers import parse_rules
+from upcall_trace.replay.script import read_script
 
 HEADER = Header("test")
 THREE: list[Asking] = [disk(0), ADD_MEM, disk(0)]
@@ -267,3 +279,25 @@ def test_the_recording_that_went_in_is_not_touched() -> None:
     before = [replace(record) for record in records]
     edited(records, settings=[parse_setting("1.1 ret=0")], moves=[Move((1, 1), (1, 0), True)])
     assert records == before
+
+
+@each_recording
+def test_whatever_is_dropped_and_moved_the_rest_keeps_its_answers(golden: Path) -> None:
+    header, records = records_of(golden)
+    script = read_script(header, records)
+    keys = list(script.asked)
+    chance = random.Random(golden.name)
+    for _ in range(10 if len(keys) > 1 else 0):
+        dropped = set(chance.sample(keys, chance.randrange(len(keys))))
+        one, other = chance.sample(keys, 2)
+        moves = [Move(one, other, chance.random() < 0.5)][: chance.randrange(2)]
+        try:
+            done = edit(header, records, Edits(dropped, moves=moves))
+        except WrongUsage:
+            assert moves  # it would have come behind silence
+            continue
+        after = read_script(header, done.records)
+        assert done.numbers.keys() == set(keys) - dropped
+        assert sorted(done.numbers.values()) == sorted(after.asked)
+        for old, new in done.numbers.items():
+            assert after.asked[new].reply_raw == script.asked[old].reply_raw
