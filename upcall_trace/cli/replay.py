@@ -11,8 +11,6 @@ from pathlib import Path
 
 import click
 
-from dissectors.constants import Arch
-
 from ..errors import ExitCode, NothingRun, WrongUsage
 from ..filters import parse
 from ..kernel.world import World, choose_world, load_worlds
@@ -32,7 +30,7 @@ from ..replay.report import (
 )
 from ..replay.run import Recording, Replay, Terms, read_recording, select
 from ..replay.script import Asked, Script
-from ..replay.target import look_at, parse_fingerprint
+from ..replay.target import arch_of, look_at, parse_fingerprint
 from ..transport import check_reachable, parse_address
 from .console import out, out_json, talk
 from .files import CAPTURE, tell_losses
@@ -132,7 +130,7 @@ def replay_command(
         recording.matchers.add(place, rules)
     target = look_at(
         parse_address(address), world_of(recording, world, machine), control,
-        parse_fingerprint(told) if told else None, Arch(recording.capture.header.arch or "x86_64"),
+        parse_fingerprint(told) if told else None, arch_of(recording.capture.header),
     )  # fmt: skip
     script = select(recording, wanted, first, last)
     if not script.asked and not script.steps:

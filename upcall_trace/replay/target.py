@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dissectors.constants import Arch
 
+from ..capture.records import Header
 from ..errors import WrongUsage
 from ..kernel.world import World, kata_pod
 from ..nameplate import Nameplate, read_nameplate
@@ -17,6 +18,12 @@ from .plan import OTHER_TARGET, REAL_GUEST, Danger
 TIED_TO = "tied-to"
 """The note of a recording that names its target's fingerprint."""
 KEYS = ("arch", "backend", "name")
+
+
+def arch_of(header: Header) -> Arch:
+    """The guest's as far as a recording says it; x86-64 where it says nothing that is known."""
+    known = {arch.value: arch for arch in Arch}
+    return known.get(header.arch or "", Arch.X86_64)
 
 
 @dataclass(frozen=True, slots=True)
