@@ -8,6 +8,7 @@ here. docs/guest.md.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from .kernel.world import BadWorld, PciDevice, parse_pci
@@ -42,6 +43,20 @@ def order_of(action: str) -> dict[str, Any] | None:
         return {name: {"bus": int(found[1]), "slot": int(found[2])}}
     if found := _RESIZED.fullmatch(action):
         return {"resize_memory": int(found[1]) * (_MIB if found[2] else 1)}
+    return None
+
+
+def words_of(order: Mapping[str, Any]) -> str | None:
+    """How a capture tells that this order was followed; None where it changes nothing there."""
+    match order:
+        case {"start_vcpu": int(cpu)}:
+            return vcpu_created(cpu)
+        case {"plug_pci": {"bus": int(bus), "slot": int(slot)}}:
+            return pci_plugged(bus, slot)
+        case {"unplug_pci": {"bus": int(bus), "slot": int(slot)}}:
+            return pci_plugged(bus, slot, gone=True)
+        case {"resize_memory": int(size)}:
+            return memory_resized(size)
     return None
 
 
