@@ -38,6 +38,7 @@ from . import (
     lab_blocks,
     program_blocks,
     replay_blocks,
+    testing_blocks,
 )
 from .markdown import code, table
 
@@ -267,6 +268,10 @@ BLOCKS: Final[Blocks] = {
     "world-keys": guest_blocks.world_keys,
     "world-tables": guest_blocks.world_tables,
     "kata-pods": guest_blocks.kata_pods,
+    "pytest-options": testing_blocks.pytest_options,
+    "pytest-settings": testing_blocks.pytest_settings,
+    "pytest-marker": testing_blocks.pytest_marker,
+    "record-modes": testing_blocks.record_modes,
 }
 
 

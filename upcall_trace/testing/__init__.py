@@ -1,0 +1,1 @@
+"""What the pytest plugin does, most of it without pytest. docs/pytest.md."""
