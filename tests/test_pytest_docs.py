@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dissectors.messages import cpu_request, mmio_request
 from tests.support import DISK, answer, ask, command, connect, run, write_capture
 from tests.test_docs import blocks, first_cells, section, text_of
 from tests.test_imports import ROOT
+from tests.test_pytest_plugin import pytest_of
 from upcall_trace import pytest_plugin
 from upcall_trace.capture.records import Close, Header
 from upcall_trace.cli import cli
@@ -29,28 +29,10 @@ from upcall_trace.kernel.world import load_worlds
 from upcall_trace.testing import settings
 from upcall_trace.transport import UnixAddress
 
+pytest_plugins = ["pytester"]
 UNPLUG = mmio_request(MessageType.DEL_MMIO, 0xE0006000, 0x2000, 5)
 CRASH = cpu_request(MessageType.DEL_CPU, [77])
 WORKFLOW = text_of("example-workflow.yml")
-
-
-def program(directory: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A program in a directory, with this package and its `upcall-trace` to be found there."""
-    shims = directory / "bin"
-    shims.mkdir(exist_ok=True)
-    (shims / "upcall-trace").write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
-    (shims / "upcall-trace").chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(shims), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "PYTEST_PLUGINS": "upcall_trace.pytest_plugin",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-    }
-    return subprocess.run(
-        list(map(str, arguments)), cwd=directory, env=environment, capture_output=True, text=True,
-        check=False, timeout=60,
-    )  # fmt: skip
 
 
 def add_the_disk_twice(path: Path) -> None:
@@ -71,31 +53,29 @@ def test_the_page_has_every_fixture_and_its_exit_codes_are_those_of_the_program(
     assert [int(code) for code in codes] == [code for code in EXIT_MEANINGS if code < 10]
 
 
-def test_the_examples_for_tests_are_a_project_that_passes(tmp_path: Path) -> None:
+def test_the_examples_for_tests_are_a_project_that_passes(pytester: pytest.Pytester) -> None:
     tests, conftest = blocks("pytest.md", "python")
-    (tmp_path / "test_hotplug.py").write_text(tests)
-    (tmp_path / "conftest.py").write_text(conftest)
-    captures = tmp_path / "captures"
+    pytester.makepyfile(test_hotplug=tests, conftest=conftest)
+    captures = pytester.path / "captures"
     captures.mkdir()
     (captures / "worlds.toml").write_text("[pod]\nnr_cpu_ids = 2\ncpus_online = [0, 1]\n")
     plugged = [*connect(), ask(DISK, 10), answer(DISK, 20), ask(UNPLUG, 30), answer(UNPLUG, 40)]
     write_capture(captures / "disks.upcap", [*plugged, Close(50, 1, by_guest=False)])
     silence = [*connect(), ask(CRASH, 10), Close(5_000_000_000, 1, by_guest=False)]
     write_capture(captures / "oops.upcap", silence, Header("test", notes={"machine": "pod"}))
-    pytest_ = [sys.executable, "-m", "pytest", "--upcall-captures"]
-    ended = program(tmp_path, *pytest_, "--upcall-record", "once")
-    assert (ended.returncode, "7 passed" in ended.stdout) == (0, True), ended.stdout
+    for mode in ("once", "none"):
+        result = pytest_of(pytester, "--upcall-captures", "--upcall-record", mode)
+        assert result.ret == ExitCode.EXPECTED
+        result.assert_outcomes(passed=7 if mode == "once" else 8)
     assert (captures / "test_hotplug" / "test_my_client_plugs_two_cpus.upcap").exists()
-    assert program(tmp_path, *pytest_).returncode == ExitCode.EXPECTED
 
 
 # ci.md
 
 
 def test_the_way_from_a_failure_to_a_test_is_as_its_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     lines = [line for block in blocks("ci.md", "sh") for line in block.splitlines()]
     steps = {tuple(shlex.split(line)[:2]): shlex.split(line)[1:] for line in lines}
@@ -133,8 +113,9 @@ def test_the_way_from_a_failure_to_a_test_is_as_its_page_says(
         assert run(*matching).code == 0
     # 6. and 7.
     (captures / "disk-twice.match.toml").write_text(matchers)
-    ended = program(tmp_path, "python", "-m", "pytest", *steps["pytest", "--upcall-captures"])
-    assert (ended.returncode, "1 passed" in ended.stdout) == (0, True), ended.stdout
+    result = pytest_of(pytester, *steps["pytest", "--upcall-captures"])
+    assert result.ret == ExitCode.EXPECTED
+    result.assert_outcomes(passed=1)
 
 
 # The workflow.
@@ -166,15 +147,18 @@ def test_every_command_of_the_workflow_is_understood() -> None:
     assert used <= set(settings.OPTIONS)
 
 
-def test_the_workflow_does_what_it_says(tmp_path: Path) -> None:
-    captures = tmp_path / "captures"
-    captures.mkdir()
+def test_the_workflow_replays_each_capture_with_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upcall-trace").write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
+    (tmp_path / "upcall-trace").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     twice = [ask(DISK, 10), answer(DISK, 20), ask(DISK, 30), answer(DISK, 40, ret=-17)]
-    write_capture(captures / "disk.upcap", [*connect(), *twice, Close(50, 1, by_guest=False)])
-    for name in ("Each capture as a test", "The same with the command line, against one guest"):
-        ended = program(tmp_path, "bash", "-e", "-c", step(name))
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert (tmp_path / "disk.upcap.replayed").exists()
-    assert (tmp_path / "upcall.xml").exists()
-    ended = program(tmp_path, "bash", "-e", "-c", step("Why, if something differs"))
-    assert "UP301" in ended.stdout
+    (tmp_path / "captures").mkdir()
+    capture = tmp_path / "captures" / "disk.upcap"
+    write_capture(capture, [*connect(), *twice, Close(50, 1, by_guest=False)])
+    script = step("The same with the command line, against one guest")
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, timeout=60)
+    replayed = tmp_path / "disk.upcap.replayed"
+    assert "UP301" in run("diagnose", replayed, "--format", "github").out
