@@ -181,6 +181,9 @@ def test_failures_of_one_kind_end_with_its_code_and_others_with_1(
     result = pytest_of(pytester, "--upcall-captures")
     assert result.ret == ExitCode.UNREADABLE
     assert "text.upcap" in said(result)
+    write_capture(pytester.path / "empty.upcap", connect())
+    assert pytest_of(pytester, "--upcall-captures").ret == ExitCode.DIFFERENT
+    (pytester.path / "empty.upcap").unlink()
     pytester.makepyfile("def test_fails(): assert False")
     assert pytest_of(pytester, "--upcall-captures").ret == ExitCode.DIFFERENT
 
@@ -334,9 +337,9 @@ def test_it(upcall_replay):
 
 def test_the_directory_of_recordings_can_be_said(pytester: pytest.Pytester) -> None:
     recorded(pytester.path / "kept" / "disk.upcap")
-    pytester.makeini("[pytest]\nupcall_recordings = kept\n")
+    pytester.makeini("[pytest]\nupcall_recordings = deep/../kept\n")
     pytester.mkpydir("deep").joinpath("test_it.py").write_text(
-        "def test(upcall_replay): upcall_replay('disk')"
+        "def test(upcall_replay): upcall_replay('../kept/disk')"
     )
     assert pytest_of(pytester).ret == ExitCode.EXPECTED
 
@@ -410,6 +413,17 @@ def test_all_records_anew_even_when_the_test_fails(pytester: pytest.Pytester) ->
     assert asked(path) == [("add_mmio", 0)]
 
 
+def test_a_recording_that_the_disk_had_no_room_for_does_not_replace_one(
+    pytester: pytest.Pytester,
+) -> None:
+    full = "upcall_channel._recorder.failure = OSError(28, 'No space left on device')"
+    path = recorded(plugging(pytester, "DISK", then=full))
+    result = pytest_of(pytester, "--upcall-record", "all")
+    assert result.ret == ExitCode.LOST
+    assert "could not be written: No space left on device" in said(result)
+    assert asked(path) == [("add_mmio", 0), ("add_mmio", -17)]
+
+
 def test_rewrite_keeps_the_old_recording_until_the_new_one_is_good(
     pytester: pytest.Pytester,
 ) -> None:
@@ -430,7 +444,10 @@ def test_a_test_that_asks_nothing_records_nothing(pytester: pytest.Pytester, mod
     result = pytest_of(pytester, "--upcall-record", mode)
     assert result.ret == ExitCode.NOTHING_RUN
     assert "nothing was asked" in said(result)
-    assert path.exists() == (mode != "once")
+    if mode == "once":
+        assert not path.exists()
+    else:
+        assert asked(path) == [("add_mmio", 0), ("add_mmio", -17)]
 
 
 def test_what_is_sent_beyond_the_recording_fails(pytester: pytest.Pytester) -> None:
@@ -519,6 +536,29 @@ def test_a_recording_that_no_test_used_fails_a_whole_run(pytester: pytest.Pytest
     assert pytest_of(pytester, "--upcall-captures").ret == ExitCode.EXPECTED
     pytester.makeini("[pytest]\nupcall_unused = ignore\n")
     assert pytest_of(pytester).ret == ExitCode.EXPECTED
+
+
+def test_who_skips_a_test_is_not_told_of_unused_recordings(pytester: pytest.Pytester) -> None:
+    for name in ("used", "left"):
+        recorded(pytester.path / "captures" / f"{name}.upcap")
+    pytester.makepyfile(
+        "import pytest\ndef test_it(upcall_replay): upcall_replay('used')\n"
+        "@pytest.mark.skip\ndef test_left(upcall_replay): upcall_replay('left')"
+    )
+    assert pytest_of(pytester).ret == ExitCode.EXPECTED
+
+
+def test_the_directory_of_all_recordings_is_looked_through_in_a_whole_run(
+    pytester: pytest.Pytester,
+) -> None:
+    for name in ("used", "left"):
+        recorded(pytester.path / "kept" / f"{name}.upcap")
+    pytester.makeini("[pytest]\nupcall_recordings = kept\ntestpaths = tests\n")
+    (pytester.path / "tests").mkdir()
+    test = pytester.path / "tests" / "test_it.py"
+    test.write_text("def test_it(upcall_replay): upcall_replay('used')")
+    assert pytest_of(pytester).ret == ExitCode.DIFFERENT
+    assert pytest_of(pytester, test).ret == ExitCode.EXPECTED
 
 
 def test_a_setting_that_is_neither_fail_nor_ignore_is_refused(pytester: pytest.Pytester) -> None:

@@ -111,10 +111,13 @@ class Account:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """What has to be told beside the failures."""
         lines = [*self._lost, *self._lines]
-        if lines:
-            terminalreporter.section("upcall recordings")
+        if not lines:
+            return
+        from ..render import safe
+
+        terminalreporter.section("upcall recordings")
         for line in lines:
-            terminalreporter.line(line)
+            terminalreporter.line(safe(line))
 
     def _unused(self) -> Iterator[str]:
         """Recordings that no test used, where all tests that might have were run."""

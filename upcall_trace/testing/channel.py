@@ -158,8 +158,9 @@ class Channel:
         self._ended = True
         self._running.close()
         build_index(self.traffic)
-        if self._recorder.failure is not None or self._recorder.unwritten:
-            raise SomethingLost(f"{self.traffic} could not be written: the disk failed")
+        failure = self._recorder.failure
+        if failure is not None:
+            raise SomethingLost(f"{self.traffic} could not be written: {failure.strerror}")
 
     def _compare(self, sent: Recording) -> None:
         expected = self._expected

@@ -5,6 +5,7 @@ Loaded by every run of pytest: light.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,7 +119,7 @@ def from_settings(config: pytest.Config, name: str) -> Path | None:
     """A path of the configuration file, None where it says none."""
     said = config.getini(name)
     base = config.inipath.parent if config.inipath else config.rootpath
-    return base / said if said else None
+    return _plain(base / said) if said else None
 
 
 def folder_of(item: pytest.Item) -> Path:
@@ -132,10 +133,15 @@ def folder_of(item: pytest.Item) -> Path:
 
 def path_of(item: pytest.Item, name: str) -> Path:
     """Where the recording of that name is, or would be."""
-    return folder_of(item) / (name if name.endswith(SUFFIX) else name + SUFFIX)
+    return _plain(folder_of(item) / (name if name.endswith(SUFFIX) else name + SUFFIX))
 
 
 def own_name(item: pytest.Item) -> str:
     """`test_disks/TestHotplug.test_add-2`: a file name that says which test it is of."""
     parts = item.nodeid.partition("::")[2].split("::")
     return f"{item.path.stem}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', '.'.join(parts)).strip('-')}"
+
+
+def _plain(path: Path) -> Path:
+    """Without `..`, so that one file has one name however it was come by."""
+    return Path(os.path.normpath(path))
