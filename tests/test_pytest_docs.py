@@ -7,7 +7,9 @@ import re
 import shlex
 import signal
 import subprocess
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -33,6 +35,13 @@ pytest_plugins = ["pytester"]
 UNPLUG = mmio_request(MessageType.DEL_MMIO, 0xE0006000, 0x2000, 5)
 CRASH = cpu_request(MessageType.DEL_CPU, [77])
 WORKFLOW = text_of("example-workflow.yml")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory for sockets: a worker's tmp_path may be longer than the kernel takes."""
+    with tempfile.TemporaryDirectory(prefix="upcall-") as directory:
+        yield Path(directory)
 
 
 def add_the_disk_twice(path: Path) -> None:
@@ -74,9 +83,10 @@ def test_the_examples_for_tests_are_a_project_that_passes(pytester: pytest.Pytes
 
 
 def test_the_way_from_a_failure_to_a_test_is_as_its_page_says(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(short_path)
     lines = [line for block in blocks("ci.md", "sh") for line in block.splitlines()]
     steps = {tuple(shlex.split(line)[:2]): shlex.split(line)[1:] for line in lines}
     worlds, matchers = blocks("ci.md", "toml")
@@ -148,17 +158,17 @@ def test_every_command_of_the_workflow_is_understood() -> None:
 
 
 def test_the_workflow_replays_each_capture_with_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "upcall-trace").write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
-    (tmp_path / "upcall-trace").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (short_path / "upcall-trace").write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
+    (short_path / "upcall-trace").chmod(0o755)
+    monkeypatch.setenv("PATH", str(short_path), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     twice = [ask(DISK, 10), answer(DISK, 20), ask(DISK, 30), answer(DISK, 40, ret=-17)]
-    (tmp_path / "captures").mkdir()
-    capture = tmp_path / "captures" / "disk.upcap"
+    (short_path / "captures").mkdir()
+    capture = short_path / "captures" / "disk.upcap"
     write_capture(capture, [*connect(), *twice, Close(50, 1, by_guest=False)])
     script = step("The same with the command line, against one guest")
-    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, timeout=60)
-    replayed = tmp_path / "disk.upcap.replayed"
+    subprocess.run(["bash", "-e", "-c", script], cwd=short_path, check=True, timeout=60)
+    replayed = short_path / "disk.upcap.replayed"
     assert "UP301" in run("diagnose", replayed, "--format", "github").out

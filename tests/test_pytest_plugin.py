@@ -18,9 +18,10 @@ from upcall_trace.capture.records import Close, Header, Record
 from upcall_trace.capture.records import Vmm as VmmRecord
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.errors import ExitCode
-from upcall_trace.guest import SimulatedGuest
+from upcall_trace.kernel.world import kata_pod
 from upcall_trace.session import Session
 from upcall_trace.testing import channel, replaying  # noqa: F401  # see below
+from upcall_trace.testing.guests import simulated
 
 pytest_plugins = ["pytester"]
 # A project's run in this process forgets what it was the first to import, and neither numpy nor
@@ -227,8 +228,8 @@ def test_a_dangerous_plan_is_refused_unless_it_is_allowed(pytester: pytest.Pytes
 def test_a_target_is_booted_anew_for_each_test(pytester: pytest.Pytester) -> None:
     for name in ("one", "two"):
         recorded(pytester.path / f"{name}.upcap")
-    with SimulatedGuest(path=Path("guest"), control=Path("control")) as guest:
-        result = pytest_of(pytester, "--upcall-captures", "--upcall-target", "guest")
+    with simulated(kata_pod()) as guest:
+        result = pytest_of(pytester, "--upcall-captures", "--upcall-target", guest.path)
         assert len(guest.state()["mmio"]) == 4  # the disk was really added, here
     result.assert_outcomes(passed=2)
 
@@ -584,9 +585,9 @@ def test_plugs(upcall_channel): plug(upcall_channel.path, DISK)
 """
     )
     workers = (*PLUGIN, "-pxdist", "-n2", "--upcall-record", "once")
-    with SimulatedGuest(path=Path("guest"), control=Path("control")):
+    with simulated(kata_pod()) as guest:
         # One guest for both: they take turns, and each test finds it freshly booted.
-        result = pytester.runpytest_subprocess(*workers, "--upcall-target", "guest")
+        result = pytester.runpytest_subprocess(*workers, "--upcall-target", guest.path)
     result.assert_outcomes(passed=5)
     assert result.ret == ExitCode.DIFFERENT
     result.stdout.fnmatch_lines(["*captures/left.upcap was used by no test: *"])
