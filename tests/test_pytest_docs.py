@@ -20,7 +20,7 @@ from dissectors.messages import cpu_request, mmio_request
 from tests.support import DISK, answer, ask, command, connect, run, write_capture
 from tests.test_docs import blocks, first_cells, section, text_of
 from tests.test_imports import ROOT
-from tests.test_pytest_plugin import pytest_of
+from tests.test_pytest_plugin import plugin_from_the_checkout, pytest_of  # noqa: F401
 from upcall_trace import pytest_plugin
 from upcall_trace.capture.records import Close, Header
 from upcall_trace.cli import cli

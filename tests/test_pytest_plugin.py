@@ -50,7 +50,7 @@ def plug(path, *requests):
 
 
 @pytest.fixture(autouse=True)
-def _plugin_from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugin_from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
