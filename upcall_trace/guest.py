@@ -21,6 +21,7 @@ from .kernel.world import World, kata_pod
 from .machine import Habits, Link, Machine, Step
 from .nameplate import HungNameplate, Nameplate
 from .serving import Server
+from .transport import UNIX_PATH_LIMIT
 
 
 class SimulatedGuest:
@@ -105,13 +106,11 @@ class SimulatedGuest:
 
 
 def _nameplate(machine: Machine, control: Path | None) -> Nameplate:
-    return Nameplate(
-        "simulated",
-        machine.habits.backend.value,
-        "simulated",
-        machine.world,
-        str(control.absolute()) if control else None,
-    )
+    where = str(control.absolute()) if control else None
+    if where and len(where.encode()) > UNIX_PATH_LIMIT:
+        where = None  # it can only be reached by a relative path
+    backend = machine.habits.backend.value
+    return Nameplate("simulated", backend, "simulated", machine.world, where)
 
 
 class Conversation(Protocol):

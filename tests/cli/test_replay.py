@@ -252,7 +252,7 @@ def test_what_is_always_otherwise_is_not_learnt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_the_summary(number: signal.Signals, tmp_path: Path) -> None:
-    records = several(100, gap_ns=100_000_000)
+    records = several(500, gap_ns=20_000_000)
     recording = write_capture(tmp_path / "a.upcap", records, Header("test", arch="x86_64"))
     output = tmp_path / "happened.upcap"
     with guest_process(tmp_path) as guest:
@@ -266,7 +266,7 @@ def test_a_signal_ends_it_with_the_summary(number: signal.Signals, tmp_path: Pat
         replaying.send_signal(number)
         out, err = replaying.communicate(timeout=10)
     assert replaying.returncode == ExitCode.INTERRUPTED
-    assert "of 100 requests replayed" in out
+    assert "of 500 requests replayed" in out
     assert out.endswith("; interrupted\n")
     assert err == ""
     assert load(output).complete

@@ -71,8 +71,10 @@ def test_an_altered_reply_is_named_whichever_it_is(recording: Path, tmp_path: Pa
     answered = [key for key, asked in original.script.asked.items() if asked.reply is not None]
     terms = replace(EVERY_BYTE, reset=True)
     with guest_of(recording, tmp_path) as guest:
-        # Each one takes a replay of its own; of the slow recording one has to do.
-        for key in answered[-1:] if recording == SLOW else answered:
+        # Each one takes a replay of its own; of the slow recording one has to do, and of those
+        # in which a silence is waited for a few.
+        few = len(answered) < len(original.script.asked)
+        for key in answered[-1:] if recording == SLOW else answered[:: 5 if few else 1]:
             replay = played(altered(original, key), guest, terms)
             assert differing(replay) == [key]
             (divergence,) = replay.verdict.divergences
