@@ -140,4 +140,4 @@ def test_where_no_note_can_be_left_there_is_no_guest(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, timeout=20,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert "cannot be told to be simulated: Is a directory" in ended.stderr
+    assert "cannot be told to be simulated: File exists" in ended.stderr

@@ -47,6 +47,28 @@ def all_records(source: Source) -> Iterator[Record]:
             yield Gap(last_ns, 0, False, damage.size, DAMAGED)
 
 
+def distinct_connections(records: Iterable[Record]) -> list[Record]:
+    """The records with a number of its own for each connection: one that is used again gets a new.
+
+    Marks stay with the first one of a number.
+    """
+    kept = list(records)
+    highest = max((getattr(record, "conn", None) or 0 for record in kept), default=0)
+    seen: set[int] = set()
+    renamed: dict[int, int] = {}
+    for place, record in enumerate(kept):
+        conn = getattr(record, "conn", None)
+        if not conn or isinstance(record, (Mark, Header, End)):
+            continue
+        if isinstance(record, Open) and conn in seen:
+            highest += 1
+            renamed[conn] = highest
+        seen.add(conn)
+        if conn in renamed:
+            kept[place] = dataclasses.replace(record, conn=renamed[conn])
+    return kept
+
+
 def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:
     """The records of some connections, and those of none.
 

@@ -21,6 +21,8 @@ from .kernel.world import World, parse_world, world_table
 
 SUFFIX: Final = ".target"
 _LIMIT: Final = 1 << 20
+# What is in the way may be a pipe that nobody writes to.
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 KINDS: Final = ("simulated", "lab")
 
 
@@ -44,8 +46,8 @@ class HungNameplate:
 
     def __init__(self, socket: Path, nameplate: Nameplate) -> None:
         self._path = _beside(socket)
-        with suppress(FileNotFoundError):
-            self._path.unlink()  # of a guest that was killed
+        if _is_a_note(self._path):  # of a guest that was killed
+            self._path.unlink()
         self._descriptor = os.open(
             self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
@@ -90,7 +92,7 @@ class HungNameplate:
 def read_nameplate(socket: Path) -> Nameplate | None:
     """What the guest behind `socket` says it is; None unless it can be believed."""
     try:
-        descriptor = os.open(_beside(socket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(_beside(socket), _READ)
     except OSError:
         return None
     try:
@@ -115,7 +117,18 @@ def read_nameplate(socket: Path) -> Nameplate | None:
 
 
 def _beside(socket: Path) -> Path:
-    return socket.with_name(socket.name + SUFFIX)
+    return Path(f"{socket}{SUFFIX}")
+
+
+def _is_a_note(path: Path) -> bool:
+    """Whether a file is one of ours, and not somebody's who happens to call it so."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        told = json.loads(path.read_bytes()[:_LIMIT] or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and (not told or {"v", "socket", "kind"} <= told.keys())
 
 
 def _identity(status: os.stat_result) -> list[int]:

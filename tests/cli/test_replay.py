@@ -19,7 +19,18 @@ from dissectors.messages import mmio_request
 from tests.guests import guest_process, wait_until
 from tests.kernel.recordings import worlds
 from tests.replay.playing import guest_like, guest_of
-from tests.support import ADD_MEM, GOLDEN, answer, ask, command, connect, golden, run, write_capture
+from tests.support import (
+    ADD_MEM,
+    GOLDEN,
+    answer,
+    ask,
+    command,
+    connect,
+    golden,
+    limited,
+    run,
+    write_capture,
+)
 from upcall_trace.capture.records import Close, Header, Record
 from upcall_trace.errors import ExitCode
 from upcall_trace.guest import SimulatedGuest
@@ -161,6 +172,10 @@ def test_a_verdict_as_json(tmp_path: Path) -> None:
         (["--machine", "pc"], ExitCode.USAGE),
         (["--target", "red"], ExitCode.USAGE),
         (["--step"], ExitCode.USAGE),
+        (["--match", "add_mmoi ret=any"], ExitCode.USAGE),
+        (["--match", "7.7 ret=any"], ExitCode.USAGE),
+        (["--learn", "--loop", "2"], ExitCode.USAGE),
+        (["--rebase", "--map", "map.toml"], ExitCode.USAGE),
     ],
 )
 def test_how_it_ends(options: list[str], code: ExitCode, tmp_path: Path) -> None:
@@ -171,6 +186,14 @@ def test_how_it_ends(options: list[str], code: ExitCode, tmp_path: Path) -> None
     assert (told.err.count("\n") == 1) == (code in (ExitCode.USAGE, ExitCode.NOTHING_RUN))
 
 
+@pytest.mark.parametrize("words", ["--max-gap nan", "--deadline inf", "--silence -1"])
+def test_times_that_are_none(words: str, tmp_path: Path) -> None:
+    recording = write_capture(tmp_path / "a.upcap", several(1), Header("test", arch="x86_64"))
+    told = run("replay", recording, "--to", tmp_path / "guest", *words.split())
+    assert told.code == ExitCode.USAGE
+    assert "Error: Invalid value for" in told.err
+
+
 def test_files_and_sockets_that_are_not_there(tmp_path: Path) -> None:
     recording = write_capture(tmp_path / "a.upcap", several(1), Header("test", arch="x86_64"))
     told = run("replay", tmp_path / "none.upcap", "--to", tmp_path / "guest")
@@ -179,9 +202,19 @@ def test_files_and_sockets_that_are_not_there(tmp_path: Path) -> None:
     assert told.code == ExitCode.UNREACHABLE
     assert "cannot be reached: No such file" in told.err
     with guest_like(kata_pod(), tmp_path) as guest:
-        told = run("replay", recording, "--to", guest.path, "--live", "-o", recording)
+        told = run("replay", recording, "--to", guest.path, "--live", "-o", recording,
+                   "--overwrite")  # fmt: skip
+        assert told.code == ExitCode.USAGE
+        assert "is the input; give another name for the output" in told.err
+        (tmp_path / "other.upcap").write_bytes(b"kept")
+        told = run("replay", recording, "--to", guest.path, "--live", "-o",
+                   tmp_path / "other.upcap")  # fmt: skip
         assert told.code == ExitCode.USAGE
         assert "exists; give another name, or --overwrite" in told.err
+    refused = run("replay", recording, "--to", tmp_path / "guest", "--live", "-o",
+                  tmp_path / "other.upcap", "--overwrite")  # fmt: skip
+    assert refused.code == ExitCode.USAGE
+    assert (tmp_path / "other.upcap").read_bytes() == b"kept"
 
 
 def test_a_torn_recording_is_replayed_and_that_is_said(tmp_path: Path) -> None:
@@ -201,6 +234,37 @@ def test_what_happened_is_a_capture_that_can_be_diagnosed(tmp_path: Path) -> Non
     codes = [f["code"] for f in run("diagnose", "--json", output).objects[0]["findings"]]
     assert "UP206" in codes
     assert load(output).complete
+
+
+def test_a_disk_that_is_full_is_told(tmp_path: Path) -> None:
+    recording = write_capture(tmp_path / "a.upcap", several(400), Header("test", arch="x86_64"))
+    with guest_process(tmp_path) as guest:
+        told = subprocess.run(
+            limited(command("replay", recording, "--to", guest.path, "--live", "-o",
+                            tmp_path / "happened.upcap"), "RLIMIT_FSIZE", 8192),
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+    assert told.returncode == ExitCode.LOST
+    assert "does not have all of what happened: File too large" in told.stderr
+
+
+@pytest.mark.parametrize("address", ["", ".", "/"])
+def test_addresses_that_are_none(address: str, tmp_path: Path) -> None:
+    recording = write_capture(tmp_path / "a.upcap", several(1), Header("test", arch="x86_64"))
+    told = run("replay", recording, "--to", address, "--live", "--allow", "real-guest")
+    assert told.code in (ExitCode.USAGE, ExitCode.UNREACHABLE)
+    assert told.err.count("\n") == 1 or told.out
+
+
+def test_after_a_difference_nothing_more_goes_to_what_may_be_a_real_guest(tmp_path: Path) -> None:
+    recording = write_capture(tmp_path / "a.upcap", several(4), Header("test", arch="x86_64"))
+    allowed = ["--live", "--allow", "real-guest"]
+    for options, replayed in (([], "2 of 4"), (["--keep-going"], "4 of 4")):
+        with guest_like(kata_pod(), tmp_path, "add_mem:ret=-16:when=2") as guest:
+            guest.path.with_name("guest.target").unlink()
+            told = run("replay", recording, "--to", guest.path, *allowed, *options)
+        assert told.code == ExitCode.DIFFERENT
+        assert told.out.splitlines()[-1].startswith(f"{replayed} requests replayed")
 
 
 def test_rounds_with_a_reset_between(tmp_path: Path) -> None:

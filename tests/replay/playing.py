@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.kernel.recordings import worlds
@@ -13,6 +14,7 @@ from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World
 from upcall_trace.machine import Backend, Habits
+from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.player import Patience
 from upcall_trace.replay.rebase import Rebase
 from upcall_trace.replay.run import Recording, Replay, Terms, read_recording
@@ -71,7 +73,7 @@ def played(
     rebase: Rebase | None = None,
 ) -> Replay:
     """The replay after one round."""
-    terms = terms or Terms(patience=QUICK)
+    terms = replace(terms or Terms(patience=QUICK), allow=DANGERS)
     with Replay(recording, target_of(guest), script, rebase, terms) as replay:
         for _ in replay.play():
             pass

@@ -10,18 +10,21 @@ from dissectors.constants import Arch, MessageType
 from dissectors.messages import Request, cpu_request, mmio_request, pci_request
 from tests.kernel.recordings import worlds
 from tests.replay.playing import guest_like, machine_of, recording_of, script_of, target_of
-from tests.support import TRANSCRIPTS, ask, connect, golden
+from tests.support import TRANSCRIPTS, answer, ask, connect, golden
 from upcall_trace.capture.records import Header, Record, Vmm
-from upcall_trace.errors import WrongUsage
+from upcall_trace.errors import UnreadableInput, WrongUsage
 from upcall_trace.kernel.outcome import Fate
 from upcall_trace.kernel.world import PciDevice, World, kata_pod
 from upcall_trace.replay.plan import OTHER_TARGET, REAL_GUEST, Plan, make_plan
-from upcall_trace.replay.run import Replay, read_recording
+from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import TIED_TO, dangers, look_at, parse_fingerprint
+from upcall_trace.serving import Server
 from upcall_trace.transport import UnixAddress, VsockAddress
 
 _T = MessageType
+UNPLUG = mmio_request(_T.DEL_MMIO, 0xE0008000, 0x2000, 5)
 POD = kata_pod()
+BARE = Header("test")
 
 
 def plan_of(*requests: Request | Record, world: World = POD, guessed: bool = False) -> Plan:
@@ -126,25 +129,66 @@ def test_what_killed_a_thread_in_the_recording_is_a_danger_in_any_world(name: st
 
 def test_in_a_world_that_nobody_told_any_foreign_device_may_be_the_channels() -> None:
     own = (0xD0000000, 0x1000, 5)
-    requests = (
+    refused = mmio_request(_T.ADD_MMIO, 0xD0008000, 0x1000, 5)
+    requests: tuple[Request | Record, ...] = (
         mmio_request(_T.ADD_MMIO, *own),
+        answer(mmio_request(_T.ADD_MMIO, *own), 1_500_000),
         mmio_request(_T.DEL_MMIO, *own),
+        refused,
+        answer(refused, 4_500_000, ret=-17),
         mmio_request(_T.DEL_MMIO, 0xD0008000, 0x1000, 5),
         pci_request(_T.DEL_PCI, 0, 3),
     )
     guessed = plan_of(*requests, guessed=True)
-    assert [(d.code, d.key) for d in guessed.dangers] == [("UP308", (1, 2)), ("UP308", (1, 3))]
+    assert [(d.code, d.key) for d in guessed.dangers] == [("UP308", (1, 3)), ("UP308", (1, 4))]
     assert plan_of(*requests).dangers == []
+
+
+def test_so_it_is_with_a_world_that_does_not_say_which_one_the_channel_is(tmp_path: Path) -> None:
+    recording = recording_of(tmp_path / "a.upcap", [*connect(1), ask(UNPLUG, 1)])
+    target = look_at(UnixAddress(tmp_path / "nobody"), worlds()["microvm"])
+    assert [d.code for d in Replay(recording, target).plan.dangers] == [REAL_GUEST, "UP308"]
+    told = look_at(UnixAddress(tmp_path / "nobody"), POD)
+    assert [d.code for d in Replay(recording, told).plan.dangers] == [REAL_GUEST]
+
+
+def test_a_second_round_without_a_reset_meets_what_the_first_one_left(tmp_path: Path) -> None:
+    gone = [*connect(1), ask(cpu_request(_T.DEL_CPU, [2]), 1)]
+    recording = recording_of(tmp_path / "a.upcap", gone)
+    with guest_like(kata_pod(cpus=3), tmp_path) as guest:
+        for rounds, reset, codes in ((1, False, []), (2, False, ["UP206"]), (2, True, [])):
+            terms = Terms(rounds=rounds, reset=reset)
+            replay = Replay(recording, target_of(guest), terms=terms)
+            assert [danger.code for danger in replay.plan.dangers] == codes
+
+
+def test_nothing_is_played_that_was_not_allowed(tmp_path: Path) -> None:
+    recording = recording_of(tmp_path / "a.upcap", [*connect(1), ask(UNPLUG, 1)])
+    heard: list[bytes] = []
+    with Server(tmp_path / "wire", lambda stream: heard.append(stream.recv(9))):
+        terms = Terms(output=tmp_path / "out.upcap")
+        replay = Replay(recording, look_at(UnixAddress(tmp_path / "wire")), terms=terms)
+        with replay, pytest.raises(WrongUsage, match=r"refused: .* may be a real guest"):
+            list(replay.play())
+    assert heard == []
+    assert not (tmp_path / "out.upcap").exists()
+
+
+def test_a_recording_of_another_architecture_is_tied_to_it(tmp_path: Path) -> None:
+    with guest_like(POD, tmp_path) as guest:
+        (danger,) = dangers(target_of(guest), Header("test", arch="aarch64"))
+        assert danger.code == OTHER_TARGET
+        assert dangers(target_of(guest), Header("test", arch="mips")) == []
 
 
 def test_a_target_without_a_note_counts_as_a_real_guest(tmp_path: Path) -> None:
     with guest_like(POD, tmp_path) as guest:
-        assert dangers(target_of(guest), {}) == []
+        assert dangers(target_of(guest), BARE) == []
         (tmp_path / "guest.target").unlink()
-        (danger,) = dangers(target_of(guest), {})
+        (danger,) = dangers(target_of(guest), BARE)
     assert danger.code == REAL_GUEST
     assert "may be a real guest" in str(danger)
-    assert [d.code for d in dangers(look_at(VsockAddress(3)), {})] == [REAL_GUEST]
+    assert [d.code for d in dangers(look_at(VsockAddress(3)), BARE)] == [REAL_GUEST]
 
 
 def test_a_note_tells_world_and_control(tmp_path: Path) -> None:
@@ -163,7 +207,6 @@ def test_a_note_tells_world_and_control(tmp_path: Path) -> None:
     [
         ("arch=x86_64", {}, []),
         ("arch=aarch64", {}, ["a target whose arch is aarch64; this one's is x86_64"]),
-        ("name=rack-7", {"name": "rack-7"}, []),
         ("name=rack-7,backend=dragonball", {}, ["name is rack-7", "backend is dragonball"]),
     ],
 )
@@ -172,11 +215,27 @@ def test_a_recording_can_be_tied_to_a_target(
 ) -> None:
     with guest_like(POD, tmp_path) as guest:
         target = look_at(UnixAddress(guest.path), told=told)
-        found = dangers(target, {TIED_TO: tie})
+        found = dangers(target, Header("test", notes={TIED_TO: tie}))
     assert [danger.code for danger in found] == [OTHER_TARGET] * len(refused)
     assert all(any(text in str(danger) for danger in found) for text in refused), [
         str(danger) for danger in found
     ]
+
+
+def test_what_nobody_knows_of_a_target_can_be_told(tmp_path: Path) -> None:
+    tied = Header("test", notes={TIED_TO: "name=rack-7"})
+    nobody = UnixAddress(tmp_path / "nobody")
+    assert [d.code for d in dangers(look_at(nobody), tied)] == [REAL_GUEST, OTHER_TARGET]
+    told = look_at(nobody, told={"name": "rack-7"})
+    assert [d.code for d in dangers(told, tied)] == [REAL_GUEST]
+    contradiction = "--target says name is rack-7; the target says simulated"
+    with guest_like(POD, tmp_path) as guest, pytest.raises(WrongUsage, match=contradiction):
+        look_at(UnixAddress(guest.path), told={"name": "rack-7"})
+
+
+def test_a_tie_that_cannot_be_read_is_the_recordings_fault(tmp_path: Path) -> None:
+    with guest_like(POD, tmp_path) as guest, pytest.raises(UnreadableInput, match="is tied to"):
+        dangers(target_of(guest), Header("test", notes={TIED_TO: "colour=red"}))
 
 
 @pytest.mark.parametrize("text", ["", "arch", "colour=red", "arch="])

@@ -20,7 +20,8 @@ from upcall_trace.kernel.world import kata_pod
 from upcall_trace.opening import load
 from upcall_trace.replay.matchers import Matchers
 from upcall_trace.replay.pace import Pace
-from upcall_trace.replay.player import Parted
+from upcall_trace.replay.plan import DANGERS
+from upcall_trace.replay.player import Answered, Parted, Patience
 from upcall_trace.replay.run import Recording, Replay, Terms
 from upcall_trace.replay.target import look_at
 from upcall_trace.serving import Server
@@ -59,7 +60,7 @@ def odd_guest(
 
 
 def play_to(path: Path, recording: Recording, output: Path, pace: Pace = ANY_PACE) -> Replay:
-    terms = Terms(pace, IMPATIENT, output=output)
+    terms = Terms(pace, IMPATIENT, output=output, allow=DANGERS, keep_going=True)
     with Replay(recording, look_at(UnixAddress(path)), terms=terms) as replay:
         for _ in replay.play():
             pass
@@ -150,7 +151,7 @@ def test_one_connection_that_is_lost_does_not_take_the_others_along(tmp_path: Pa
     ("greet", "parted"),
     [
         (b"OK 1\n" + HELLO[:8] + b"\x07" + HELLO[9:],
-         Parted(1, "greeted by the service", "another message")),
+         Parted(1, "greeted by the service", "greeted with another message")),
         (b"NO 1\n", Parted(1, "accepted", "no OK line")),
         (b"OK 1\n", Parted(1, "greeted by the service", "no CONNECT message")),
     ],
@@ -186,7 +187,68 @@ def test_a_port_that_was_refused_and_is_open_now_is_told(tmp_path: Path) -> None
     recording = recording_of(tmp_path / "a.upcap", refused)
     with guest_like(kata_pod(), tmp_path) as guest:
         replay = played(recording, guest, Terms(patience=IMPATIENT))
-    assert replay.verdict.parted == [Parted(1, "closed by the guest", "still open")]
+    assert replay.verdict.parted == [Parted(1, "closed, not accepted", "accepted")]
+
+
+def test_a_greeting_is_compared_with_the_recorded_one(tmp_path: Path) -> None:
+    odd = HELLO[:8] + b"\x07" + HELLO[9:]
+    records = conversation(-1)
+    records[4] = Chunk(0, 1, False, odd)
+    recording = recording_of(tmp_path / "a.upcap", records)
+
+    def answers(stream: socket.socket) -> None:
+        stream.sendall(ADD_MEM.reply(-1).encode())
+        stream.recv(1)
+
+    with odd_guest(tmp_path, answers, b"OK 1\n" + odd) as path:
+        assert play_to(path, recording, tmp_path / "1.upcap").verdict.exit_code == 0
+    with odd_guest(tmp_path, answers) as path:
+        assert len(play_to(path, recording, tmp_path / "2.upcap").verdict.parted) == 1
+
+
+@pytest.mark.parametrize("more", [b"\x01" * 400, ADD_MEM.reply(-1).encode()])
+def test_bytes_that_nobody_asked_for_are_told(more: bytes, tmp_path: Path) -> None:
+    recording = recording_of(tmp_path / "a.upcap", conversation(-1))
+
+    def says_more(stream: socket.socket) -> None:
+        stream.sendall(ADD_MEM.reply(-1).encode() + more)
+        stream.recv(1)
+
+    with odd_guest(tmp_path, says_more) as path:
+        replay = play_to(path, recording, tmp_path / "happened.upcap")
+    assert replay.verdict.parted == [Parted(1, "nothing but answers", f"{len(more)} bytes more")]
+
+
+def test_another_guest_at_the_same_address_gets_nothing(tmp_path: Path) -> None:
+    records = [*conversation(-1), *conversation(-1, conn=2, begin=2 * 10**9)]
+    recording = recording_of(tmp_path / "a.upcap", records)
+    heard: list[bytes] = []
+    with guest_like(kata_pod(), tmp_path) as guest:
+        target = target_of(guest)
+        with Replay(recording, target, terms=Terms(patience=IMPATIENT)) as replay:
+            happening = replay.play()
+            next(happening)
+            guest.close()
+            with Server(guest.path, lambda stream: heard.append(stream.recv(64))):
+                assert not any(isinstance(each, Answered) for each in happening)
+    assert "is not the guest any more that the plan was made for" in replay.verdict.ended
+    assert b"".join(heard) == b""
+
+
+def test_a_silence_is_watched_for_as_long_as_the_recording_did(tmp_path: Path) -> None:
+    silent = [*connect(1), ask(DISK, 1), GaveUp(1_300_000_001, 1, 0),
+              Close(1_300_000_002, 1, by_guest=False)]  # fmt: skip
+    recording = recording_of(tmp_path / "a.upcap", silent)
+    with guest_like(kata_pod(), tmp_path, "add_mmio:delay=1100ms") as guest:
+        assert differing(played(recording, guest, Terms())) == [(1, 0)]
+
+
+def test_a_slow_answer_has_twice_the_recorded_time(tmp_path: Path) -> None:
+    slow = [*connect(1), ask(DISK, 1), answer(DISK, 300_000_000), Close(10**9, 1, by_guest=False)]
+    recording = recording_of(tmp_path / "a.upcap", slow)
+    hasty = Terms(patience=Patience(reply_s=0.1, silence_s=0.1))
+    with guest_like(kata_pod(), tmp_path, "add_mmio:delay=400ms") as guest:
+        assert differing(played(recording, guest, hasty)) == []
 
 
 def test_silence_that_was_recorded_is_checked(tmp_path: Path) -> None:
@@ -209,7 +271,7 @@ def test_a_guest_that_dies_on_the_way(tmp_path: Path) -> None:
     records = [*conversation(-1), *conversation(-1, conn=2, begin=2 * 10**9)]
     recording = recording_of(tmp_path / "a.upcap", records)
     with guest_like(kata_pod(), tmp_path) as guest:
-        terms = Terms(patience=IMPATIENT, output=tmp_path / "happened.upcap")
+        terms = Terms(patience=IMPATIENT, output=tmp_path / "happened.upcap", allow=DANGERS)
         with Replay(recording, target_of(guest), terms=terms) as replay:
             for _ in replay.play():
                 guest.close()  # after the first reply
@@ -223,7 +285,7 @@ def test_it_can_be_stopped_at_any_time(tmp_path: Path) -> None:
     recording = recording_of(tmp_path / "a.upcap", conversation(*[-1] * 50))
     stop = threading.Event()
     with guest_like(kata_pod(), tmp_path) as guest:
-        terms = Terms(patience=IMPATIENT, output=tmp_path / "happened.upcap")
+        terms = Terms(patience=IMPATIENT, output=tmp_path / "happened.upcap", allow=DANGERS)
         with Replay(recording, target_of(guest), terms=terms) as replay:
             for count, _ in enumerate(replay.play(stopped=stop.is_set), 1):
                 if count == 7:
@@ -240,7 +302,7 @@ def test_stopping_does_not_wait_for_an_answer(tmp_path: Path) -> None:
     stop = threading.Event()
     with odd_guest(tmp_path, says_nothing) as path:
         target = look_at(UnixAddress(path))
-        with Replay(recording, target, terms=Terms()) as replay:  # 15 s of patience
+        with Replay(recording, target, terms=Terms(allow=DANGERS)) as replay:  # 15 s of patience
             threading.Timer(0.2, stop.set).start()
             assert list(replay.play(stopped=stop.is_set)) == []
     assert replay.verdict.interrupted

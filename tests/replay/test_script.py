@@ -17,6 +17,7 @@ from upcall_trace.capture.records import (
     Record,
     Vmm,
 )
+from upcall_trace.composing import distinct_connections
 from upcall_trace.formats import open_source
 from upcall_trace.replay.script import Act, Await, Connect, Leave, Script, Send, read_script
 
@@ -128,6 +129,51 @@ def test_a_connection_from_its_middle_is_sent_on_a_new_one_and_that_is_said() ->
         "3 connect", "3 > line 12", "3 < line", "3 > service 1", "3 < hello", "3 > request 0",
     ]  # fmt: skip
     assert script.left_out == ["connection 3 was recorded from its middle: it is sent on a new one"]
+
+
+def test_a_number_that_is_used_again_is_another_connection() -> None:
+    again = [*connect(1), ask(DISK, 1), answer(DISK, 2), Close(3, 1, by_guest=False),
+             *connect(1, 4), ask(DISK, 5), answer(DISK, 6, ret=-17)]  # fmt: skip
+    script = script_of(distinct_connections([*again, *connect(2, 7)]))
+    assert {key: asked.reply for key, asked in script.asked.items()} == {
+        (1, 0): DISK.reply(), (3, 0): DISK.reply(-17),
+    }  # fmt: skip
+
+
+def test_what_no_plan_can_tell_of_is_never_sent() -> None:
+    script = script_of([
+        Open(0, 1), Chunk(1, 1, True, b"passfd\n"), Chunk(2, 1, True, b"d"), ask(DISK, 3),
+        Open(4, 2), Chunk(5, 2, True, b"CONNECT 1024\n"), Chunk(6, 2, True, b"rm -rf /\n"),
+        Open(7, 3), Chunk(8, 3, True, b"CONNECT 219\n"), Chunk(9, 3, False, b"OK 1\n"),
+        Chunk(10, 3, True, b"x" + b"secret" * 99), Close(11, 3, by_guest=True),
+    ])  # fmt: skip
+    assert [(step.conn, step.data) for step in script.steps if isinstance(step, Send)] == [
+        (3, b"CONNECT 219\n"), (3, b"x"),
+    ]  # fmt: skip
+    assert script.left_out == [
+        "connection 3: bytes without a meaning are not sent",
+        "connection 1 was handed over as a descriptor",
+        "connection 2 is to port 1024",
+    ]
+
+
+def test_a_reply_that_is_missing_in_the_recording_is_not_silence() -> None:
+    lost = [*connect(1), ask(DISK, 1), Gap(2, 1, False, 1024, "x"), Close(3 * 10**9, 1, False)]
+    assert script_of(lost).asked[1, 0].cut_off
+    torn = [*connect(1), ask(DISK, 1), Gap(2, 0, False, 4096, "x"), Close(3 * 10**9, 1, False)]
+    assert script_of(torn).asked[1, 0].cut_off
+
+
+def test_the_end_of_a_connection_goes_with_what_it_came_of() -> None:
+    script = script_of([*connect(1), ask(DISK, 1), answer(DISK, 2), ask(ADD_MEM, 3),
+                        Close(4, 1, by_guest=True)])  # fmt: skip
+    assert told(script)[-1] == "1 < end"
+    assert told(script.only({(1, 0)}))[-1] == "1 < reply 0"
+
+
+def test_what_went_in_one_write_is_chosen_together() -> None:
+    kept = read_script(Header("test"), sent_together(), keep_splits=True)
+    assert list(kept.only({(1, 1)}).asked) == [(1, 0), (1, 1), (1, 2)]
 
 
 def test_other_ports_are_left_out_but_for_refusals() -> None:

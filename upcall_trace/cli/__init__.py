@@ -90,7 +90,8 @@ def main(arguments: list[str] | None = None) -> Any:
             stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
     try:
         code = cli.main(arguments, prog_name="upcall-trace", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout:  # none when it was closed before we began
+            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:

@@ -13,6 +13,23 @@ import click
 from ..render import safe
 
 
+class _Seconds(click.FloatRange):
+    """A time span of at most a year; neither infinite nor no number at all."""
+
+    def __init__(self) -> None:
+        super().__init__(0, _YEAR_S, min_open=True)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        converted = super().convert(value, param, ctx)
+        if converted != converted:  # not a number, which no limit keeps out
+            self.fail(f"{value} is no time", param, ctx)
+        return converted
+
+
+_YEAR_S = 31_536_000.0
+SECONDS = _Seconds()
+
+
 def out(text: str, colour: str | None = None) -> None:
     """One or more lines of data; colour is dropped when stdout is not a terminal.
 

@@ -30,6 +30,7 @@ from ..opening import build_index, load
 from ..proxy import Proxy
 from ..recorder import OnStoreError, Recorder
 from ..render import HEADING
+from ..replay.plan import DANGERS
 from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Replay, Terms, read_recording
@@ -118,7 +119,7 @@ def _replayed(path: Path) -> Iterator[str]:
     """The verdict on the same requests to a guest that has just booted."""
     with SimulatedGuest(_WORLD) as guest:
         begun = time.monotonic()
-        terms = Terms(patience=Patience(silence_s=_PATIENCE_S))
+        terms = Terms(patience=Patience(silence_s=_PATIENCE_S), allow=DANGERS)
         with Replay(read_recording(path), look_at(UnixAddress(guest.path)), terms=terms) as replay:
             for _ in replay.play():
                 pass

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..composing import distinct_connections
 from ..errors import ExitCode, NothingRun
 from ..formats import open_source
 from ..replay.aligned_report import diff_lines, diff_object
@@ -49,4 +50,5 @@ def diff_command(
 
 def _read(path: Path) -> Script:
     with open_source(path) as source:
-        return read_script(source.header, (record for _, record in source.records()))
+        records = distinct_connections(record for _, record in source.records())
+        return read_script(source.header, records)

@@ -15,7 +15,7 @@ import click
 from ..capture.index import StillRecording, append_mark
 from ..capture.reader import CaptureReader
 from ..capture.records import Header, Mark, Record
-from ..composing import all_records
+from ..composing import all_records, distinct_connections
 from ..errors import ExitCode, NothingRun, WrongUsage
 from ..formats import open_source
 from ..opening import Capture
@@ -85,7 +85,7 @@ def edit_command(
             raise WrongUsage("a change needs an output: give -o; only --match does without")
         return _match(capture, given)
     with open_source(capture) as source:
-        records = list(all_records(source))
+        records = distinct_connections(all_records(source))
         header = source.header
     opened = open_capture(capture)
     script = read_script(header, records)

@@ -15,7 +15,7 @@ import click
 
 from dissectors.constants import Arch
 
-from ..composing import all_records
+from ..composing import all_records, distinct_connections
 from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, WrongUsage
 from ..formats import open_source
 from ..guest import SimulatedGuest
@@ -83,7 +83,7 @@ def minimise_command(
     with _target(address, told, control, arch, port) as target:
         simulated = address is None
         allowed = list(DANGERS) if simulated else allow
-        terms = Terms(patience=_AT_ONCE if simulated else Patience(), reset=True)
+        terms = Terms(patience=_AT_ONCE if simulated else Patience(), reset=True, allow=allowed)
         refused = Replay(recording, target, minimiser.whole).plan.refused(allowed)
         if refused:
             for danger in refused:
@@ -201,7 +201,7 @@ def _reporter(total: int) -> Callable[[Part], None]:
 
 def _write(recording: Recording, output: Path, asked: Asked, part: Part) -> None:
     with open_source(recording.path) as source:
-        records = list(all_records(source))
+        records = distinct_connections(all_records(source))
         notes = source.header.notes | {
             EDITED_FROM: recording.path.name,
             "minimised": f"around {_name(asked)}",

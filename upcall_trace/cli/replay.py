@@ -15,7 +15,7 @@ from ..errors import ExitCode, NothingRun, WrongUsage
 from ..filters import parse
 from ..kernel.world import World, choose_world, load_worlds
 from ..replay.learn import learn
-from ..replay.matchers import beside, parse_key, parse_matcher, write_matchers
+from ..replay.matchers import beside, parse_key, parse_matcher, read_matchers, write_matchers
 from ..replay.pace import Pace, parse_speed
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, NotSent, Patience
@@ -32,7 +32,7 @@ from ..replay.run import Recording, Replay, Terms, read_recording, select
 from ..replay.script import Asked, Script
 from ..replay.target import arch_of, look_at, parse_fingerprint
 from ..transport import check_reachable, parse_address
-from .console import out, out_json, talk
+from .console import SECONDS, out, out_json, talk
 from .files import CAPTURE, tell_losses
 from .signals import stop_on_signals
 
@@ -60,16 +60,19 @@ _PROGRESS_S = 1.0
 @click.option("--map", "map_file", type=_PATH, metavar="FILE", help="Move them as this file says.")
 @click.option("--speed", default="max", show_default=True, metavar="max|recorded|2x",
               help="How fast.")  # fmt: skip
-@click.option("--max-gap", type=click.FloatRange(0), metavar="SECONDS",
+@click.option("--max-gap", type=SECONDS, metavar="SECONDS",
               help="Shorten every longer pause.")  # fmt: skip
 @click.option("--keep-splits", is_flag=True, help="The recorded writes, with their gaps.")
 @click.option("--step", is_flag=True, help="One key for each request.")
 @click.option("--loop", "rounds", type=click.IntRange(1), default=1, metavar="N",
               help="Replay it so many times.")  # fmt: skip
-@click.option("--deadline", type=click.FloatRange(0.001, 3600), default=15.0, show_default=True,
-              metavar="SECONDS", help="For each reply.")  # fmt: skip
-@click.option("--silence", type=click.FloatRange(0.001, 3600), default=1.0, show_default=True,
-              metavar="SECONDS", help="For a reply that the recording does not have.")  # fmt: skip
+@click.option("--deadline", type=SECONDS, default=15.0, show_default=True, metavar="SECONDS",
+              help="For each reply, or twice as long as it took.")  # fmt: skip
+@click.option("--silence", type=SECONDS, metavar="SECONDS",
+              help="For a reply that the recording does not have; default: as long as it waited, "
+              "1 for a simulated guest.")  # fmt: skip
+@click.option("--keep-going", is_flag=True,
+              help="After a difference too, on a guest that may be real.")  # fmt: skip
 @click.option("--bytes", "whole_bytes", is_flag=True, help="Compare all bytes, written or not.")
 @click.option("--match", "matchers", multiple=True, metavar="'C.R RULE…'",
               help="What may differ, such as '1.3 ret=any'.")  # fmt: skip
@@ -101,7 +104,8 @@ def replay_command(
     step: bool,
     rounds: int,
     deadline: float,
-    silence: float,
+    silence: float | None,
+    keep_going: bool,
     whole_bytes: bool,
     matchers: tuple[str, ...],
     match_file: Path | None,
@@ -121,35 +125,52 @@ def replay_command(
     given = [parse_matcher(text) for text in matchers]
     first, last = (parse_key(text) if text else None for text in (start, until))
     gap_ns = None if max_gap is None else round(max_gap * 1e9)
-    terms = Terms(
-        Pace(parse_speed(speed), gap_ns, keep_splits), Patience(deadline, silence), whole_bytes,
-        reset, output if live else None, overwrite,
-    )  # fmt: skip
+    pace = Pace(parse_speed(speed), gap_ns, keep_splits)
+    if rebase and map_file:
+        raise WrongUsage("--rebase works out what --map says: give one of them")
+    if learning and (not live or step or rounds > 1 or as_json):
+        raise WrongUsage("--learn goes with --live, and neither with --step, --loop nor --json")
+    if step and (as_json or not sys.stdin.isatty()):
+        raise WrongUsage("--step needs a terminal to read keys from, and goes not with --json")
+    if output is not None and output.exists() and capture.exists() and output.samefile(capture):
+        raise WrongUsage(f"{output} is the input; give another name for the output")
     recording = read_recording(capture, keep_splits, port, match_file)
     for place, rules in given:
         recording.matchers.add(place, rules)
+    idle = recording.matchers.idle(recording.script.asked.values())
+    if wrong := [place for place, _ in given if place in idle]:
+        raise WrongUsage(f"{capture} has no operation {wrong[0]} to match")
+    for place in idle:
+        talk(f"no operation {place} for its rules")
     target = look_at(
         parse_address(address), world_of(recording, world, machine), control,
         parse_fingerprint(told) if told else None, arch_of(recording.capture.header),
+    )  # fmt: skip
+    if silence is None and target.kind == "simulated":
+        silence = 1.0
+    terms = Terms(
+        pace, Patience(deadline, silence), whole_bytes, reset, output, overwrite, allow,
+        keep_going, 2 if learning else rounds,
     )  # fmt: skip
     script = select(recording, wanted, first, last)
     if not script.asked and not script.steps:
         raise NothingRun(f"{capture} has no operation to replay")
     moved = _moved(script, target.world, rebase, map_file)
-    with Replay(recording, target, script, moved, terms) as replay:
-        refused = replay.plan.refused(allow)
-        if not live or refused:
-            _show_plan(replay, allow, as_json)
-            return ExitCode.USAGE if refused else tell_losses(capture, recording.capture)
-        check_reachable(target.address)
-        stop = threading.Event()
-        put_back = stop_on_signals(stop)
-        try:
+    replay = Replay(recording, target, script, moved, terms)
+    refused = replay.plan.refused(allow)
+    if not live or refused:
+        _show_plan(replay, allow, as_json)
+        return ExitCode.USAGE if refused else tell_losses(capture, recording.capture)
+    check_reachable(target.address)
+    stop = threading.Event()
+    put_back = stop_on_signals(stop)
+    try:
+        with replay:
             if learning:
                 return _learn(replay, capture, stop)
             code = _play(replay, rounds, step, as_json, stop)
-        finally:
-            put_back()
+    finally:
+        put_back()
     return code or tell_losses(capture, recording.capture)
 
 
@@ -185,8 +206,9 @@ def _learn(replay: Replay, capture: Path, stop: threading.Event) -> ExitCode:
         return ExitCode.INTERRUPTED
     path = beside(capture)
     if learnt:
-        replay.recording.matchers.update(learnt)
-        write_matchers(path, replay.recording.matchers)
+        kept = read_matchers(capture, ())
+        kept.update(learnt)
+        write_matchers(path, kept)
         talk(f"{path}: rules for what varied")
     else:
         talk("nothing varied between two replays")
@@ -228,8 +250,6 @@ def _nothing(_: Asked) -> None:
 
 def _stepper(stop: threading.Event) -> Callable[[Asked], None]:
     """Show each request and wait for a key; c sends the rest, q ends the replay."""
-    if not sys.stdin.isatty():
-        raise WrongUsage("--step needs a terminal to read keys from")
     free_running = False
     talk("any key sends the next request, c all that are left, q ends the replay")
 

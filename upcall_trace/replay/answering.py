@@ -18,7 +18,8 @@ from dissectors.hvsock import line_end, ok_line, parse_connect
 from dissectors.messages import hello
 from dissectors.services import DEVICE_MANAGER, Service, ServiceRequest, service_for
 
-from ..capture.records import Begins, Header, How, Record
+from ..capture.records import Begins, Header, How, Open, Record
+from ..composing import distinct_connections
 from ..machine import Pace, Step
 from ..operations import NoTable
 from ..session import Connection, Session
@@ -44,10 +45,12 @@ class Recorded:
 
 def recorded_connections(header: Header, records: Iterable[Record]) -> list[Recorded]:
     """The upcall connections of a recording in their order, those that were refused too."""
-    kept = list(records)
+    kept = distinct_connections(records)
     session = Session(header, NoTable())
     heard: dict[int, Recorded] = {}
     for record in kept:
+        if isinstance(record, Open) and record.begins is Begins.SERVICE:
+            heard[record.conn] = Recorded(record.conn, service=None)
         for event in session.feed(record):
             conn = getattr(record, "conn", 0)
             match event:
@@ -65,7 +68,7 @@ def recorded_connections(header: Header, records: Iterable[Record]) -> list[Reco
         told.closed = _guest_closed(session.connections[conn])
         if session.connections[conn].begins is Begins.MIDDLE and told.greeting is None:
             told.greeting = hello().encode()
-    return [heard[conn] for conn in sorted(heard)]
+    return list(heard.values())
 
 
 def _guest_closed(connection: Connection) -> bool:

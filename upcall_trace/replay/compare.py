@@ -77,7 +77,7 @@ def differences(
         if rule is not None and rule.accepts(recorded["answer"], came["answer"]):
             return ()
         return (Difference("answer", recorded["answer"], came["answer"], rule),)
-    if "latency" in rules:
+    if "latency" in rules and recorded["answer"]:
         recorded["latency"], came["latency"] = asked.latency_ns, got.latency_ns
     found = [
         Difference(name, recorded.get(name), came.get(name), rules.get(name))

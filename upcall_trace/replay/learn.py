@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..errors import PeerDied
 from .compare import Values, values
 from .matchers import Matchers, Rule
 from .player import Answered
@@ -17,7 +18,8 @@ def learn(replay: Replay, stopped: Callable[[], bool]) -> tuple[Matchers, list[K
     """Play two rounds: rules for fields that came out different, and what always differs.
 
     Both rounds must get the same answers from an equal guest; what both answer alike and the
-    recording does not is no variation, and is returned as the second value.
+    recording does not is no variation, and neither is an answer that does not come each time:
+    these are the second value. Raises PeerDied when a round did not go to its end.
     """
     first, second = (_round(replay, stopped) for _ in range(2))
     learnt = Matchers()
@@ -25,6 +27,7 @@ def learn(replay: Replay, stopped: Callable[[], bool]) -> tuple[Matchers, list[K
     for key, asked in replay.script.asked.items():
         one, other = first.get(key), second.get(key)
         if one is None or other is None:
+            always.append(key)
             continue
         recorded = values(asked.reply)
         rules: list[Rule] = []
@@ -43,8 +46,13 @@ def learn(replay: Replay, stopped: Callable[[], bool]) -> tuple[Matchers, list[K
 
 
 def _round(replay: Replay, stopped: Callable[[], bool]) -> dict[Key, Values]:
-    return {
+    answers = {
         happening.asked.key: values(happening.got.reply)
         for happening in replay.play(stopped=stopped)
         if isinstance(happening, Answered)
     }
+    verdict = replay.verdict
+    if not verdict.interrupted and (verdict.ended or verdict.parted):
+        why = verdict.ended or f"connection {verdict.parted[0].conn} {verdict.parted[0].got}"
+        raise PeerDied(f"nothing can be learnt from a guest that goes another way: {why}")
+    return answers

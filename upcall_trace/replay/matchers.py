@@ -57,8 +57,8 @@ _RULE: Final = re.compile(r"([a-z_]+)(<=|=)(\S+)")
 _UNITS_NS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _NUMBER: Final = r"-?[0-9]{1,10}|-?0x[0-9a-fA-F]{1,8}"
 _RANGE: Final = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(us|ms|s)")
-_KEY: Final = re.compile(r"([0-9]{1,10})\.([0-9]{1,10})")
+_DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(us|ms|s)")
+_KEY: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.(0|[1-9][0-9]{0,9})")
 _FILE_LIMIT: Final = 8 << 20
 
 
@@ -97,7 +97,10 @@ class Rule:
             case "range":
                 return f"{self.field}={self.values[0]}..{self.values[1]}"
             case "at most":
-                return f"{self.field}<={self.values[0] / 1e6:g}ms"
+                unit = 1_000_000 if self.values[0] % 1_000_000 == 0 else 1000
+                whole, rest = divmod(self.values[0], unit)
+                told = f"{whole}.{rest:03}".rstrip("0") if rest else str(whole)
+                return f"{self.field}<={told}{'us' if unit == 1000 else 'ms'}"
         return f"{self.field}={self.kind}"
 
 
@@ -183,6 +186,13 @@ class Matchers:
             found |= self._rules.get(place, {})
         return found
 
+    def idle(self, asked: Iterable[Asked]) -> list[str]:
+        """The places with rules where none of these operations is."""
+        known = {EVERY}
+        for each in asked:
+            known |= {each.message.op, f"{each.conn}.{each.request}"}
+        return [place for place in self._rules if place not in known]
+
     def __str__(self) -> str:
         lines = ["[match]"]
         for place, rules in self._rules.items():
@@ -245,6 +255,7 @@ def write_matchers(path: Path, matchers: Matchers) -> None:
         fresh.write_text(str(matchers), "utf-8")
         fresh.replace(path)
     except OSError as error:
+        fresh.unlink(missing_ok=True)
         raise WrongUsage(f"{path} cannot be written: {error.strerror}") from None
 
 

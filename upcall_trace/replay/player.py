@@ -8,12 +8,13 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from dissectors.constants import MESSAGE_SIZE
-from dissectors.events import Hello, OkLine, ReplyReceived
+from dissectors.events import Event, Hello, Incomplete, OkLine, ReplyReceived
 
 from ..capture.records import Begins, Chunk, Close, GaveUp, Header, How, Open, Record, Vmm
 from ..errors import PeerDied, Unreachable
@@ -23,7 +24,7 @@ from ..session import Session
 from ..transport import Address, UnixAddress, connect_unix, connect_vsock
 from .compare import Got
 from .pace import Pace
-from .script import Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
+from .script import SILENCE_NS, Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
 
 _APART_NS: Final = 100_000_000
 """Between a short send and the next one, so that the guest receives them apart; and after one that
@@ -32,8 +33,9 @@ _BULK: Final = 64 << 10
 _LOOK_UP_NS: Final = 50_000_000
 _FINE_NS: Final = 2_000_000
 _CONNECT_S: Final = 15.0
-_EXTRA_LIMIT: Final = 1 << 20
+_EXTRA_LIMIT: Final = 1 << 16
 """Bytes that a guest may send beyond its answers before the connection is given up."""
+_RETRY_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,14 @@ Happening = Answered | NotSent | Parted | Remark
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long is waited: for a reply, and for a reply that the recording does not have."""
+    """How long is waited: for a reply, and for one that the recording does not have.
+
+    A reply gets twice the recorded time if that is longer. Without `silence_s` a silence is watched
+    for as long as the recording did, but no longer than a reply is waited for.
+    """
 
     reply_s: float = 15.0
-    silence_s: float = 1.0
+    silence_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +95,8 @@ class _Stream:
     greeted: bool = False
     ended: bool = False
     """The guest's side is over."""
+    flooded: bool = False
+    """So much came that nothing more is read."""
     lost: str = ""
     """Why nothing is sent on it any more."""
     short: bool = False
@@ -99,7 +107,9 @@ class _Stream:
     """The recording's numbers of the requests that were sent, in order."""
     waiting: dict[int, int] = field(default_factory=dict)
     """When each request that has no answer yet was sent."""
+    received: int = 0
     extra: int = 0
+    """Bytes that came without being asked for."""
 
 
 class Player:
@@ -107,7 +117,8 @@ class Player:
 
     `order` follows an order on the VMM's side and returns why it could not, None where there is no
     such side; `before` is called before each request is sent. `stopped` ends the play between two
-    steps or while it waits.
+    steps or while it waits. `is_target` tells after each connect whether this is still the guest
+    that the play is meant for.
     """
 
     def __init__(
@@ -120,6 +131,7 @@ class Player:
         order: Callable[[dict[str, object]], str | None] | None = None,
         before: Callable[[Asked], None] = lambda _: None,
         stopped: Callable[[], bool] = lambda: False,
+        is_target: Callable[[], bool] = lambda: True,
     ) -> None:
         self._address = address
         self._script = script
@@ -129,6 +141,7 @@ class Player:
         self._order = order
         self._before = before
         self._stopped = stopped
+        self._is_target = is_target
         self._has_line = isinstance(address, UnixAddress)
         header = script.header
         self._session = Session(Header("replay", arch=header.arch, port=header.port), NoTable())
@@ -181,10 +194,16 @@ class Player:
 
     def _record(self, record: Record) -> None:
         self._keep(record)
+        events = self._session.feed(record)
+        stream = self._streams.get(getattr(record, "conn", 0))
+        if stream is None:
+            return
         if isinstance(record, Chunk) and not record.to_guest:
-            self._received(record)
-        else:
-            self._session.feed(record)
+            self._received(stream, len(record.data), events)
+        stream.extra += sum(
+            len(event.raw) for event in events
+            if isinstance(event, Incomplete) and not event.to_guest
+        )  # fmt: skip
 
     # Steps.
 
@@ -207,13 +226,16 @@ class Player:
         address = self._address
         try:
             if isinstance(address, UnixAddress):
-                stream = connect_unix(address.path, _CONNECT_S)
+                stream = _patient_connect(address.path)
             else:
                 stream = connect_vsock(address.cid, address.port or self._script.header.port)
         except OSError as error:
             what = f"{address} cannot be reached: {error.strerror or error}"
             raise (PeerDied(f"{what}, connection {conn}") if self._session.connections
                    else Unreachable(what)) from None  # fmt: skip
+        if not self._is_target():
+            stream.close()
+            raise PeerDied(f"{address} is not the guest any more that the plan was made for")
         stream.settimeout(self._patience.reply_s)
         opened = _Stream(conn, stream, accepted=not self._has_line)
         self._streams[conn] = self._by_descriptor[stream.fileno()] = opened
@@ -275,7 +297,8 @@ class Player:
             return
         if stream.lost and not stream.waiting:
             return
-        deadline = time.monotonic_ns() + int(self._patience.reply_s * 1e9)
+        known = max(0, step.t_ns - stream.last_t_ns)
+        deadline = time.monotonic_ns() + self._limit_ns(known)
         match step.what:
             case "line":
                 self._wait(deadline, lambda: stream.accepted or stream.ended)
@@ -287,8 +310,12 @@ class Player:
                     got = "closed" if stream.ended else "no CONNECT message"
                     self._part(stream, "greeted by the service", got)
             case "end":
-                self._wait(deadline, lambda: stream.ended)
-                if not stream.ended:
+                further = "accepted" if step.conn not in self._script.accepted else ""
+                further = further or ("greeted" if step.conn not in self._script.greetings else "")
+                self._wait(deadline, lambda: stream.ended or bool(getattr(stream, further, False)))
+                if further and getattr(stream, further):
+                    self._part(stream, f"closed, not {further}", further)
+                elif not stream.ended:
                     self._part(stream, "closed by the guest", "still open")
             case _:
                 self._await_reply(stream, step.request or 0)
@@ -296,7 +323,8 @@ class Player:
     def _await_reply(self, stream: _Stream, request: int) -> None:
         if request not in stream.waiting:
             return
-        deadline = stream.waiting[request] + int(self._patience.reply_s * 1e9)
+        known = self._script.asked[stream.conn, request].latency_ns or 0
+        deadline = stream.waiting[request] + self._limit_ns(known)
         self._wait(deadline, lambda: request not in stream.waiting or stream.ended)
         if request in stream.waiting and not self._stopped():
             if not stream.ended:
@@ -304,6 +332,10 @@ class Player:
                 self._record(GaveUp(self._now(), stream.conn, waited))
             stream.lost = stream.lost or f"request {stream.conn}.{request} got no answer"
             self._give_up(stream)
+
+    def _limit_ns(self, known_ns: int) -> int:
+        """How long something is waited for that took so long in the recording."""
+        return max(int(self._patience.reply_s * 1e9), 2 * known_ns)
 
     def _give_up(self, stream: _Stream) -> None:
         """Nothing is expected on this connection any more."""
@@ -332,14 +364,25 @@ class Player:
     def _watch_silence(self, streams: list[_Stream]) -> None:
         """Requests that the recording has no answer to may be answered even so."""
         waiting = [stream for stream in streams if stream.waiting and not stream.ended]
-        since = max((max(stream.waiting.values()) for stream in waiting), default=0)
-        if since:
-            deadline = since + int(self._patience.silence_s * 1e9)
+        deadline = max(
+            (
+                sent + self._silence_ns(self._script.asked[stream.conn, request])
+                for stream in waiting
+                for request, sent in stream.waiting.items()
+            ),
+            default=0,
+        )
+        if deadline:
             self._wait(deadline, lambda: not any(s.waiting and not s.ended for s in waiting))
         if self._stopped():
             return
         for stream in streams:
             self._give_up(stream)
+
+    def _silence_ns(self, asked: Asked) -> int:
+        if self._patience.silence_s is not None:
+            return int(self._patience.silence_s * 1e9)
+        return min(max(asked.watched_ns, SILENCE_NS), int(self._patience.reply_s * 1e9))
 
     def _act(self, action: str) -> None:
         order = order_of(action)
@@ -389,21 +432,23 @@ class Player:
         self._poll.unregister(stream.socket)
         self._record(Close(self._now(), stream.conn, by_guest=True, how=how))
 
-    def _received(self, chunk: Chunk) -> None:
-        stream = self._streams[chunk.conn]
-        for event in self._session.feed(chunk):
+    def _received(self, stream: _Stream, size: int, events: Sequence[Event]) -> None:
+        stream.received += size
+        for event in events:
             match event:
                 case OkLine():
                     stream.accepted = event.port is not None
-                case Hello():
+                case Hello(valid=valid):
                     stream.greeted = True
-                    if not event.valid:
-                        self._part(stream, "greeted by the service", "another message")
+                    if valid != self._script.greetings.get(stream.conn, True):
+                        told = ("greeted by the service", "greeted with another message")
+                        self._part(stream, *(told if not valid else reversed(told)))
                 case ReplyReceived():
                     self._replied(stream, event)
-        if stream.extra > _EXTRA_LIMIT and not stream.lost:
-            stream.lost = "its connection sends without being asked"
-            self._part(stream, "nothing but answers", "more than was asked for")
+        expected = MESSAGE_SIZE * (len(stream.sent) + 2)
+        if stream.received > expected + _EXTRA_LIMIT and not stream.flooded:
+            stream.flooded = True
+            self._part(stream, "nothing but answers", "flooded with bytes")
             self._poll.unregister(stream.socket)
 
     def _replied(self, stream: _Stream, event: ReplyReceived) -> None:
@@ -428,6 +473,10 @@ class Player:
         self._happened.append(Parted(stream.conn, recorded, got))
 
     def _close(self, stream: _Stream) -> None:
+        if not stream.ended:
+            self._record(Close(self._now(), stream.conn, by_guest=False))
+        if stream.extra and not stream.lost and stream.conn not in self._script.talkative:
+            self._part(stream, "nothing but answers", f"{stream.extra} bytes more")
         self._streams.pop(stream.conn, None)
         self._by_descriptor.pop(stream.socket.fileno(), None)
         try:
@@ -435,5 +484,15 @@ class Player:
         except KeyError:
             pass  # the guest's end came first
         stream.socket.close()
-        if not stream.ended:
-            self._record(Close(self._now(), stream.conn, by_guest=False))
+
+
+def _patient_connect(path: Path) -> socket.socket:
+    """A stream to a Unix socket; one whose queue is full is asked again. Raises OSError."""
+    deadline = time.monotonic() + _CONNECT_S
+    while True:
+        try:
+            return connect_unix(path, _CONNECT_S)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)

@@ -246,7 +246,10 @@ def _irqs(rebase: Rebase, irqs: list[int], world: World) -> None:
         if irq in kept or special:
             continue
         taken = used | set(kept) | set(rebase.irq.values()) | {0, _SHAREABLE_IRQ}
-        rebase.irq[irq] = next(free for free in range(6, world.max_irq + 1) if free not in taken)
+        for free in range(6, world.max_irq + 1):
+            if free not in taken:
+                rebase.irq[irq] = free
+                break
 
 
 def _cpus(rebase: Rebase, requests: Iterable[Asked], script: Script, world: World) -> None:

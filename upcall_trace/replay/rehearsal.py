@@ -11,8 +11,6 @@ from typing import Final
 
 from dissectors.constants import MESSAGE_SIZE, MessageType
 from dissectors.messages import (
-    CpuRequestArm,
-    CpuRequestX86,
     MmioRequest,
     PciRequest,
 )
@@ -143,14 +141,12 @@ def window_text(window: Window) -> str:
 
 
 def thing_of(request: ServiceRequest) -> object | None:
-    """What a device request is about; the same for adding and for removing it."""
+    """Where a device request's device is: its window's base, or its PCI slot; None for CPUs."""
     match request:
         case MmioRequest():
-            return (request.mmio_base, request.mmio_size, request.mmio_irq)
+            return request.mmio_base
         case PciRequest():
             return (request.busno, request.devfn)
-        case CpuRequestX86() | CpuRequestArm():
-            return None
     return None
 
 

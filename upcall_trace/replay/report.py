@@ -275,7 +275,7 @@ def verdict_object(replay: Replay, seconds: float) -> dict[str, Any]:
     verdict = replay.verdict
     return {
         "v": VERSION,
-        "verdict": "as recorded" if not verdict.exit_code else "different",
+        "verdict": verdict.word,
         "requests": len(replay.script.asked),
         "replayed": verdict.asked,
         "same": verdict.same,

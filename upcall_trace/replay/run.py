@@ -6,7 +6,7 @@ What a command, a test and the minimiser share. docs/replay.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any, Self
 import numpy as np
 
 from ..capture.records import End, Header, Mark, Record
-from ..composing import with_dependencies
+from ..composing import distinct_connections, with_dependencies
 from ..control import give_order
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
-from ..errors import PeerDied, Unreachable, WrongUsage
+from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
 from ..filters import Filter
 from ..formats import open_source
 from ..opening import Capture, build_index, capture_of
@@ -31,11 +31,13 @@ from .pace import Pace
 from .plan import Plan, make_plan
 from .player import Happening, Patience, Player
 from .rebase import Rebase
-from .script import Asked, Key, Script, read_script
+from .script import Act, Asked, Key, Script, read_script
 from .target import Target, dangers
 from .verdict import Divergence, Verdict, judge
 
 _ORDER_S = 60.0
+_CONSEQUENCE = "UP7"
+"""Codes about what VMM and guest make of a failure later."""
 _KEPT = 200_000
 """Records of what happened before the first difference, for saying why there is one."""
 
@@ -55,15 +57,14 @@ def read_recording(
     path: Path, keep_splits: bool = False, port: int | None = None, match: Path | None = None
 ) -> Recording:
     """Read what `show` reads, for replaying; raises UnreadableInput."""
-    records: list[Record] = []
     with open_source(path) as source:
         session = Session(source.header)
         diagnosis = Diagnosis(source.header)
         findings = []
-        for offset, record in source.records():
-            session.feed(record, offset)
-            findings += diagnosis.feed(record, offset)
-            records.append(record)
+        records = distinct_connections(record for _, record in source.records())
+        for record in records:
+            session.feed(record)
+            findings += diagnosis.feed(record)
         session.finish()
         findings += diagnosis.finish()
         capture = capture_of(session, source)
@@ -99,7 +100,11 @@ def _place(recording: Recording, key: Key) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a replay goes; `output` is a capture of what happens in it."""
+    """How a replay goes; `output` is a capture of what happens in it.
+
+    `allow` are the codes of the dangers to begin in spite of. `keep_going` goes on after a
+    difference on a guest that may be a real one, too. `rounds` is how often it will be played.
+    """
 
     pace: Pace = field(default_factory=Pace)
     patience: Patience = field(default_factory=Patience)
@@ -107,6 +112,9 @@ class Terms:
     reset: bool = False
     output: Path | None = None
     overwrite: bool = False
+    allow: Collection[str] = ()
+    keep_going: bool = False
+    rounds: int = 1
 
 
 class Replay:
@@ -134,7 +142,8 @@ class Replay:
             target.world,
             target.guessed,
             recording.findings,
-            dangers(target, recording.capture.header.notes),
+            dangers(target, recording.capture.header),
+            1 if self.terms.reset else self.terms.rounds,
         )
         self.verdict = Verdict()
         self.happened: list[Record] = []
@@ -145,7 +154,7 @@ class Replay:
         self._recorder: Recorder | None = None
 
     def __enter__(self) -> Self:
-        if self.terms.output is not None:
+        if self.terms.output is not None and not self.plan.refused(self.terms.allow):
             notes = {"replay-of": self.recording.path.name}
             header = live_header("replay", self.script.header.arch, self.script.header.port, notes)
             recorder = Recorder(
@@ -160,31 +169,58 @@ class Replay:
             self._stack.callback(recorder.close)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
+        recorder = self._recorder
+        if kind is None and recorder and (recorder.failure or recorder.unwritten):
+            why = recorder.failure.strerror if recorder.failure else "the disk is slow"
+            raise SomethingLost(f"{recorder.path} does not have all of what happened: {why}")
 
     def play(
         self,
         before: Callable[[Asked], None] = lambda _: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Happening]:
-        """Play one round; `verdict` is that round's. Raises Unreachable when nobody is there."""
+        """Play one round; `verdict` is that round's.
+
+        Raises WrongUsage, and sends nothing, when the plan has a danger that the terms do not
+        allow, and Unreachable when nobody is there.
+        """
         self.verdict, self.happened = Verdict(), []
-        if self.terms.reset:
-            self.reset()
-        highest = max((conn for conn, _ in self.script.asked), default=0)
-        keep = _Keeper(self._recorder, self._rounds * (highest + 1), self._remember)
+        refused = self.plan.refused(self.terms.allow)
+        if refused:
+            raise WrongUsage(f"refused: {refused[0]}")
+        conns = {step.conn for step in self.script.steps if not isinstance(step, Act)}
+        keep = _Keeper(self._recorder, self._rounds * (max(conns, default=0) + 1), self._remember)
         self._rounds += 1
+
+        def over() -> bool:
+            # What follows a difference was planned for another guest than this has shown to be.
+            ours = self.target.kind is not None or self.terms.keep_going
+            return stopped() or (not ours and bool(self.verdict.divergences))
+
         player = Player(
             self.target.address, self.script, self.terms.pace, self.terms.patience,
-            keep, self._order if self.target.control else None, before, stopped,
+            keep, self._order if self.target.control else None, before, over,
+            self.target.is_still_there,
         )  # fmt: skip
         matchers = self.recording.matchers
+        self.verdict.connections = len(conns)
         try:
+            if self.terms.reset:
+                self.reset()
             yield from judge(player.play(), self.verdict, matchers, self.terms.whole_bytes)
         except PeerDied as error:
             self.verdict.ended = str(error)
-        self.verdict.interrupted = player.interrupted
+        except Unreachable as error:
+            if self._rounds == 1:
+                raise
+            self.verdict.ended = str(error)
+        self.verdict.interrupted = stopped()
+        if player.interrupted and not stopped():
+            self.verdict.ended = (
+                "the first difference is the end on a guest that may be real, but for --keep-going"
+            )
         self.late_ns = player.late_ns
 
     def reset(self) -> None:
@@ -198,7 +234,10 @@ class Replay:
     def reasons(self, divergence: Divergence) -> tuple[list[Finding], list[Finding]]:
         """What was wrong at this request in the recording, and now."""
         key = divergence.asked.key
-        then = [f for f in self.recording.findings if (f.conn, f.request) == key]
+        then = [
+            f for f in self.recording.findings
+            if (f.conn, f.request) == key and not f.code.startswith(_CONSEQUENCE)
+        ]  # fmt: skip
         return then, self._found_now(key)
 
     def _found_now(self, key: Key) -> list[Finding]:
@@ -207,7 +246,12 @@ class Replay:
         findings = [f for record in self.happened for f in diagnosis.feed(record)]
         findings += diagnosis.finish()
         sent = [asked.request for asked in self.script.asked.values() if asked.conn == key[0]]
-        return [f for f in findings if f.conn == key[0] and f.request == sent.index(key[1])]
+        place = sent.index(key[1])
+        # Consequences rest on what comes later, and that was not looked at.
+        return [
+            f for f in findings
+            if (f.conn, f.request) == (key[0], place) and not f.code.startswith(_CONSEQUENCE)
+        ]  # fmt: skip
 
     def _order(self, order: Mapping[str, Any]) -> str | None:
         assert self.target.control is not None

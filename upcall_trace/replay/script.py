@@ -15,6 +15,7 @@ from dissectors.events import (
     Event,
     Hello,
     Incomplete,
+    Lost,
     OkLine,
     Opaque,
     PassFd,
@@ -45,8 +46,7 @@ class Connect:
 class Send:
     """One write; `requests` are those that the guest received of it.
 
-    `what` is `line`, which only a Unix socket takes, `service`, `request`, or `other` for bytes
-    without a meaning.
+    `what` is `line`, which only a Unix socket takes, `service` or `request`.
     """
 
     t_ns: int
@@ -92,7 +92,8 @@ class Asked:
 
     `raw` is what the guest's buffer held, bytes of earlier requests included; `size` bytes of it
     were received for this one. `place` counts the recording's requests from 0. `cut_off` says
-    that the recording ends too soon after it to tell an answer from silence.
+    that the recording does not tell an answer from silence; `watched_ns` is for how long nothing
+    came.
     """
 
     conn: int
@@ -106,6 +107,7 @@ class Asked:
     reply_raw: bytes = field(default=b"", repr=False)
     latency_ns: int | None = None
     cut_off: bool = False
+    watched_ns: int = 0
 
     @property
     def key(self) -> Key:
@@ -117,13 +119,18 @@ class Asked:
 class Script:
     """A recording as it can be sent again; `asked` is in the order in which requests were sent.
 
-    `left_out` tells in sentences what cannot be sent again.
+    `left_out` tells in sentences what is not sent again. `accepted` are the connections that got
+    through to the guest; `greetings` says of those with a CONNECT message whether it was a good
+    one; on those in `talkative` the guest said more than it was asked.
     """
 
     header: Header
     steps: list[Step] = field(default_factory=list)
     asked: dict[Key, Asked] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    accepted: set[int] = field(default_factory=set)
+    greetings: dict[int, bool] = field(default_factory=dict)
+    talkative: set[int] = field(default_factory=set)
 
     @property
     def actions(self) -> list[str]:
@@ -133,9 +140,17 @@ class Script:
     def only(self, keys: Set[Key]) -> Script:
         """The same without other operations, and without connections that then have none.
 
-        What the VMM's side did stays, up to the last of the operations: they may rest on it.
+        What the VMM's side did stays, up to the last of the operations: they may rest on it. So
+        do operations that went in one write with a wanted one.
         """
+        keys = {
+            (step.conn, request)
+            for step in self.steps
+            if isinstance(step, Send) and any((step.conn, r) in keys for r in step.requests)
+            for request in step.requests
+        }
         conns = {conn for conn, _ in keys}
+        last_of = dict(sorted(self.asked))
 
         def wanted(step: Step) -> bool:
             match step:
@@ -145,6 +160,8 @@ class Script:
                     return any((conn, request) in keys for request in requests)
                 case Await(conn=conn, request=request) if request is not None:
                     return (conn, request) in keys
+                case Await(conn=conn, what="end") if conn in conns:  # what came of the last one
+                    return (conn, last_of[conn]) in keys
             return step.conn in conns
 
         last = max((self.asked[key].t_ns for key in keys if key in self.asked), default=-1)
@@ -185,6 +202,7 @@ class _Scripter:
         self._line = connect_line(port).raw
         self._moved = port != header.port
         self._opened: set[int] = set()
+        self._left_out: dict[int, str] = {}
         self._ended: set[int] = set()
         self._script = Script(replace(header, port=port))
 
@@ -206,21 +224,41 @@ class _Scripter:
             case Gap(reason=reason, size=size, conn=conn) if reason != LEFT_OUT:
                 whose = f"of connection {conn}" if conn else "of the recording"
                 self._script.left_out.append(f"{size} bytes {whose} are missing: {reason}")
+                self._lost(conn, events)
+
+    def _lost(self, conn: int, events: Sequence[Event]) -> None:
+        """Replies may be among what is missing: these requests are not known to be unanswered."""
+        asked = self._script.asked
+        numbers = {n for event in events if isinstance(event, Lost) for n in event.replies}
+        for key, each in asked.items():
+            if each.reply is None and (conn == 0 or (key[0] == conn and key[1] in numbers)):
+                asked[key] = replace(each, cut_off=True)
 
     def finish(self) -> Script:
         script = self._script
         end_ns = self._session.last_ns - (self._session.first_ns or 0)
+        begin_ns = self._session.first_ns or 0
         for key, asked in script.asked.items():
             connection = self._session.connections[asked.conn]
-            still_open = connection.closed_ns is None and connection.gave_up_ns is None
-            if asked.reply is None and still_open and end_ns - asked.t_ns < SILENCE_NS:
-                script.asked[key] = replace(asked, cut_off=True)
+            given_up = connection.gave_up_ns or connection.closed_ns
+            watched = (begin_ns + end_ns if given_up is None else given_up) - begin_ns - asked.t_ns
+            if asked.reply is None and given_up is None and watched < SILENCE_NS:
+                script.asked[key] = asked = replace(asked, cut_off=True)
                 script.left_out.append(f"the recording ends before {key[0]}.{key[1]} is answered")
+            script.asked[key] = replace(asked, watched_ns=watched)
         for conn, connection in self._session.connections.items():
             elsewhere = connection.port not in (None, self._session.header.port)
-            if connection.begins is Begins.OTHER or (elsewhere and connection.accepted):
-                script.left_out.append(f"connection {conn} is to port {connection.port}")
-                script.steps = [s for s in script.steps if isinstance(s, Act) or s.conn != conn]
+            refused = connection.closed_by_guest and not connection.accepted
+            if connection.begins is Begins.OTHER or (elsewhere and not refused):
+                self._left_out[conn] = f"is to port {connection.port}"
+            if connection.accepted or connection.begins is Begins.MIDDLE:
+                script.accepted.add(conn)
+            if connection.unsolicited:
+                script.talkative.add(conn)
+        gone = self._left_out
+        script.left_out += [f"connection {conn} {why}" for conn, why in sorted(gone.items())]
+        script.steps = [s for s in script.steps if isinstance(s, Act) or s.conn not in gone]
+        script.asked = {key: asked for key, asked in script.asked.items() if key[0] not in gone}
         return script
 
     def _open(self, conn: int, begins: Begins, at: int) -> None:
@@ -232,6 +270,7 @@ class _Scripter:
             steps += (Send(at, conn, "line", self._line), Await(at, conn, "line"))
         if begins is Begins.MIDDLE:
             steps += (Send(at, conn, "service", _SERVICE_BYTE), Await(at, conn, "hello"))
+            self._script.greetings[conn] = True
             self._script.left_out.append(
                 f"connection {conn} was recorded from its middle: it is sent on a new one"
             )
@@ -244,22 +283,23 @@ class _Scripter:
                     moved = self._moved and port == self._session.header.port
                     steps.append(Send(at, conn, "line", self._line if moved else raw))
                 case PassFd():
-                    steps.append(Send(at, conn, "line", self._line))
-                    self._script.left_out.append(
-                        f"connection {conn} was handed over as a descriptor: a line asks for it"
-                    )
+                    self._left_out[conn] = "was handed over as a descriptor"
                 case OkLine():
                     steps.append(Await(at, conn, "line"))
                 case ServiceByte(value=value):
                     steps.append(Send(at, conn, "service", bytes([value])))
-                case Hello():
+                case Hello(valid=valid):
+                    self._script.greetings[conn] = valid
                     steps.append(Await(at, conn, "hello"))
                 case RequestReceived():
                     self._request(chunk, event, at)
                 case ReplyReceived(number=int(number)):
                     self._reply(conn, event, number, at)
-                case Opaque(to_guest=True, raw=raw):
-                    steps.append(Send(at, conn, "other", raw))
+                case Opaque(to_guest=True):  # no plan could tell what they do
+                    told = f"connection {conn}: bytes without a meaning are not sent"
+                    ours = self._session.connections[conn].port == self._session.header.port
+                    if ours and told not in self._script.left_out:
+                        self._script.left_out.append(told)
 
     def _request(self, chunk: Chunk, event: RequestReceived, at: int) -> None:
         steps, asked = self._script.steps, self._script.asked
@@ -284,9 +324,10 @@ class _Scripter:
 
     def _close(self, close: Close, events: Sequence[Event], at: int) -> None:
         conn, steps = close.conn, self._script.steps
+        lineless = not self._session.connections[conn].line
         for event in events:
-            if isinstance(event, Incomplete) and event.to_guest:  # of a line that never ended
-                steps.append(Send(at, conn, "other", event.raw))
+            if isinstance(event, Incomplete) and event.to_guest and lineless:
+                steps.append(Send(at, conn, "line", event.raw))  # it never ended
         if close.how is not How.HALF:
             self._ended.add(conn)
         if not close.by_guest:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dissectors.constants import Arch
 
 from ..capture.records import Header
-from ..errors import WrongUsage
+from ..errors import UnreadableInput, WrongUsage
 from ..kernel.world import World, kata_pod
 from ..nameplate import Nameplate, read_nameplate
 from ..transport import Address, UnixAddress
@@ -17,6 +17,7 @@ from .plan import OTHER_TARGET, REAL_GUEST, Danger
 
 TIED_TO = "tied-to"
 """The note of a recording that names its target's fingerprint."""
+_ARCHES = {arch.value for arch in Arch}
 KEYS = ("arch", "backend", "name")
 
 
@@ -40,6 +41,14 @@ class Target:
     guessed: bool
     fingerprint: Mapping[str, str]
     control: Path | None = None
+    plate: Nameplate | None = None
+    """The note that says what it is, when there is one."""
+
+    def is_still_there(self) -> bool:
+        """Whether what is behind the address now is what this was found out about."""
+        if self.plate is None or not isinstance(self.address, UnixAddress):
+            return True
+        return read_nameplate(self.address.path) == self.plate
 
 
 def look_at(
@@ -49,7 +58,10 @@ def look_at(
     told: Mapping[str, str] | None = None,
     arch: Arch = Arch.X86_64,
 ) -> Target:
-    """What can be known without a connection; `told` is what the user says of it."""
+    """What can be known without a connection; `told` is what the user says of it.
+
+    Raises WrongUsage when that is not what the target says itself.
+    """
     plate: Nameplate | None = None
     if isinstance(address, UnixAddress):
         plate = read_nameplate(address.path)
@@ -60,20 +72,30 @@ def look_at(
             control = Path(plate.control)
     elif world is not None:
         known = {"arch": world.arch.value}
+    for key, value in (told or {}).items():
+        if known.get(key, value) != value:
+            raise WrongUsage(f"--target says {key} is {value}; the target says {known[key]}")
     guessed = world is None and plate is None
     behind = world or (plate.world if plate else kata_pod(arch))
     kind = plate.kind if plate else None
-    return Target(address, kind, behind, guessed, known | dict(told or {}), control)
+    return Target(address, kind, behind, guessed, known | dict(told or {}), control, plate)
 
 
-def dangers(target: Target, notes: Mapping[str, str]) -> list[Danger]:
-    """What speaks against this target for a recording with these notes."""
+def dangers(target: Target, header: Header) -> list[Danger]:
+    """What speaks against this target for a recording; raises UnreadableInput for a bad tie."""
     found = []
     if target.kind is None:
         why = f"{target.address} may be a real guest: nothing beside the socket says otherwise"
         found.append(Danger(REAL_GUEST, why))
-    tie = notes.get(TIED_TO)
-    for key, wanted in parse_fingerprint(tie).items() if tie else ():
+    arch = target.fingerprint.get("arch")
+    if header.arch in _ARCHES and arch and header.arch != arch:
+        why = f"the recording is of an {header.arch} guest, and this one is {arch}"
+        found.append(Danger(OTHER_TARGET, why))
+    try:
+        ties = parse_fingerprint(header.notes[TIED_TO]) if TIED_TO in header.notes else {}
+    except WrongUsage as error:
+        raise UnreadableInput(f"the recording is tied to what cannot be read: {error}") from None
+    for key, wanted in ties.items():
         if target.fingerprint.get(key) != wanted:
             is_now = target.fingerprint.get(key, "not known")
             why = (

@@ -36,6 +36,7 @@ class Verdict:
     not_sent: list[Divergence] = field(default_factory=list)
     parted: list[Parted] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    connections: int = 0
     ended: str = ""
     interrupted: bool = False
 
@@ -53,7 +54,16 @@ class Verdict:
             return ExitCode.INTERRUPTED
         if self.divergences or self.parted or self.not_sent or self.ended:
             return ExitCode.DIFFERENT
-        return ExitCode.EXPECTED if self.asked or self.same else ExitCode.NOTHING_RUN
+        return ExitCode.EXPECTED if self.asked or self.connections else ExitCode.NOTHING_RUN
+
+    @property
+    def word(self) -> str:
+        """What it comes to: `as recorded`, `different`, `interrupted` or `nothing run`."""
+        return {
+            ExitCode.EXPECTED: "as recorded",
+            ExitCode.INTERRUPTED: "interrupted",
+            ExitCode.NOTHING_RUN: "nothing run",
+        }.get(self.exit_code, "different")
 
     def fields(self) -> Counter[str]:
         """How many replies differ in each field."""

@@ -86,7 +86,7 @@ class Channel:
         recording = self._expected.recording
         header = recording.capture.header if recording else Header("proxy")
         self.target = target = self._stack.enter_context(guest_for(choice, header))
-        choice.check(dangers(target, header.notes), target)
+        choice.check(dangers(target, header), target)
         notes = {MACHINE: choice.machine} if choice.machine else {}
         begins = live_header("proxy", target.world.arch.value, header.port, notes)
         if self._keep is not Keep.NOTHING:

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..errors import ExitCode, NothingRun
 from ..render import safe
+from ..replay.plan import DANGERS
 from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Recording, Replay, Terms
@@ -27,10 +28,12 @@ def replay(recording: Recording, choice: Choice) -> Verdict:
     header = recording.capture.header
     if not recording.script.asked:
         raise NothingRun(f"{recording.path} has no request to replay")
-    ours = Terms(patience=Patience(silence_s=_SILENCE_S))
+    # Which dangers nobody accepted, `choice` tells.
+    patience = Patience(silence_s=_SILENCE_S if choice.address is None else None)
+    terms = Terms(patience=patience, allow=DANGERS)
     with (
         guest_for(choice, header) as target,
-        Replay(recording, target, terms=ours if choice.address is None else None) as played,
+        Replay(recording, target, terms=terms) as played,
     ):
         choice.check(played.plan.dangers, target)
         begun = time.monotonic()
