@@ -201,11 +201,15 @@ class Filter:
 
 
 class BadFilter(WrongUsage):
-    """An expression that cannot be understood; `position` is where, counted from 0."""
+    """An expression that cannot be understood; `position` is where, counted from 0.
+
+    `why` is the sentence without the place.
+    """
 
     def __init__(self, text: str, position: int, why: str) -> None:
         super().__init__(f"filter, at character {position + 1} ({text[position:][:20]!r}): {why}")
         self.position = position
+        self.why = why
 
 
 def parse(text: str) -> Filter:

@@ -61,7 +61,7 @@ class Frame:
 def frames(source: Source, with_provenance: bool = False) -> Iterator[Frame]:
     """Every frame of an open source, in the order of the records."""
     session = Session(source.header)
-    origins = _Origins(source.header) if with_provenance else None
+    origins = Origins(source.header) if with_provenance else None
     number = 0
     for offset, record in source.records():
         events = session.feed(record, offset)
@@ -79,7 +79,7 @@ def frames(source: Source, with_provenance: bool = False) -> Iterator[Frame]:
             number += 1
 
 
-class _Origins:
+class Origins:
     """The provenance of every connection's bytes."""
 
     def __init__(self, header: Header) -> None:

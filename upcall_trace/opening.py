@@ -67,6 +67,24 @@ class Capture:
 def load(path: Path, progress: Progress | None = None) -> Capture:
     """Open anything that holds a capture; raises UnreadableInput and nothing else."""
     source = open_source(path)
+    indexed = _indexed(source)
+    if indexed is not None:
+        return indexed
+    with source:
+        return decode_source(source, progress)
+
+
+def load_indexed(path: Path) -> Capture | None:
+    """Open a capture by its index, None when it has none to go by; raises UnreadableInput."""
+    source = open_source(path)
+    indexed = _indexed(source)
+    if indexed is None:
+        with source:
+            pass  # only to close it
+    return indexed
+
+
+def _indexed(source: Source) -> Capture | None:
     if isinstance(source, CaptureReader):
         index = read_index(source, INDEX_VERSION)
         if index is not None:
@@ -74,8 +92,7 @@ def load(path: Path, progress: Progress | None = None) -> Capture:
                 return _from_index(source, index)
             except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
                 pass  # a damaged index is only a lost short cut
-    with source:
-        return decode_source(source, progress)
+    return None
 
 
 def decode_source(source: Source, progress: Progress | None = None) -> Capture:

@@ -18,3 +18,11 @@ def sample(name: str) -> Path:
         if path.is_file():
             return path
     raise UnreadableInput(f"the sample capture {name!r} is not part of this installation")
+
+
+def samples() -> list[Path]:
+    """All of them, by name; none when this installation has none."""
+    found: dict[str, Path] = {}
+    for place in reversed(_PLACES):
+        found |= {path.name: path for path in place.glob("*.upcap")}
+    return [found[name] for name in sorted(found)]

@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "edit": ("edit", "Change a capture: drop, move or rewrite operations, add matchers."),
     "minimise": ("minimise", "Shrink a recording to what a failure needs."),
     "show": ("show", "List a capture's operations, each request with its reply."),
+    "tui": ("tui", "Browse a capture in the terminal, also while it is recorded."),
     "diagnose": ("diagnose", "Say why operations failed, and what to do next."),
     "state": ("state", "What the guest had before an operation, or at the end."),
     "info": ("info", "Counts, times, latencies and completeness of a capture."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -130,6 +130,8 @@ class Diagnosis:
             header = replace(header, arch=world.arch.value)
         self.session = Session(header, NoTable())
         self.witness: Witness | None = None
+        self.events: Sequence[Event] = ()
+        """What the last record was taken for."""
         self._header = header
         self._dragonball = dragonball
         self._console = console
@@ -155,7 +157,7 @@ class Diagnosis:
         """What one record brings to light."""
         if isinstance(record, (Mark, Header, End)):
             return []
-        events = self.session.feed(record, offset)
+        self.events = events = self.session.feed(record, offset)
         self.session.finished_rows.clear()
         self._now_ns = record.t_ns
         match record:

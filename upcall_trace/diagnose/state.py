@@ -6,12 +6,13 @@ and from then on, the ledger tells what the replies show. docs/state.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from dissectors.constants import MAGIC_VERSION, MessageType
+from dissectors.events import Event
 
 from ..capture.records import Gap, Header, Record
 from ..formats import open_source
@@ -25,9 +26,11 @@ from .causes import Cause, of_silence
 from .engine import Diagnosis
 from .finding import Finding, Ref
 from .ledger import KINDS, Cpu, Dead, Entry, Ledger, Lock, Mmio, Pci, Thing
+from .logs.matching import ConsoleMatcher
 from .situation import Situation
 
 _PROGRESS_EVERY: Final = 4096
+_KEPT: Final = 64
 _FATES: Final = {Fate.THREAD_DIED: "died", Fate.HANGS: "hangs", Fate.CUT_OFF: "cut-off"}
 
 
@@ -92,11 +95,18 @@ class _Counted(NoTable):
         return self.rows - 1
 
 
+def _not_known(_: int) -> bool:
+    """For a recording whose future is not known: whatever waits has no answer so far."""
+    return False
+
+
 class Following:
     """Feed it records; `state` is what the guest had before the next one.
 
     `before` is the operation before which `stopped_at` is taken, as its number in the capture.
-    `answered` tells of an operation whether the recording has an answer to it, later on.
+    `answered` tells of an operation whether the recording has an answer to it, later on. With the
+    `answered` that it begins with, and until `finish`, it can be pickled: that is how a browser
+    keeps its place at many points of a recording.
     """
 
     def __init__(
@@ -105,14 +115,16 @@ class Following:
         world: World | None = None,
         dragonball: bool = True,
         before: int | None = None,
-        answered: Callable[[int], bool] = lambda _: False,
+        answered: Callable[[int], bool] = _not_known,
+        console: ConsoleMatcher | None = None,
     ) -> None:
-        self._diagnosis = Diagnosis(header, world, dragonball)
+        self._console = console
+        self._diagnosis = Diagnosis(header, world, dragonball, console)
         self._diagnosis.witness = self
         self._model = self._diagnosis.model
         self.stopped_at: State | None = None
-        self._before = before
-        self._answered = answered
+        self.before = before
+        self.answered = answered
         self._counted = self._diagnosis.session.table = _Counted()
         self._row = 0
         self._ledger = Ledger()
@@ -127,8 +139,23 @@ class Following:
         if self._model and self._model.guest:
             self._modelled.things = {thing: thing for thing in _things(self._model.guest)}
 
-    def feed(self, record: Record, offset: int = 0) -> None:
-        """Take the record that stands at `offset` of its file."""
+    @property
+    def rows(self) -> int:
+        """How many operations have come so far."""
+        return self._counted.rows
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """What the last record was taken for."""
+        return self._diagnosis.events
+
+    @property
+    def clock_offset_ns(self) -> int | None:
+        """What to add to the console's clock to get the recording's, as far as that is clear."""
+        return self._console.offset_ns if self._console else None
+
+    def feed(self, record: Record, offset: int = 0) -> list[Finding]:
+        """Take the record that stands at `offset` of its file; returns what it brings to light."""
         self._row = self._counted.rows
         found = self._diagnosis.feed(record, offset)
         if isinstance(record, Gap) and (record.to_guest or record.conn == 0):
@@ -136,13 +163,21 @@ class Following:
         for finding in found:
             if finding.code == "UP701" and finding.conn and finding.request is not None:
                 self._lost_devices[Ref(finding.conn, finding.request)] = finding
-        passed = self._before is not None and self._counted.rows > self._before
+        if len(self._lost_devices) > _KEPT + 2 * len(self._refused):
+            last = set(self._refused.values())  # a device's earlier refusals are never asked for
+            self._lost_devices = {r: f for r, f in self._lost_devices.items() if r in last}
+        passed = self.before is not None and self._counted.rows > self.before
         if passed and self.stopped_at is None:  # of a service that no guest's state hangs on
             self.stopped_at = self.state()
+        return found
+
+    def finish(self) -> list[Finding]:
+        """The recording is over: what that brings to light. Once, and nothing is fed after it."""
+        return self._diagnosis.finish()
 
     def asked(self, at: Situation) -> None:
         self._settle(at.ref)
-        if self._row == self._before and self.stopped_at is None:
+        if self._row == self.before and self.stopped_at is None:
             self.stopped_at = self.state()
         self._open[at.ref] = self._row, at
         self._row += 1
@@ -166,7 +201,7 @@ class Following:
         """What the guest has now."""
         self._settle(None)
         open_now = sorted(self._open.items(), key=lambda item: item[1][0])
-        waiting = tuple(Waiting(ref, at.op, self._answered(row)) for ref, (row, at) in open_now)
+        waiting = tuple(Waiting(ref, at.op, self.answered(row)) for ref, (row, at) in open_now)
         ledger = self._ledger.copy() if waiting else self._ledger
         for (_, (_, at)), request in zip(open_now, waiting, strict=True):
             if not request.answered:
@@ -196,7 +231,7 @@ class Following:
             for thing, ref in self._refused.items()
             if ref in self._lost_devices and not after.get(thing)
         ]
-        for finding in self._diagnosis.finish():
+        for finding in self.finish():
             ref = Ref(finding.conn or 0, finding.request or 0)
             if finding.code == "UP704" and ref in left:
                 found.append(Device("UP704", ref, left[ref], finding.inferred))

@@ -1,0 +1,102 @@
+"""`tui`: browse a capture in the terminal, also one that is being recorded."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ..errors import ExitCode, WrongUsage
+from ..kernel.world import find_world
+from .console import talk
+from .files import CAPTURE
+from .recorder_process import RecorderProcess
+
+# While the diagnosis works in the background, a key must not wait Python's default 5 ms for it.
+_SWITCH_INTERVAL_S: Final = 0.0005
+
+
+@click.command("tui")
+@click.argument("capture", type=CAPTURE, required=False)
+@click.option(
+    "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
+)
+@click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
+@click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
+@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
+@click.option("--record", is_flag=True, help="Start a recording into CAPTURE, and follow it.")
+@click.option(
+    "--listen", type=CAPTURE, metavar="PATH", help="With --record: where clients connect."
+)
+@click.option("--upstream", metavar="ADDRESS", help="With --record: the VMM's socket.")
+@click.pass_context
+def tui_command(
+    ctx: click.Context,
+    capture: Path | None,
+    console: Path | None,
+    vmm_log: Path | None,
+    world_file: Path | None,
+    machine: str | None,
+    record: bool,
+    listen: Path | None,
+    upstream: str | None,
+) -> ExitCode:
+    """Browse a capture: sessions, a ladder of what crossed, bytes, findings, the guest's state.
+
+    A capture that is still growing is followed. Without CAPTURE there is a choice of recent ones
+    and of the samples that come with the program. With --record a proxy is started as its own
+    process; CAPTURE is then the file to write. `?` lists the keys. Where the output is no terminal
+    the operations are printed, as by show.
+    """
+    if record != (listen is not None and upstream is not None) or (listen is None) != (
+        upstream is None
+    ):
+        raise WrongUsage("--record needs --listen and --upstream, and they need it")
+    world = find_world(world_file, machine)
+    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+        return _print(ctx, capture, record)
+    from ..tui.app import Browser
+    from ..tui.settings import read_settings, settings_path
+    from ..tui.work import Given
+
+    settings = read_settings(settings_path())
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    if not record:
+        given = None
+        if capture is not None:
+            given = Given(_checked(capture), console, vmm_log, world)
+        Browser(given, settings).run()
+        return ExitCode.EXPECTED
+    assert listen is not None
+    assert upstream is not None
+    path = capture or Path(f"upcall-{time.strftime('%Y%m%d-%H%M%S')}.upcap")
+    with RecorderProcess(listen, upstream, path) as recorder:
+        given = Given(path, console, vmm_log, world, address=os.fspath(listen))
+        stop = Browser(given, settings, recording=True).run()
+        return recorder.leave(stop=bool(stop))
+
+
+def _print(ctx: click.Context, capture: Path | None, record: bool) -> ExitCode:
+    """What a pipe gets instead of a screen."""
+    from .show import show_command
+
+    if record or capture is None:
+        raise WrongUsage("the output is no terminal: name a capture to print")
+    talk("the output is no terminal: the operations follow as text")
+    code: ExitCode = ctx.invoke(
+        show_command, capture=capture, as_frames=False, with_hex=False, as_json=False,
+        expression=None, verdicts=False, follow=False,
+    )  # fmt: skip
+    return code
+
+
+def _checked(path: Path) -> Path:
+    """Opens it once, so that what cannot be read is told before the screen is taken."""
+    from ..formats import open_source
+
+    with open_source(path):
+        return path

@@ -1,0 +1,1 @@
+"""The terminal browser of captures: the only package that imports textual."""

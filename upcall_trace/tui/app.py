@@ -1,0 +1,84 @@
+"""The terminal browser as an application: its themes, its keys, and its first screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App
+from textual.binding import Binding, BindingType
+from textual.dom import DOMNode
+
+from ..errors import WrongUsage
+from .capture_keys import APP_KEYS
+from .capture_screen import CaptureScreen
+from .chooser import ChooserScreen
+from .help import HelpScreen, live_keys, pane_title
+from .palette import Actions
+from .settings import Settings, remember
+from .stopping import StopScreen
+from .work import Given
+
+
+class Browser(App[bool], inherit_bindings=False):
+    """Opens what is `given`, or with None lets the user choose.
+
+    `recording` is true while a recording of our own is being watched; then the app ends with
+    whether it is to be stopped.
+    """
+
+    TITLE = "upcall-trace"
+    BINDINGS: ClassVar[list[BindingType]] = [*APP_KEYS]
+    COMMANDS: ClassVar = {Actions}
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(self, given: Given | None, settings: Settings, recording: bool = False) -> None:
+        super().__init__()
+        self._given = given
+        self._recording = recording
+        self.clashes: set[str] = set()
+        if settings.theme is not None:
+            if settings.theme not in self.available_themes:
+                raise WrongUsage(
+                    f"there is no theme {settings.theme}; known are "
+                    + ", ".join(sorted(self.available_themes))
+                )
+            self.theme = settings.theme
+        self._keys = settings.keys
+
+    def on_mount(self) -> None:
+        self.set_keymap(self._keys)
+        if self._given is not None:
+            self._open(self._given)
+        else:
+            self.push_screen(ChooserScreen(), self._chosen)
+
+    def _chosen(self, path: Path | None) -> None:
+        if path is not None:
+            self._open(Given(path))
+
+    def _open(self, given: Given) -> None:
+        remember(given.path)
+        self.push_screen(CaptureScreen(given))
+
+    def handle_bindings_clash(self, clashed_bindings: set[Binding], node: DOMNode) -> None:
+        """A key that the user gave to another action: that one has it now."""
+        self.clashes |= {binding.id for binding in clashed_bindings if binding.id}
+
+    def action_help(self) -> None:
+        """Show the keys of the pane that has the focus."""
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(pane_title(self.screen), list(live_keys(self.screen))))
+
+    async def action_quit(self) -> None:
+        """Leave; a recording of our own is asked about first."""
+        if self._recording:
+            if not isinstance(self.screen, StopScreen):
+                self.push_screen(StopScreen(), self._leave)
+        else:
+            self.exit(False)
+
+    def _leave(self, stop: bool | None) -> None:
+        if stop is not None:
+            self.exit(stop)
