@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, diagnosis, guest, lab, relays, replay, start
+from . import decoding, diagnosis, guest, lab, relays, replay, start, tui
 
 ALL = {
     "relays": relays.run,
@@ -13,6 +13,7 @@ ALL = {
     "diagnosis": diagnosis.run,
     "replay": replay.run,
     "start": start.run,
+    "tui": tui.run,
     "lab": lab.run,
 }
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from rich.segment import Segment
-from rich.style import Style
 from textual.binding import Binding
 from textual.strip import Strip
 from textual.widget import Widget
 
 from ..render import safe
-from .pieces import LOOKS, Line, cut
+from .looks import look
+from .pieces import Line, cut
 
 
 class Bar(Widget):
     """One line of pieces."""
 
-    COMPONENT_CLASSES = {f"look--{name}" for name in LOOKS}  # noqa: RUF012  # as in every widget
-    DEFAULT_CSS = "Bar { height: 1; } " + " ".join(
-        f"Bar > .look--{name} {{ {css} }}" for name, css in LOOKS.items()
-    )
+    DEFAULT_CSS = "Bar { height: 1; background: $panel; }"
 
     def __init__(self, *, id: str) -> None:  # noqa: A002  # textual's name
         super().__init__(id=id)
@@ -41,10 +38,7 @@ class Bar(Widget):
         for piece in self.line:
             text = cut(piece.text, room)
             room -= len(text)
-            look = Style.null()
-            if piece.kind:
-                look = self.get_component_rich_style(f"look--{piece.kind}", partial=True)
-            segments.append(Segment(text, self.rich_style + look))
+            segments.append(Segment(text, self.rich_style + look(self.app, piece.kind)))
         return Strip(segments).adjust_cell_length(self.size.width, self.rich_style)
 
 

@@ -37,6 +37,8 @@ from .work import Given, Work
 _SETTLE_S: Final = 0.03
 """The cursor rests for so long before its surroundings are looked up."""
 _SUM_EVERY_S: Final = 1.0
+_OPEN: Final = 64
+"""Findings come when an operation is answered, which some others may be sent before."""
 _BESIDE: Final = ("finding", "detail", "state", "statistics", "log")
 
 
@@ -101,14 +103,11 @@ class CapturePanes(Work):
             self.held.append(event)
             self._tell_top()
             return
-        first = not self.recording.ended and not len(self.recording.connections)
         found = event.found
         if isinstance(found, Capture):
             self.recording.take_whole(found)
         else:
             self.recording.take_grown(found)
-        if self.walk is None and first:
-            self.start_walking()
         self.lay(self.wanted)
         now = time.monotonic()
         if self.recording.ended or now - self._summed_s >= _SUM_EVERY_S:
@@ -131,6 +130,8 @@ class CapturePanes(Work):
         if empty or self.ladder.place != before:
             self._look()
         self._tell_top()
+        if self.walk is None:
+            self.call_after_refresh(self.start_walking)
 
     @on(Work.Summed)
     def _sums_are_there(self, event: Work.Summed) -> None:
@@ -143,13 +144,15 @@ class CapturePanes(Work):
     def _walk_came_on(self, event: Work.Walked) -> None:
         row = self.ladder.row
         waited = row is not None and self.walked[0] <= row < event.passed
+        before = self.walked[0]
         self.walked = (event.passed, event.offset, event.ended)
         if event.batch is not None:
             self.recording.take_findings(event.batch)
-            self.ladder.refresh()
+            if self._sees(before, event.passed) or event.ended:
+                self.ladder.refresh()
             self.sessions.refresh()
             self.timeline.refresh()
-        if event.batch is not None or event.ended:
+        if waited or event.ended:
             self._tell_findings()
         if waited or event.ended:
             self._settle()
@@ -210,6 +213,8 @@ class CapturePanes(Work):
 
     def _look(self) -> None:
         """The cursor is somewhere else: tell at once what is known, and look up the rest."""
+        if self.walk is not None:
+            self.walk.rest()
         place = self.ladder.place
         key = (place, self.ladder.connection)
         self._tell_findings()
@@ -233,18 +238,16 @@ class CapturePanes(Work):
         if row is not None:
             self.look_around(row)
 
+    def _sees(self, first: int, end: int) -> bool:
+        """Whether the ladder shows any operation from `first` up to `end`."""
+        rows = self.ladder.rows_seen()
+        return rows is not None and rows[0] < end and rows[1] >= first - _OPEN
+
     def _see(self) -> None:
         """Tell the timeline and the logs what the ladder shows."""
-        order, top = self.ladder.order, self.ladder.scroll_offset.y
-        rows = [
-            line.at
-            for number in (top, min(top + self.ladder.page, len(order)) - 1)
-            if 0 <= number < len(order)
-            and (line := order.line(number)).shows in (Shows.REQUEST, Shows.REPLY)
-        ]
-        row = self.ladder.row
-        if rows:
-            self.timeline.see(min(rows), max(rows))
+        rows, row = self.ladder.rows_seen(), self.ladder.row
+        if rows is not None:
+            self.timeline.see(*rows)
         if row is not None and self.log_pane.count() > 1:
             t_ns = int(self.recording.operations.column("t_ns")[row]) - self.recording.first_ns
             self.log_pane.follow(t_ns)
@@ -392,9 +395,13 @@ class CapturePanes(Work):
 
     def hints(self) -> Line:
         """The keys to know first, for the pane that has the focus."""
+        shown = {
+            active.binding.id: active.binding
+            for active in reversed(self.active_bindings.values())
+            if active.binding.show and active.enabled
+        }
         pieces: Line = []
-        for active in self.active_bindings.values():
-            if active.binding.show and active.enabled:
-                pieces += [Piece(f" {key_name(active.binding)}", "key")]
-                pieces += [Piece(f" {active.binding.description.lower()} ")]
+        for binding in reversed(shown.values()):
+            pieces += [Piece(f" {key_name(binding)}", "key")]
+            pieces += [Piece(f" {binding.description.lower()} ")]
         return pieces

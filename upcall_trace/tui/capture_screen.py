@@ -55,7 +55,7 @@ class CaptureScreen(CapturePanes):
         self._fit_to(pane)
         if pane not in (self.sessions, self.ladder):
             self.show_pane("detail" if isinstance(pane.parent, Detail) else name)
-        self.call_after_refresh(pane.focus)
+        self.set_focus(pane)  # now: the next key may be here already
 
     def action_zoom(self) -> None:
         """Give the focused pane the whole screen, or take it back."""
@@ -198,7 +198,7 @@ class CaptureScreen(CapturePanes):
     @on(Prompt.Cancelled)
     def _cancelled(self) -> None:
         self.prompt.close()
-        self.ladder.focus()
+        self.set_focus(self.ladder)
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
@@ -210,7 +210,7 @@ class CaptureScreen(CapturePanes):
         except UserError as error:
             self.say(str(error))
         self.prompt.close()
-        self.ladder.focus()
+        self.set_focus(self.ladder)
 
     def _take_answer(self, asks: Asks, text: str) -> None:
         if asks is Asks.FILTER:

@@ -58,6 +58,7 @@ class FindingStore:
         self._rows: NDArray[np.int64] = np.zeros(0, np.int64)
         self._conns: NDArray[np.int64] = np.zeros(0, np.int64)
         self._codes: list[str] = []
+        self._severities = bytearray()
         self._begins: list[int] = []
         self._batches: list[bytes] = []
         self._size = 0
@@ -80,6 +81,7 @@ class FindingStore:
         self._begins.append(begin)
         self._batches.append(batch.packed)
         self._codes += map(intern_code, batch.codes)
+        self._severities += batch.severities
         self._size += len(batch)
         self._rows = _with_room(self._rows, self._size)
         self._conns = _with_room(self._conns, self._size)
@@ -106,7 +108,9 @@ class FindingStore:
         """The codes of an operation's findings, the worst first; cheap."""
         if not self.worst[row : row + 1].any():
             return []
-        return sorted({self._codes[n] for n in np.flatnonzero(self._rows[: self._size] == row)})
+        numbers = np.flatnonzero(self._rows[: self._size] == row).tolist()
+        ranked = sorted((-self._severities[number], self._codes[number]) for number in numbers)
+        return list(dict.fromkeys(code for _, code in ranked))
 
     def of_connection(self, conn: int | None) -> list[Finding]:
         """What concerns a whole connection, or with None the capture."""

@@ -89,6 +89,13 @@ class Ladder(LineView):
             return int(self.recording.operations.column("conn")[place.at])
         return self.recording.connections[place.at].number
 
+    def rows_seen(self) -> tuple[int, int] | None:
+        """The first and the last operation on the screen, None when there is none."""
+        top = self.scroll_offset.y
+        lines = map(self.order.line, range(top, min(top + self.page, len(self.order))))
+        rows = [line.at for line in lines if line.shows in (Shows.REQUEST, Shows.REPLY)]
+        return (min(rows), max(rows)) if rows else None
+
     def go(self, row: int, shows: Shows | None = None) -> bool:
         """Put the cursor on an operation's reply, or its request; False when it is not shown."""
         if shows is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from rich.segment import Segment
-from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -13,7 +12,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from .pieces import LOOKS, Line, Piece
+from .looks import CURSOR, look
+from .pieces import Line, Piece
 
 _EMPTY: Final = Strip([])
 
@@ -25,11 +25,7 @@ class LineView(ScrollView, can_focus=True):
     went elsewhere, `Chosen` that Enter was pressed on it, `Left` that Escape was.
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"look--{name}" for name in LOOKS}
-    DEFAULT_CSS = (
-        "LineView { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }"
-        + " ".join(f"LineView > .look--{name} {{ {css} }}" for name, css in LOOKS.items())
-    )
+    DEFAULT_CSS = "LineView { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up a line", id="up", show=False),
         Binding("down,j", "move(1)", "Down a line", id="down", show=False),
@@ -153,24 +149,17 @@ class LineView(ScrollView, can_focus=True):
         number = y - above + self.scroll_offset.y
         if not 0 <= number < self.count():
             return _EMPTY.adjust_cell_length(width, self.rich_style)
-        return self._strip(
-            self.line(number, width), width, "cursor" if number == self.cursor else ""
-        )
+        return self._strip(self.line(number, width), width, CURSOR if number == self.cursor else "")
 
     def _strip(self, line: Line, width: int, under: str) -> Strip:
-        base = self._look(under)
+        base = self.rich_style + look(self.app, under)
         segments = []
         for place, piece in enumerate(line):
             text = piece.text
             if under and place == 0 and text[:1] == " ":
                 text = ("▌" if self.has_focus else "▏") + text[1:]  # to be seen without colour
-            segments.append(Segment(text, base + self._look(piece.kind, partial=True)))
+            segments.append(Segment(text, base + look(self.app, piece.kind)))
         return Strip(segments).adjust_cell_length(width, base)
-
-    def _look(self, kind: str, partial: bool = False) -> Style:
-        if not kind:
-            return Style.null() if partial else self.rich_style
-        return self.get_component_rich_style(f"look--{kind}", partial=partial)
 
     def as_text(self) -> list[str]:
         """The lines that can be seen, as plain text; for tests and for export."""

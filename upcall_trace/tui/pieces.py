@@ -13,37 +13,13 @@ from ..diagnose.finding import Severity
 
 
 class Piece(NamedTuple):
-    """Some text of one kind, a key of `LOOKS` or empty."""
+    """Some text of one kind, as `looks` names them; empty for plain text."""
 
     text: str
     kind: str = ""
 
 
 Line = list[Piece]
-
-LOOKS: Final = {
-    "ok": "color: $text-success;",
-    "note": "color: $text-primary;",
-    "warning": "color: $text-warning;",
-    "error": "color: $text-error; text-style: bold;",
-    "fatal": "color: $text-error; text-style: bold underline;",
-    "slow": "color: $text-accent;",
-    "late": "color: $text-warning; text-style: bold;",
-    "stuck": "color: $text-error; text-style: bold underline;",
-    "dim": "color: $text-muted;",
-    "key": "text-style: bold;",
-    "link": "color: $text-primary; text-style: underline;",
-    "heading": "color: $text-muted; text-style: bold;",
-    "remark": "color: $text-secondary; text-style: italic;",
-    "fresh": "color: $text-success;",
-    "stale": "color: $text-warning; text-style: bold;",
-    "padding": "color: $text-muted;",
-    "marked": "text-style: reverse;",
-    "cursor": "background: $primary 35%; text-style: bold;",
-    "added": "color: $text-success; text-style: bold;",
-    "removed": "color: $text-error;",
-}
-"""What each kind looks like, in the theme's colours; none says by its colour alone what it is."""
 
 SIGNS: Final[dict[int, str]] = {
     0: " ",

@@ -119,7 +119,7 @@ class Prompt(Horizontal):
         line.cursor_position = len(text)
         self.remark("")
         self.screen.add_class("-asking")
-        line.focus()
+        self.screen.set_focus(line)  # now: the next key may be here already
 
     def close(self) -> None:
         """Ask nothing any more."""

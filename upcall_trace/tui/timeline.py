@@ -18,7 +18,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ..diagnose.finding import Severity
-from .pieces import DEADLINES, LOOKS, SEVERITY_LOOKS, SIGNS
+from .looks import look
+from .pieces import DEADLINES, SEVERITY_LOOKS, SIGNS
 from .recording import Recording
 from .summary import worst_in
 
@@ -29,9 +30,6 @@ _NEVER_NS: Final = 1 << 62
 
 class Timeline(Widget):
     """Two lines: bars, and below them findings and the stretch that the ladder shows."""
-
-    COMPONENT_CLASSES = {f"look--{name}" for name in LOOKS}  # noqa: RUF012  # as in every widget
-    DEFAULT_CSS = " ".join(f"Timeline > .look--{name} {{ {css} }}" for name, css in LOOKS.items())
 
     class Picked(Message):
         """A column was clicked: this operation is the first in it."""
@@ -111,4 +109,4 @@ class Timeline(Widget):
         return Segment("━" if inside else "─", self._look("key" if inside else "dim"))
 
     def _look(self, kind: str) -> Style:
-        return self.rich_style + self.get_component_rich_style(f"look--{kind}", partial=True)
+        return self.rich_style + look(self.app, kind)

@@ -38,7 +38,9 @@ _BEFORE: Final = 200
 """Operations that are gone through at least, so that most bytes are known by their writer."""
 _TELL_EVERY_S: Final = 0.1
 _TELL_MANY: Final = 512
-_LOOK_UP: Final = 64
+_LOOK_UP: Final = 16
+_REST_S: Final = 0.1
+_NAP_S: Final = 0.005
 _POLL_S: Final = 0.05
 _SLACK_NS: Final = 1_000_000_000
 _NEEDED_BY_LOGS: Final = frozenset({"UP601", "UP602", "UP702"})
@@ -88,27 +90,28 @@ class Walk:
         self,
         path: Path,
         world: World | None,
-        logs: Logs,
         tell: Callable[[Told], None],
-        cancelled: Callable[[], bool],
     ) -> None:
         self._path = path
         self._world = world
-        self._logs = logs
         self._tell = tell
-        self._cancelled = cancelled
         self._places: list[_Place] = []
         self._for_logs: list[Finding] = []
+        self._rests_until = 0.0
         self.passed = 0
         self.clock_offset_ns: int | None = None
 
-    def run(self) -> None:
+    def rest(self) -> None:
+        """Leave the processor to the screen for a moment; called when a key was pressed."""
+        self._rests_until = time.monotonic() + _REST_S
+
+    def run(self, logs: Logs, cancelled: Callable[[], bool]) -> None:
         """Go through the capture, and on as it grows, until its end or until cancelled.
 
         Raises UnreadableInput.
         """
         with open_source(self._path) as source:
-            following = self._begin(source)
+            following = self._begin(source, logs)
             found: list[Finding] = []
             told_s = placed_s = time.monotonic()
             placed, cost_s, offset = 0, 0.0, 0
@@ -125,19 +128,19 @@ class Walk:
                     found += following.feed(record, offset)
                     if count % _LOOK_UP and len(found) < _TELL_MANY:
                         continue
-                now = time.monotonic()
-                if self._cancelled():
+                while (now := time.monotonic()) < self._rests_until:
+                    time.sleep(_NAP_S)
+                if cancelled():
                     return
                 if now - told_s >= _TELL_EVERY_S or len(found) >= _TELL_MANY:
                     told_s = now
                     self._say(found, following, offset, ended=False)
                     found = []
             found += following.finish()
-            found += of_vmm_log(self._logs.vmm, self._for_logs + found)
+            found += of_vmm_log(logs.vmm, self._for_logs + found)
             self._say(found, following, offset, ended=True)
 
-    def _begin(self, source: Source) -> Following:
-        logs = self._logs
+    def _begin(self, source: Source, logs: Logs) -> Following:
         matcher = ConsoleMatcher(logs.console) if logs.console else None
         following = Following(source.header, self._world, console=matcher)
         self._places = []

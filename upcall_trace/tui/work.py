@@ -122,7 +122,10 @@ class Work(Screen[None]):
         self._start("read", self._read)
 
     def start_walking(self) -> None:
-        """Diagnose; begun when the first operations are on the screen."""
+        """Diagnose, unless that has begun; to be called when operations are on the screen."""
+        if self.walk is not None:
+            return
+        self.walk = Walk(self.given.path, self.given.world, self._tell)
         self._start("walk", self._walk)
 
     def lay(self, wanted: Wanted) -> None:
@@ -192,6 +195,9 @@ class Work(Screen[None]):
         )
 
     def _show(self, found: Capture | Grown) -> None:
+        if isinstance(found, Capture):
+            for name in found.operations.names():
+                found.operations.column(name)  # read it here, not when the screen wants it
         self.post_message(self.Read(found))
 
     def _walk(self) -> None:
@@ -202,9 +208,8 @@ class Work(Screen[None]):
             lines = [read_log(path, name) for path, name in sources if path is not None]
             self.post_message(self.LogsRead(lines))
             logs = read_logs(given.console, given.vmm_log)
-        walk = Walk(given.path, given.world, logs, self._tell, lambda: worker.is_cancelled)
-        self.walk = walk
-        walk.run()
+        assert self.walk is not None  # it was made before the worker
+        self.walk.run(logs, lambda: worker.is_cancelled)
 
     def _tell(self, told: Told) -> None:
         batch = Batch.of(told.findings) if told.findings else None
