@@ -142,16 +142,24 @@ def _browse(path: Path, home: Path) -> Iterator[str]:
         yield f"the screen is taken after {began:.2f} s, and filled {first:.2f} s later"
         for name, before, keys in _KEYS:
             yield f"{name:<10} {_median(terminal, before, keys)}, while it is diagnosed"
-        terminal.send(b"/op == add_mmio and ret < 0")
-        terminal.settle()
+        _filter(terminal, b"op == add_mmio and ret < 0")
         terminal.send(b"\r")
         yield f"filter by operation and result: {terminal.until(b'match op =='):.2f} s"
-        terminal.send(b"/\x15\r")
+        _filter(terminal, b"")
+        terminal.send(b"\r")
         diagnosed = _wait_for_diagnosis(terminal)
         yield f"diagnosed after {diagnosed:.0f} s"
         for name, before, keys in _KEYS:
             yield f"{name:<10} {_median(terminal, before, keys)}"
         yield f"memory at most: {terminal.memory():.0f} MB"
+
+
+def _filter(terminal: Terminal, expression: bytes) -> None:
+    """Open the filter's line, empty it and type an expression."""
+    terminal.send(b"/")
+    terminal.settle()
+    terminal.send(b"\x15" + expression)
+    terminal.settle()
 
 
 def _wait_for_diagnosis(terminal: Terminal) -> float:

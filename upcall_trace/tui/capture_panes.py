@@ -107,6 +107,7 @@ class CapturePanes(Work):
         if isinstance(found, Capture):
             self.recording.take_whole(found)
         else:
+            self.following |= found.live and not self.recording.live and not found.first
             self.recording.take_grown(found)
         self.lay(self.wanted)
         now = time.monotonic()
@@ -152,8 +153,7 @@ class CapturePanes(Work):
                 self.ladder.refresh()
             self.sessions.refresh()
             self.timeline.refresh()
-        if waited or event.ended:
-            self._tell_findings()
+        self._tell_findings()
         if waited or event.ended:
             self._settle()
         if event.ended:

@@ -61,6 +61,8 @@ class RowsByConnection:
     def extend(self, operations: Operations) -> None:
         """Take the rows that came since the last call."""
         conns = operations.column("conn")[self._rows :]
+        if not len(conns):
+            return
         requests = operations.column("request")[self._rows :]
         order = np.argsort(conns, kind="stable")
         found, begins = np.unique(conns[order], return_index=True)

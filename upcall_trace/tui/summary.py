@@ -57,6 +57,8 @@ def _groups(
 ) -> list[tuple[int, tuple[int, int, int, NDArray[Any]]]]:
     """(key, (count, failed, unanswered, sorted latencies)) of each group of rows."""
     count = len(keys)
+    if not count:
+        return []
     answered = operations.column("answered")[:count] == 1
     latency = np.where(answered, operations.column("latency_ns")[:count], -1)
     refused = answered & (operations.column("ret")[:count] < 0)

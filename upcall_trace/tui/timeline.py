@@ -6,12 +6,12 @@ A stretch of time is one column; its height is the longest latency in it, on a l
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.segment import Segment
-from rich.style import Style
 from textual import events
 from textual.message import Message
 from textual.strip import Strip
@@ -19,7 +19,7 @@ from textual.widget import Widget
 
 from ..diagnose.finding import Severity
 from .looks import look
-from .pieces import DEADLINES, SEVERITY_LOOKS, SIGNS
+from .pieces import DEADLINES, SEVERITY_LOOKS, SIGNS, Piece
 from .recording import Recording
 from .summary import worst_in
 
@@ -81,32 +81,30 @@ class Timeline(Widget):
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         cells = range(min(width, len(self._worst)))
-        if y == 0:
-            segments = [self._bar(int(self._worst[x])) for x in cells]
-        else:
-            segments = [self._below(x) for x in cells]
+        pieces = [self._bar(int(self._worst[x])) if y == 0 else self._below(x) for x in cells]
+        segments = [
+            Segment("".join(piece.text for piece in alike), self.rich_style + look(self.app, kind))
+            for kind, alike in groupby(pieces, lambda piece: piece.kind)
+        ]
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
-    def _bar(self, worst_ns: int) -> Segment:
+    def _bar(self, worst_ns: int) -> Piece:
         if worst_ns < 0:
-            return Segment(" ", self.rich_style)
+            return Piece(" ")
         if worst_ns == _NEVER_NS:
-            return Segment("✗", self._look("error"))
+            return Piece("✗", "error")
         top = math.log(DEADLINES[0].limit_ns / _LEAST_NS)
         share = math.log(max(worst_ns, _LEAST_NS) / _LEAST_NS) / top
         bar = _BARS[min(int(share * (len(_BARS) - 1)), len(_BARS) - 1)]
         late = next((each.look for each in DEADLINES if worst_ns > each.limit_ns), "ok")
-        return Segment(bar, self._look(late))
+        return Piece(bar, late)
 
-    def _below(self, column: int) -> Segment:
+    def _below(self, column: int) -> Piece:
         begins, worst = self._begins, self.recording.findings.worst
         end = int(begins[column + 1]) if column + 1 < len(begins) else len(self.recording)
         stretch = worst[int(begins[column]) : end]
         severity = int(stretch.max()) if len(stretch) else 0
         if severity >= Severity.ERROR:
-            return Segment(SIGNS[severity], self._look(SEVERITY_LOOKS[severity]))
+            return Piece(SIGNS[severity], SEVERITY_LOOKS[severity])
         inside = self._seen[0] <= column <= self._seen[1]
-        return Segment("━" if inside else "─", self._look("key" if inside else "dim"))
-
-    def _look(self, kind: str) -> Style:
-        return self.rich_style + look(self.app, kind)
+        return Piece("━" if inside else "─", "key" if inside else "dim")
