@@ -233,7 +233,13 @@ class CapturePanes(Work):
             self._settling.stop()
         self._settling = self.set_timer(_SETTLE_S, self._look_closer)
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether the cursor has only just come to where it is."""
+        return self._settling is not None
+
     def _look_closer(self) -> None:
+        self._settling = None
         row = self.ladder.row
         if row is not None:
             self.look_around(row)

@@ -18,7 +18,7 @@ from .pieces import Line, Piece
 _EMPTY: Final = Strip([])
 
 
-class LineView(ScrollView, can_focus=True):
+class LineView(ScrollView, can_focus=True, inherit_bindings=False):
     """A pane of lines. Subclasses give `count`, `line` and perhaps `heading`.
 
     Only lines on the screen are asked for. The cursor is a line's number; `Moved` says that it
@@ -37,17 +37,20 @@ class LineView(ScrollView, can_focus=True):
         Binding("escape", "leave", "Back out", id="escape", show=False),
     ]
 
-    class Moved(Message):
-        """The cursor stands on another line."""
+    class OfPane(Message):
+        """Something that a pane says."""
 
         def __init__(self, pane: LineView) -> None:
             super().__init__()
             self.pane = pane
 
-    class Chosen(Moved):
+    class Moved(OfPane):
+        """The cursor stands on another line."""
+
+    class Chosen(OfPane):
         """Enter was pressed, or a line clicked twice."""
 
-    class Left(Moved):
+    class Left(OfPane):
         """Escape was pressed."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002  # textual's name

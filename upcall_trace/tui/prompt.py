@@ -78,15 +78,18 @@ class _Line(Input):
 class Prompt(Horizontal):
     """Asks one thing at a time."""
 
-    class Answered(Message):
-        """Enter was pressed, or the one letter typed."""
+    class About(Message):
+        """What the prompt is for, and its text."""
 
         def __init__(self, asks: Asks, text: str) -> None:
             super().__init__()
             self.asks = asks
             self.text = text
 
-    class Typed(Answered):
+    class Answered(About):
+        """Enter was pressed, or the one letter typed."""
+
+    class Typed(About):
         """The text is another one now."""
 
     class Cancelled(Message):

@@ -43,7 +43,7 @@ class Given:
     """Of the VMM's socket, where it is known."""
 
 
-class Work(Screen[None]):
+class Work(Screen[None], inherit_bindings=False):
     """A screen with a capture behind it."""
 
     class Read(Message):
