@@ -33,6 +33,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m tools.generate_docs
+	$(BIN)/python -m tools.make_pictures
 
 captures: $(STAMP)
 	$(BIN)/python -m tools.generate_captures

@@ -39,6 +39,7 @@ from . import (
     program_blocks,
     replay_blocks,
     testing_blocks,
+    tui_blocks,
 )
 from .markdown import code, table
 
@@ -262,6 +263,8 @@ BLOCKS: Final[Blocks] = {
     "control-orders": guest_blocks.control_orders,
     "control-example": guest_blocks.control_example,
     "control-state": guest_blocks.control_state,
+    "tui-keys": tui_blocks.keys,
+    "tui-signs": tui_blocks.signs,
     "lab-machines": lab_blocks.machines,
     "lab-orders": lab_blocks.orders,
     "lab-state": lab_blocks.state,

@@ -76,7 +76,9 @@ class Driven:
             await self.pilot.pause(0.0)
             busy = any(node.message_queue_size for node in self._nodes())
             busy |= any(not worker.is_finished for worker in self.app.workers)
-            busy |= isinstance(self.app.screen, CaptureScreen) and self.app.screen.is_settling
+            busy |= any(
+                not s.is_at_rest for s in self.app.screen_stack if isinstance(s, CaptureScreen)
+            )
             quiet = 0 if busy else quiet + 1
             if quiet >= _QUIET:
                 return

@@ -234,9 +234,9 @@ class CapturePanes(Work):
         self._settling = self.set_timer(_SETTLE_S, self._look_closer)
 
     @property
-    def is_settling(self) -> bool:
-        """Whether the cursor has only just come to where it is."""
-        return self._settling is not None
+    def is_at_rest(self) -> bool:
+        """Whether everything about the capture, and about the cursor, is on the screen."""
+        return self._settling is None and super().is_at_rest
 
     def _look_closer(self) -> None:
         self._settling = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -17,7 +17,7 @@ from .pieces import Line, Piece
 _KEYS: Final = 16
 
 
-def live_keys(screen: Screen[object]) -> Iterator[tuple[str, list[str], str]]:
+def live_keys(screen: Screen[Any]) -> Iterator[tuple[str, list[str], str]]:
     """(action, keys as they are printed, what they do) of every binding that works now."""
     found: dict[str, tuple[list[str], str]] = {}
     for active in screen.active_bindings.values():
@@ -33,7 +33,7 @@ def live_keys(screen: Screen[object]) -> Iterator[tuple[str, list[str], str]]:
         yield name, keys, told
 
 
-def pane_title(screen: Screen[object]) -> str:
+def pane_title(screen: Screen[Any]) -> str:
     """The pane that the keys are for."""
     focused = screen.focused
     if focused is None or isinstance(focused, Input):

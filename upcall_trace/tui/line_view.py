@@ -162,7 +162,7 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
             if under and place == 0 and text[:1] == " ":
                 text = ("▌" if self.has_focus else "▏") + text[1:]  # to be seen without colour
             segments.append(Segment(text, base + look(self.app, piece.kind)))
-        return Strip(segments).adjust_cell_length(width, base)
+        return Strip(Segment.simplify(segments)).adjust_cell_length(width, base)
 
     def as_text(self) -> list[str]:
         """The lines that can be seen, as plain text; for tests and for export."""

@@ -105,6 +105,11 @@ class Prompt(Horizontal):
         yield _Line(id="prompt-line", compact=True, select_on_focus=False)
         yield Static("", id="prompt-remark", markup=False)
 
+    @staticmethod
+    def line_bindings() -> list[BindingType]:
+        """The keys of ours that work while something is typed."""
+        return list(_Line.BINDINGS)
+
     @property
     def line(self) -> Input:
         """Where it is typed."""

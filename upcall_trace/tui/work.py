@@ -173,6 +173,11 @@ class Work(Screen[None], inherit_bindings=False):
         """Export operations, with None all of them."""
         self._start("export", partial(self._export, target, self.recording.operations, rows))
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no work is being done."""
+        return all(worker.is_finished for worker in self.workers)
+
     def _start(self, group: str, work: Callable[[], None]) -> Worker[None]:
         return self.run_worker(
             partial(self._guarded, work), group=group, exclusive=True, thread=True
