@@ -43,7 +43,12 @@ class Driven:
     @property
     def screen(self) -> CaptureScreen:
         """The screen of the capture, also below another one."""
-        return next(s for s in self.app.screen_stack if isinstance(s, CaptureScreen))
+        return self.screens[0]
+
+    @property
+    def screens(self) -> list[CaptureScreen]:
+        """The same, none while a capture is being chosen."""
+        return [s for s in self.app.screen_stack if isinstance(s, CaptureScreen)]
 
     @property
     def said(self) -> str:
@@ -75,10 +80,11 @@ class Driven:
                 return
             await self.pilot.pause(0.0)
             busy = any(node.message_queue_size for node in self._nodes())
-            busy |= any(not worker.is_finished for worker in self.app.workers)
             busy |= any(
                 not s.is_at_rest for s in self.app.screen_stack if isinstance(s, CaptureScreen)
             )
+            if self.screens and self.screen.recording.live:
+                busy = False  # it never comes to rest
             quiet = 0 if busy else quiet + 1
             if quiet >= _QUIET:
                 return

@@ -57,7 +57,7 @@ def tui_command(
     ):
         raise WrongUsage("--record needs --listen and --upstream, and they need it")
     world = find_world(world_file, machine)
-    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return _print(ctx, capture, record)
     from ..tui.app import Browser
     from ..tui.settings import read_settings, settings_path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
+import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from textual.app import App
 from textual.binding import Binding, BindingType
@@ -18,6 +20,8 @@ from .palette import Actions
 from .settings import Settings, remember
 from .stopping import StopScreen
 from .work import Given
+
+_LOOK_EVERY_S: Final = 1.0
 
 
 class Browser(App[bool], inherit_bindings=False):
@@ -49,10 +53,19 @@ class Browser(App[bool], inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
+        self.set_interval(_LOOK_EVERY_S, self._look_for_terminal)
         if self._given is not None:
             self._open(self._given)
         else:
             self.push_screen(ChooserScreen(), self._chosen)
+
+    def _look_for_terminal(self) -> None:
+        """A terminal can go away without a signal; then there is nobody to show anything to."""
+        if not self.is_headless:
+            terminal = select.poll()
+            terminal.register(sys.stdin.fileno(), 0)
+            if terminal.poll(0):
+                self.exit(False)
 
     def _chosen(self, path: Path | None) -> None:
         if path is not None:

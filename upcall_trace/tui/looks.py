@@ -34,7 +34,8 @@ _LOOKS: Final[dict[str, tuple[str, str]]] = {
 """A variable of the theme, empty for the colour of plain text, and attributes."""
 CURSOR: Final = "cursor"
 _MUTED_SHARE: Final = 0.4
-_CURSOR_SHARE: Final = 0.3
+_CURSOR_SHARE: Final = {True: 0.3, False: 0.12}
+"""Of the primary colour behind the cursor's line, in dark themes and in light ones."""
 _made: dict[str, dict[str, Style]] = {}
 
 
@@ -42,11 +43,12 @@ def look(app: App[Any], kind: str) -> Style:
     """The style of a kind of text, to be laid over that of the pane."""
     styles = _made.get(app.theme)
     if styles is None:
-        styles = _made[app.theme] = _styles(app.get_css_variables())
+        dark = app.current_theme.dark
+        styles = _made[app.theme] = _styles(app.get_css_variables(), dark)
     return styles[kind]
 
 
-def _styles(variables: dict[str, str]) -> dict[str, Style]:
+def _styles(variables: dict[str, str], dark: bool) -> dict[str, Style]:
     background, plain = (Color.parse(variables[name]) for name in ("background", "foreground"))
     muted = plain.blend(background, _MUTED_SHARE)
     styles = {}
@@ -56,6 +58,6 @@ def _styles(variables: dict[str, str]) -> dict[str, Style]:
         )
         style = Style.parse(attributes) if attributes else Style.null()
         styles[kind] = style if colour is None else style + Style(color=colour.rich_color)
-    under = background.blend(Color.parse(variables["primary"]), _CURSOR_SHARE)
+    under = background.blend(Color.parse(variables["primary"]), _CURSOR_SHARE[dark])
     styles[CURSOR] = Style(bgcolor=under.rich_color, bold=True)
     return styles

@@ -62,17 +62,21 @@ def read(
     with open_source(path) as source:
         session = Session(source.header)
         told = _Telling(source, session, tell)
-        for count, (offset, record) in enumerate(_records(path, source, told)):
-            session.feed(record, offset)
-            if count % _LOOK_UP == 0:
-                if cancelled():
-                    return
+        for count, step in enumerate(_steps(path, source, told)):
+            if step is not None:
+                offset, record = step
+                session.feed(record, offset)
+                if count % _LOOK_UP:
+                    continue
                 told.now_and_then(offset)
+            if cancelled():
+                return
         session.finish()
         told.say(ended=True)
 
 
-def _records(path: Path, source: Source, told: _Telling) -> Iterator[tuple[int, Any]]:
+def _steps(path: Path, source: Source, told: _Telling) -> Iterator[tuple[int, Any] | None]:
+    """Every record, and None while waiting for more."""
     yield from source.records()
     if not isinstance(source, CaptureReader):
         return
@@ -85,6 +89,7 @@ def _records(path: Path, source: Source, told: _Telling) -> Iterator[tuple[int, 
         yield from source.grow()
         live |= source.live
         told.now_and_then(source.next_offset)
+        yield None
         time.sleep(_POLL_S)
 
 
