@@ -209,7 +209,6 @@ def _follow(home: Path) -> Iterator[str]:
     try:
         with Terminal(path, home=home) as terminal:
             terminal.until(b"add_cpu")
-            terminal.send(b"F")
             for now, seen in terminal.read_for(FOLLOWED_S):
                 for found in _COUNT.findall(seen)[-1:]:
                     behind = next((at for at, count in written if count > int(found)), now)

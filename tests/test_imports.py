@@ -178,6 +178,20 @@ def test_scapy_is_in_two_modules_and_never_whole() -> None:
 
 def test_textual_is_only_in_the_terminal_interface() -> None:
     assert all(inside(name, "upcall_trace.tui") for name in users("textual"))
+    assert "upcall_trace.tui.app" in users("textual")
+
+
+def test_the_terminal_interface_reaches_no_socket() -> None:
+    reached = {name for name in SOURCES if inside(name, "upcall_trace.tui")}
+    waiting = list(reached)
+    while waiting:
+        for other in imports(SOURCES[waiting.pop()]) & set(SOURCES):
+            if other not in reached:
+                reached.add(other)
+                waiting.append(other)
+    used = {module for name in reached for module in imports(SOURCES[name])}
+    assert "upcall_trace.diagnose.engine" in reached
+    assert not {"socket", "socketserver", "upcall_trace.transport"} & used
 
 
 def loaded(code: str) -> set[str]:

@@ -101,6 +101,14 @@ class Driven:
         """Whether a pane has the focus."""
         return self.screen.focused is pane
 
+    async def until(self, text: str) -> None:
+        """Wait until something is on the screen, which goes on changing."""
+        for _ in range(_PATIENCE):
+            if text in self.text():
+                return
+            await self.pilot.pause(0.005)
+        raise AssertionError(f"{text} never came:\n{self.text()}")
+
     def text(self) -> str:
         """The whole screen, without colours and without blanks at the ends of lines."""
         strips = self.app.screen._compositor.render_strips()

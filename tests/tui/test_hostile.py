@@ -13,7 +13,6 @@ import pytest
 from upcall_trace.capture.records import COMMENT, Chunk, Header, Mark, Record
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.tui.marks import beside, marks_beside, save
-from upcall_trace.tui.settings import Settings
 from upcall_trace.tui.work import Given
 
 from ..support import connect, small_capture, write_capture
@@ -148,8 +147,8 @@ def test_a_file_that_goes_away_while_it_is_followed_is_a_sentence(
     monkeypatch.setattr("upcall_trace.capture.reader.is_being_written", lambda _: True)
 
     async def script(browser: Driven) -> None:
+        await browser.until("3 operations")
         assert "● recording" in browser.lines()[0]
-        assert "3 operations" in browser.lines()[0]
         if how == "delete":
             path.unlink()
         elif how == "truncate":
@@ -167,5 +166,7 @@ def test_a_file_that_goes_away_while_it_is_followed_is_a_sentence(
         await browser.pilot.press("j")
         assert browser.app.is_running
 
-    drive(script, path, settings=Settings())
-    writer._file.close()
+    try:
+        drive(script, path)
+    finally:
+        writer._file.close()

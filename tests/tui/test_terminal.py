@@ -119,6 +119,9 @@ def test_a_person_looks_into_a_recording(tmux: Tmux) -> None:
 def test_a_terminal_that_shrinks_and_goes_away(tmux: Tmux) -> None:
     tmux.type("exec " + typed(golden("guest_oops")))
     tmux.wait("4 operations", "failures")
+    tmux.type("G")
+    tmux.wait("closed by the client")
+    tmux.type("g")
     (pid,) = tmux.do("list-panes", "-F", "#{pane_pid}").split()
     tmux.do("resize-window", "-x", "20", "-y", "5")
     tmux.type("]")

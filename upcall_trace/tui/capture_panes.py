@@ -90,7 +90,6 @@ class CapturePanes(Work):
         self.timeline = self.query_one(Timeline)
         self.prompt = self.query_one(Prompt)
         self.show_pane("finding")
-        self.ladder.focus()
         self.recording.own_marks = marks_beside(self.given.path)
         self._tell_top()
         self.start_reading()
@@ -125,14 +124,18 @@ class CapturePanes(Work):
         self.laid()
         self.timeline.measure()
         if empty and self.ladder.count():
-            row = event.arranged.order.nearest_row(0)
-            if row is not None:
-                self.ladder.go(row, Shows.REQUEST)
+            self._begin()
         if empty or self.ladder.place != before:
             self._look()
         self._tell_top()
         if self.walk is None:
             self.call_after_refresh(self.start_walking)
+
+    def _begin(self) -> None:
+        """On the first operation, unless connections that have none come before it."""
+        order = self.ladder.order
+        if len(order) > 1 and order.line(1).shows is Shows.REQUEST:
+            self.ladder.move_to(1)
 
     @on(Work.Summed)
     def _sums_are_there(self, event: Work.Summed) -> None:

@@ -17,9 +17,7 @@ from .order import Shows
 from .pieces import SEVERITY_LOOKS, SIGNS, Line, Piece, cut, deadline
 
 GUTTER: Final = 4
-_KEY: Final = 7
 _TIME: Final = 13
-_LEFT: Final = GUTTER + _KEY + _TIME
 _LEAST_LANE: Final = 16
 _WIDEST_LANE: Final = 110
 _ENDED: Final = {How.CLOSE: "closed", How.HALF: "half-closed", How.RESET: "reset"}
@@ -74,9 +72,8 @@ class Beside:
 
 def heading(width: int) -> Line:
     """The line above the ladder."""
-    lane = _lane(width)
-    text = f"{'req':>{GUTTER + _KEY - 1}} {'time':>{_TIME - 1}} VMM"
-    return [Piece(text + "guest".rjust(max(_LEFT + lane + 2 - len(text), 6)), "heading")]
+    text = f"{'req':>{GUTTER + _key(width) - 1}} {'time':>{_TIME - 1}} "
+    return [Piece(f"{text}VMM{'guest':>{_lane(width) - 1}}", "heading")]
 
 
 def operation_line(shows: Shows, operation: Operation, width: int, beside: Beside) -> Line:
@@ -86,8 +83,13 @@ def operation_line(shows: Shows, operation: Operation, width: int, beside: Besid
     return _reply(operation, width, beside)
 
 
+def _key(width: int) -> int:
+    """Columns for a request's number, with a blank: longer ones where there is room."""
+    return 7 if width < 96 else 12
+
+
 def _lane(width: int) -> int:
-    return min(max(width - _LEFT - 2, _LEAST_LANE), _WIDEST_LANE)
+    return min(max(width - GUTTER - _key(width) - _TIME - 2, _LEAST_LANE), _WIDEST_LANE)
 
 
 def _gutter(beside: Beside) -> list[Piece]:
@@ -119,7 +121,7 @@ def _request(operation: Operation, width: int, beside: Beside) -> Line:
     said = f" {name} {fields}".rstrip() + " "
     return [
         *_gutter(beside),
-        Piece(f"{cut(key, _KEY - 1):>{_KEY - 1}} ", plain or "key"),
+        Piece(f"{cut(key, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
         Piece(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
         *_laned([Piece("├─", "dim"), Piece(said, plain)], "─", [Piece("►│", "dim")], lane),
     ]
@@ -131,6 +133,7 @@ def _reply(operation: Operation, width: int, beside: Beside) -> Line:
     latency, late = "", None
     if operation.latency_ns is not None:
         latency, late = duration(operation.latency_ns), deadline(operation.latency_ns)
+    sign = late.sign if late else ""
     look = plain or ("error" if operation.failed else "warning" if operation.anomalies else "ok")
     result = safe(result_text(operation))
     tags = [*beside.codes, *(f"[{name}]" for name in operation.anomalies)]
@@ -144,7 +147,7 @@ def _reply(operation: Operation, width: int, beside: Beside) -> Line:
         arrow, fill, end = "◄", "─", [noted, Piece("─┤", "dim")]
     return [
         *_gutter(beside),
-        Piece(f"{late.sign if late else '':>{_KEY - 1}} ", plain or (late.look if late else "")),
+        Piece(f"{sign:>{_key(width) - 1}} ", plain or (late.look if late else "")),
         Piece(f"{latency:>{_TIME - 1}} ", plain or (late.look if late else "dim")),
         *_laned([Piece("│", "dim"), Piece(f"{arrow} {result} ", look)], fill, end, lane),
     ]
@@ -155,12 +158,15 @@ def connection_line(shows: Shows, connection: Connection, width: int, beside: Be
     plain = "dim" if beside.context else ""
     opens = shows is Shows.OPENED
     said = opening_text(connection) if opens else ending_text(connection)
+    name = f"conn {connection.number}"
+    if len(name) >= _key(width):
+        name = str(connection.number)
     notes = f" {' '.join(beside.codes)} " if opens and beside.codes else ""
     severity = beside.severity if opens else 0
     look = plain or ("error" if severity >= Severity.ERROR else "dim")
     return [
         *_gutter(beside),
-        Piece(f"{cut(f'conn {connection.number}', _KEY):>{_KEY - 1}} ", plain or "key"),
+        Piece(f"{cut(name, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
         Piece(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
         *_laned(
             [Piece("│", "dim"), Piece(f" {said} ", look)],

@@ -49,13 +49,13 @@ class Order:
         connections: Sequence[tuple[int, Connection]],
     ) -> None:
         self.rows = rows
-        sent = operations.t_ns()
+        t_ns = operations.t_ns()
         answered = operations.column("answered") == 1
         latency = operations.column("latency_ns")
         if rows is not None:
-            sent, answered, latency = sent[rows], answered[rows], latency[rows]
-        sent = np.maximum.accumulate(sent)  # rows stay in their order, whatever a clock did
-        back = np.where(answered, np.maximum(sent + latency, sent), sent)
+            t_ns, answered, latency = t_ns[rows], answered[rows], latency[rows]
+        sent = np.maximum.accumulate(t_ns)  # rows stay in their order, whatever a clock did
+        back = np.where(answered, np.maximum(t_ns + latency, sent), sent)
         self.count = len(sent)
         self._event_at: NDArray[np.int32] | None = None
         self._place_of: NDArray[np.int32] | None = None

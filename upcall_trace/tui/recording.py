@@ -69,7 +69,8 @@ class Recording:
         self._growing.put(grown.first, grown.columns)
         self.header, self.first_ns = grown.header, grown.first_ns
         self.duration_ns = grown.last_ns - grown.first_ns
-        self.operations = Operations(self._growing, grown.first_ns)
+        # As they are now: workers read them while there is more to come.
+        self.operations = Operations(dict(self._growing), grown.first_ns)
         self.marks, self.vmm = grown.marks, grown.vmm
         self.read, self.live, self.ended = grown.read, grown.live, grown.ended
         self.trouble = grown.trouble

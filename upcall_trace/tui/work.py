@@ -46,6 +46,8 @@ class Given:
 class Work(Screen[None], inherit_bindings=False):
     """A screen with a capture behind it."""
 
+    AUTO_FOCUS = "#ladder"
+
     class Read(Message):
         """There is a capture, or more of one."""
 
