@@ -362,3 +362,24 @@ def test_no_two_bindings_share_a_key_and_all_have_names() -> None:
         assert browser.app.clashes == set()
 
     drive(script, CPUS)
+
+
+def test_the_mouse_moves_goes_in_and_picks_a_time() -> None:
+    async def script(browser: Driven) -> None:
+        ladder = browser.screen.ladder
+        await browser.pilot.click(ladder, offset=(30, 5))
+        await browser.settle()
+        assert ladder.cursor == 3
+        await browser.pilot.click(ladder, offset=(30, 6), times=2)
+        await browser.settle()
+        assert ladder.cursor == 4
+        assert browser.is_at(browser.screen.detail.fields)
+        hexes = browser.screen.detail.hex
+        await browser.pilot.click(hexes, offset=(7 + 3 * 2, 1))
+        await browser.settle()
+        assert hexes.byte == hexes.row_size + 2
+        await browser.pilot.click(browser.screen.timeline, offset=(99, 0))
+        await browser.settle()
+        assert (ladder.row or 0) > 5
+
+    drive(script, CPUS)

@@ -55,6 +55,7 @@ class RecorderProcess:
             if self._process.poll() is not None or time.monotonic() > until:
                 self._end()
                 said = self._lines()
+                self._said.close()
                 last = said[-1] if said else "the recording did not start"
                 raise RecorderFailed(last.removeprefix("upcall-trace: "), self._process.returncode)
             time.sleep(_LOOK_UP_S)

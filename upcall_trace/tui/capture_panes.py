@@ -13,12 +13,12 @@ from textual.timer import Timer
 from ..diagnose.finding import Finding, Severity
 from ..opening import Capture
 from ..operations import Operation
-from ..render import fields_text, result_text, safe, seconds
+from ..render import fields_text, result_text, safe
 from .bars import Bar, key_name
 from .detail import Detail
 from .finding_pane import FindingPane
 from .ladder import Ladder
-from .ladder_lines import ending_text, opening_text
+from .ladder_lines import connection_facts
 from .line_view import LineView
 from .log_pane import LogPane
 from .marks import marks_beside
@@ -336,15 +336,7 @@ class CapturePanes(Work):
             self.detail.tell("", [], ["nothing to show"], None)
             self.state.say("")
             return
-        facts = [opening_text(connection)]
-        facts += [f"line: {safe(connection.line)}"] if connection.line else []
-        facts += [f"answer: {safe(connection.answer)}"] if connection.answer else []
-        if connection.service is not None:
-            facts.append(f"service byte: {connection.service:#04x}")
-        if connection.closed_ns is not None:
-            t_ns = connection.closed_ns - self.recording.first_ns
-            facts.append(f"{ending_text(connection)} at {seconds(t_ns)} s")
-        facts.append(f"{connection.requests} requests, {connection.replies} replies")
+        facts = connection_facts(connection, self.recording.first_ns)
         self.detail.tell(f"connection {number}", [], facts, None)
         self.state.say("On an operation, this tells what the guest had.")
 

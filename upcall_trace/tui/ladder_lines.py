@@ -187,6 +187,18 @@ def opening_text(connection: Connection) -> str:
     return text + f": {state_text(connection)}"
 
 
+def connection_facts(connection: Connection, first_ns: int) -> list[str]:
+    """All that is known of a connection, a line each; `first_ns` is the capture's first moment."""
+    facts = [opening_text(connection)]
+    facts += [f"line: {safe(connection.line)}"] if connection.line else []
+    facts += [f"answer: {safe(connection.answer)}"] if connection.answer else []
+    if connection.service is not None:
+        facts.append(f"service byte: {connection.service:#04x}")
+    if connection.closed_ns is not None:
+        facts.append(f"{ending_text(connection)} at {seconds(connection.closed_ns - first_ns)} s")
+    return [*facts, f"{connection.requests} requests, {connection.replies} replies"]
+
+
 def state_text(connection: Connection) -> str:
     """What became of a connection, in a word or two."""
     if connection.begins is Begins.OTHER:
