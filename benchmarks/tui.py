@@ -175,7 +175,7 @@ def _median(terminal: Terminal, before: bytes, keys: bytes) -> str:
     times = []
     for _ in range(ROUNDS):
         if before:
-            terminal.type(before)
+            terminal.send(before)
         times.append(terminal.type(keys) * 1000)
     return f"{statistics.median(times):6.1f} ms, at most {max(times):6.1f}"
 

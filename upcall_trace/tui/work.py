@@ -6,9 +6,11 @@ Every worker looks now and then whether it is still wanted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from textual.message import Message
 from textual.screen import Screen
@@ -29,6 +31,8 @@ from .reading import Grown, read
 from .recording import Arranged, Recording, Wanted, arrange
 from .summary import Summary, by_connection, by_operation
 from .walk import Moment, Told, Walk
+
+_READERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +207,9 @@ class Work(Screen[None], inherit_bindings=False):
 
     def _show(self, found: Capture | Grown) -> None:
         if isinstance(found, Capture):
-            for name in found.operations.names():
-                found.operations.column(name)  # read it here, not when the screen wants it
+            operations = found.operations  # read here, not when the screen wants them
+            with ThreadPoolExecutor(_READERS) as readers:
+                list(readers.map(operations.column, operations.names()))
         self.post_message(self.Read(found))
 
     def _walk(self) -> None:
