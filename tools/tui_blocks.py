@@ -16,6 +16,7 @@ from upcall_trace.tui.detail import HexDump
 from upcall_trace.tui.line_view import LineView
 from upcall_trace.tui.pieces import DEADLINES, SIGNS
 from upcall_trace.tui.prompt import Prompt
+from upcall_trace.tui.replaying import ReplayScreen
 
 from .markdown import code, table
 
@@ -26,6 +27,7 @@ def keys() -> str:
         ("every pane", LineView.BINDINGS),
         ("bytes", HexDump.BINDINGS),
         ("a capture", CAPTURE_KEYS),
+        ("a replay", ReplayScreen.BINDINGS),
         ("typing", Prompt.line_bindings()),
         ("everywhere", APP_KEYS),
     )

@@ -30,10 +30,6 @@ def key_of(browser: Driven) -> str:
     return f"{operation.conn}.{operation.request}" + ("<" if place.shows else "")
 
 
-TRIED: dict[str, set[str]] = {}
-"""Names of bindings that the tests here press, by test; the last test compares them."""
-
-
 def test_moving_in_the_ladder() -> None:
     async def script(browser: Driven) -> None:
         assert key_of(browser) == "1.0"
@@ -45,6 +41,15 @@ def test_moving_in_the_ladder() -> None:
         ):  # fmt: skip
             await browser.press(key)
             assert key_of(browser) == expected, key
+
+    drive(script, CPUS)
+
+
+def test_a_line_that_is_no_operation_cannot_be_sent_again() -> None:
+    async def script(browser: Driven) -> None:
+        for key in ("r", "s"):
+            await browser.press("g", key)
+            assert browser.said == "only operations can be sent again; this line is none"
 
     drive(script, CPUS)
 

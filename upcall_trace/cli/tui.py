@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,6 +15,10 @@ from ..kernel.world import find_world
 from .console import talk
 from .files import CAPTURE
 from .recorder_process import RecorderProcess
+
+if TYPE_CHECKING:
+    from ..tui.work import Given
+    from .browser_replays import FileReplays
 
 # While the diagnosis works in the background, a key must not wait Python's default 5 ms for it.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -69,15 +73,22 @@ def tui_command(
         given = None
         if capture is not None:
             given = Given(_checked(capture), console, vmm_log, world)
-        Browser(given, settings).run()
+        Browser(given, settings, replays=replays_of).run()
         return ExitCode.EXPECTED
     assert listen is not None
     assert upstream is not None
     path = capture or Path(f"upcall-{time.strftime('%Y%m%d-%H%M%S')}.upcap")
     with RecorderProcess(listen, upstream, path) as recorder:
         given = Given(path, console, vmm_log, world, address=os.fspath(listen))
-        stop = Browser(given, settings, recording=True).run()
+        stop = Browser(given, settings, recording=True, replays=replays_of).run()
         return recorder.leave(stop=bool(stop))
+
+
+def replays_of(given: Given) -> FileReplays:
+    """What sends a capture again; imported when somebody asks for it."""
+    from .browser_replays import FileReplays
+
+    return FileReplays(given.path, given.world)
 
 
 def _print(ctx: click.Context, capture: Path | None, record: bool) -> ExitCode:

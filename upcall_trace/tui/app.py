@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -17,6 +18,7 @@ from .capture_screen import CaptureScreen
 from .chooser import ChooserScreen
 from .help import HelpScreen, live_keys, pane_title
 from .palette import Actions
+from .replaying import Replays
 from .settings import Settings, remember
 from .stopping import StopScreen
 from .work import Given
@@ -28,7 +30,7 @@ class Browser(App[bool], inherit_bindings=False):
     """Opens what is `given`, or with None lets the user choose.
 
     `recording` is true while a recording of our own is being watched; then the app ends with
-    whether it is to be stopped.
+    whether it is to be stopped. `replays` makes what can send a capture again.
     """
 
     TITLE = "upcall-trace"
@@ -37,10 +39,17 @@ class Browser(App[bool], inherit_bindings=False):
     COMMAND_PALETTE_BINDING = "ctrl+p"
     ENABLE_COMMAND_PALETTE = True
 
-    def __init__(self, given: Given | None, settings: Settings, recording: bool = False) -> None:
+    def __init__(
+        self,
+        given: Given | None,
+        settings: Settings,
+        recording: bool = False,
+        replays: Callable[[Given], Replays] | None = None,
+    ) -> None:
         super().__init__()
         self._given = given
         self._recording = recording
+        self.replays = replays
         self.clashes: set[str] = set()
         if settings.theme is not None:
             if settings.theme not in self.available_themes:

@@ -24,6 +24,7 @@ from .line_view import LineView
 from .marks import save
 from .message_fields import is_arm
 from .prompt import Asks, Prompt
+from .replaying import ReplayScreen
 from .send_line import ANYBODY, send_line
 from .timeline import Timeline
 
@@ -307,6 +308,18 @@ class CaptureScreen(CapturePanes):
             return
         self.app.copy_to_clipboard(line)
         self.say(f"copied: {line}")
+
+    def action_replay(self, step: bool) -> None:
+        """Show the plan for sending the capture again from here on; nothing is sent by that."""
+        operation, replays = self.operation, getattr(self.app, "replays", None)
+        if operation is None:
+            self.say("only operations can be sent again; this line is none")
+        elif replays is None or self.recording.live:
+            self.say("a capture that still grows is not sent again")
+        else:
+            place = operation.conn, operation.request
+            address = self.given.address or ""
+            self.app.push_screen(ReplayScreen(replays(self.given), *place, address, step))
 
     def action_export(self) -> None:
         """Write what is shown to a file."""
