@@ -101,12 +101,22 @@ REPLAYS = [(path, Backend.VHOST) for path in TRANSCRIPTS] + [
 
 
 @pytest.mark.parametrize(
-    ("transcript", "backend"), REPLAYS, ids=[f"{path.stem}-{backend}" for path, backend in REPLAYS]
+    ("transcript", "backend"),
+    [
+        pytest.param(
+            path,
+            backend,
+            id=f"{path.stem}-{backend}",
+            marks=[pytest.mark.torture] if path.stem == "handshake" else [],
+        )
+        for path, backend in REPLAYS
+    ],
 )
 def test_a_recording_is_answered_byte_for_byte(transcript: Path, backend: Backend) -> None:
     """The recordings were made behind vhost-device-vsock; another backend only numbers its OK.
 
-    In the one called handshake a guest waits ten seconds for its service byte.
+    In the one called handshake a guest waits ten seconds for its service byte; tests/replay plays
+    it too.
     """
     header, records = records_of(transcript)
     world = worlds()[header.notes["machine"]]
