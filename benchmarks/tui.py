@@ -32,7 +32,7 @@ from upcall_trace.recorder import OnStoreError, Recorder, live_header
 from .decoding import MANY, records
 
 SIZE = (40, 120)
-ROUNDS = 15
+ROUNDS = 9
 RATE = 5000
 FOLLOWED_S = 10.0
 _SILENCE_S = 0.15
@@ -157,9 +157,12 @@ def _browse(path: Path, home: Path) -> Iterator[str]:
 def _filter(terminal: Terminal, expression: bytes) -> None:
     """Open the filter's line, empty it and type an expression."""
     terminal.send(b"/")
+    terminal.until(b"filter: ")
+    terminal.send(b"\x15")
     terminal.settle()
-    terminal.send(b"\x15" + expression)
-    terminal.settle()
+    if expression:
+        terminal.send(expression)
+        terminal.until(b" match ")
 
 
 def _wait_for_diagnosis(terminal: Terminal) -> float:
