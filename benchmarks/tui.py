@@ -157,7 +157,7 @@ def _browse(path: Path, home: Path) -> Iterator[str]:
 def _filter(terminal: Terminal, expression: bytes) -> None:
     """Open the filter's line, empty it and type an expression."""
     terminal.send(b"/")
-    terminal.until(b"filter: ")
+    terminal.until(b"filter:")
     terminal.send(b"\x15")
     terminal.settle()
     if expression:
