@@ -20,6 +20,7 @@ settings.load_profile("ordinary")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)  # there are runs without xdist
 def pytest_xdist_auto_num_workers() -> int:
     """One more than processors: many tests wait for a guest."""
     return (os.cpu_count() or 1) + 1

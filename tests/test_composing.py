@@ -171,7 +171,7 @@ def traffic(draw: st.DrawFn) -> list[Record]:
 
 
 @given(traffic(), st.data())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_filtering_keeps_the_chosen_operations_as_they_were(
     recorded: list[Record], data: st.DataObject
 ) -> None:

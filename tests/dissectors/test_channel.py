@@ -299,7 +299,7 @@ cuts = st.lists(st.integers(1, 3000), max_size=5).map(cut_at)
 
 
 @given(st.sampled_from(SIDES), st.sampled_from(State), raws, cuts)
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_any_bytes_in_any_state_raise_nothing_but_remote_protocol_errors(
     side: type[Channel], state: State, raw: bytes, cut: Cut
 ) -> None:

@@ -44,7 +44,7 @@ from tests.dissectors.playbook import (
 from tests.dissectors.recordings import TRANSCRIPTS, recorded, recorded_arch, stream
 from tests.dissectors.strategies import messages
 
-MANY = settings(max_examples=400)
+MANY = settings(max_examples=150)
 
 # What hypothesis makes conversations of: telling pieces, slices of them, and any bytes.
 TOKENS = [

@@ -123,7 +123,7 @@ class Visit:
                 self.connections[self.rng.randrange(CONNECTIONS)] = self.guest.connect()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(rng=randoms, steps=st.integers(1, 60))
 def test_a_guest_never_contradicts_itself(rng: Random, steps: int) -> None:
     visit = Visit(rng)
@@ -170,7 +170,7 @@ ORDERS: tuple[dict[str, Any], ...] = (
 BEGINNINGS = (b"CONNECT 219\nd", b"CONNECT 219\n", b"connect 7\n", b"CONNECT 8\n", b"\n", b"x" * 40)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(rng=randoms, steps=st.integers(1, 40))
 def test_behind_the_multiplexer_nothing_raises_and_what_fell_silent_stays_silent(
     rng: Random, steps: int

@@ -102,7 +102,9 @@ def busy(labs_directory: Path) -> Iterator[tuple[LiveGuest, socket.socket]]:
 @pytest.mark.parametrize(
     ("victim", "sentence"),
     [
-        ("qemu", "the lab pc is over: qemu was killed by SIGKILL"),
+        pytest.param(
+            "qemu", "the lab pc is over: qemu was killed by SIGKILL", marks=pytest.mark.torture
+        ),
         pytest.param(
             "vhost-device-vsock",
             "the lab pc is over: vhost-device-vsock was killed by SIGKILL",

@@ -173,6 +173,7 @@ def test_summaries_are_those_of_the_operations() -> None:
     assert (begins.tolist(), worst.tolist()) == ([0, 2, 2, 2, 2], [7, -1, -1, -1, 3])
 
 
+@pytest.mark.torture
 def test_a_moment_far_into_a_long_connection_is_told_from_a_kept_place(tmp_path: Path) -> None:
     path = tmp_path / "long.upcap"
     request = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)

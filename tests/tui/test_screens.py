@@ -101,7 +101,9 @@ def test_without_colour_cursor_focus_and_findings_can_be_told(
     drive(script, CAPTURES / "cpu_lifecycle.upcap")
 
 
-@pytest.mark.parametrize("size", [(20, 5), (1, 1), (40, 10), (59, 15), (300, 70)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(20, 5), (1, 1), (59, 15), pytest.param((300, 70), marks=pytest.mark.torture)], ids=str
+)
 def test_any_size_will_do(size: tuple[int, int]) -> None:
     async def script(browser: Driven) -> None:
         for key in ("right_square_bracket", "1", "2", "4", "7", "question_mark", "escape"):
