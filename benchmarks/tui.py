@@ -162,7 +162,7 @@ def _filter(terminal: Terminal, expression: bytes) -> None:
     terminal.settle()
     if expression:
         terminal.send(expression)
-        terminal.until(b" match ")
+        terminal.until(b" match")
 
 
 def _wait_for_diagnosis(terminal: Terminal) -> float:

@@ -110,7 +110,9 @@ class CapturePanes(Work):
             self.recording.take_grown(found)
         self.lay(self.wanted)
         now = time.monotonic()
-        if self.recording.ended or now - self._summed_s >= _SUM_EVERY_S:
+        # What is counted over all operations waits until the first ones are on the screen.
+        shown = self.ladder.count() > 0 or not len(self.recording)
+        if shown and (self.recording.ended or now - self._summed_s >= _SUM_EVERY_S):
             self._summed_s = now
             self.sum_up()
         self.ladder.remark()
@@ -122,9 +124,12 @@ class CapturePanes(Work):
         empty = not self.ladder.count()
         self.ladder.take(event.arranged, self.following and not self.paused)
         self.laid()
-        self.timeline.measure()
         if empty and self.ladder.count():
             self._begin()
+            self.call_after_refresh(self.timeline.measure)
+            self.call_after_refresh(self.sum_up)
+        else:
+            self.timeline.measure()
         if empty or self.ladder.place != before:
             self._look()
         self._tell_top()
