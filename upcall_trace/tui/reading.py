@@ -18,7 +18,7 @@ from ..formats import Source, open_source
 from ..opening import Capture, load_indexed
 from ..session import Connection, Session
 
-_TELL_EVERY_S: Final = 0.1
+_TELL_EVERY_S: Final = 0.2
 _LOOK_UP: Final = 256
 _POLL_S: Final = 0.02
 
