@@ -124,6 +124,14 @@ def test_what_may_be_a_real_guest_needs_to_be_named(microvm: SimulatedGuest) -> 
     assert told.code == ExitCode.EXPECTED
 
 
+def test_a_world_that_is_not_the_targets_is_told(microvm: SimulatedGuest) -> None:
+    worlds: list[str | Path] = ["--world", GOLDEN / "worlds.toml", "--machine"]
+    told = run("replay", MMIO, "--to", microvm.path, *worlds, "pc")
+    assert "the world that was given is not the one that the target says" in told.out
+    told = run("replay", MMIO, "--to", microvm.path, *worlds, "microvm")
+    assert "the world that was given" not in told.out
+
+
 def test_the_first_difference_is_told_with_its_reason_and_the_command_that_accepts_it(
     tmp_path: Path,
 ) -> None:

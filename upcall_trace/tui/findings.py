@@ -126,13 +126,8 @@ class FindingStore:
         """Of what concerns the connection as a whole; 0 for nothing."""
         return self._whole.get(conn, 0)
 
-    def first_of(self, conn: int) -> tuple[str, bool] | None:
-        """(code, whether it is a failure) of a connection's first failure or finding."""
-        first = self._first.get(conn)
-        return None if first is None else (self._codes[first[2]], not first[0])
-
     def first_told(self, conn: int) -> Finding | None:
-        """The same in full."""
+        """A connection's first failure, or its first finding."""
         first = self._first.get(conn)
         return None if first is None else next(iter(self._told([first[2]])), None)
 
