@@ -10,11 +10,9 @@ from pathlib import Path
 from ..kernel.world import World
 from ..replay.player import Answered, NotSent, Patience
 from ..replay.report import plan_lines, reply_text, request_text, verdict_lines
-from ..replay.run import Recording, Replay, Terms, read_recording, select
+from ..replay.run import Recording, Replay, Terms, patience_with, read_recording, select
 from ..replay.target import arch_of, look_at
 from ..transport import check_reachable, parse_address
-
-_SIMULATED_SILENCE_S = 1.0
 
 
 class FilePlan:
@@ -42,10 +40,10 @@ class FilePlan:
             if isinstance(happening, Answered):
                 asked = happening.asked
                 answer = reply_text(asked.message, happening.got.reply)
-                told = f"{asked.conn}.{asked.request} {request_text(asked.message)}: {answer}"
+                told = f"{asked.name} {request_text(asked.message)}: {answer}"
                 tell(told)
             elif isinstance(happening, NotSent):
-                tell(f"{happening.asked.conn}.{happening.asked.request} not sent: {happening.why}")
+                tell(f"{happening.asked.name} not sent: {happening.why}")
         for line in verdict_lines(replay, time.monotonic() - begun):
             tell(line)
 
@@ -66,5 +64,5 @@ class FileReplays:
         arch = arch_of(recording.capture.header)
         target = look_at(parse_address(address), self._world, arch=arch)
         script = select(recording, None, (conn, request), None)
-        patience = Patience(silence_s=_SIMULATED_SILENCE_S if target.kind == "simulated" else None)
-        return FilePlan(Replay(recording, target, script, terms=Terms(patience=patience)))
+        terms = Terms(patience=patience_with(target, Patience().reply_s, None))
+        return FilePlan(Replay(recording, target, script, terms=terms))

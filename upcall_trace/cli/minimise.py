@@ -27,7 +27,7 @@ from ..replay.matchers import parse_key
 from ..replay.minimising import Answers, Minimiser, Part, Try, failed, first_failed, on_model
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, Patience
-from ..replay.report import reply_text, request_text
+from ..replay.report import refusal_lines, reply_text, request_text
 from ..replay.run import Recording, Replay, Terms, read_recording
 from ..replay.script import Asked, Script
 from ..replay.target import Target, look_at
@@ -86,10 +86,8 @@ def minimise_command(
         terms = Terms(patience=_AT_ONCE if simulated else Patience(), reset=True, allow=allowed)
         refused = Replay(recording, target, minimiser.whole).plan.refused(allowed)
         if refused:
-            for danger in refused:
-                talk(f"refused: {danger}")
-            codes = dict.fromkeys(danger.code for danger in refused)
-            talk(f"to do it all the same: {' '.join(f'--allow {code}' for code in codes)}")
+            for line in refusal_lines(refused):
+                talk(line)
             return ExitCode.USAGE
         came: dict[str, str] = {}
         guest = _on_guest(recording, target, terms, allowed, stop.is_set, asked, came)
@@ -105,7 +103,7 @@ def minimise_command(
             put_back()
     if part is None:
         recorded = reply_text(asked.message, asked.reply)
-        talk(f"{_name(asked)} {request_text(asked.message)} does not fail as recorded on this "
+        talk(f"{asked.name} {request_text(asked.message)} does not fail as recorded on this "
              f"guest: recorded {recorded}, now {came.get('it', 'not sent')}")  # fmt: skip
         return ExitCode.DIFFERENT
     _write(recording, output, asked, part)
@@ -204,7 +202,7 @@ def _write(recording: Recording, output: Path, asked: Asked, part: Part) -> None
         records = distinct_connections(all_records(source))
         notes = source.header.notes | {
             EDITED_FROM: recording.path.name,
-            "minimised": f"around {_name(asked)}",
+            "minimised": f"around {asked.name}",
         }
         header = replace(source.header, notes=notes)
     left_out = set(range(len(recording.script.actions))) - part.acts
@@ -213,7 +211,3 @@ def _write(recording: Recording, output: Path, asked: Asked, part: Part) -> None
     out(HEADING)
     for operation in open_capture(output).operations:
         out(operation_text(operation), "red" if operation.failed else None)
-
-
-def _name(asked: Asked) -> str:
-    return f"{asked.conn}.{asked.request}"

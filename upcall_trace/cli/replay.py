@@ -18,7 +18,7 @@ from ..replay.learn import learn
 from ..replay.matchers import beside, parse_key, parse_matcher, read_matchers, write_matchers
 from ..replay.pace import Pace, parse_speed
 from ..replay.plan import DANGERS
-from ..replay.player import Answered, NotSent, Patience
+from ..replay.player import Answered, NotSent
 from ..replay.rebase import Rebase, read_map, work_out
 from ..replay.report import (
     plan_lines,
@@ -28,7 +28,7 @@ from ..replay.report import (
     verdict_lines,
     verdict_object,
 )
-from ..replay.run import Recording, Replay, Terms, read_recording, select
+from ..replay.run import Recording, Replay, Terms, patience_with, read_recording, select
 from ..replay.script import Asked, Script
 from ..replay.target import arch_of, look_at, parse_fingerprint
 from ..transport import check_reachable, parse_address
@@ -146,11 +146,9 @@ def replay_command(
         parse_address(address), world_of(recording, world, machine), control,
         parse_fingerprint(told) if told else None, arch_of(recording.capture.header),
     )  # fmt: skip
-    if silence is None and target.kind == "simulated":
-        silence = 1.0
     terms = Terms(
-        pace, Patience(deadline, silence), whole_bytes, reset, output, overwrite, allow,
-        keep_going, 2 if learning else rounds,
+        pace, patience_with(target, deadline, silence), whole_bytes, reset, output, overwrite,
+        allow, keep_going, 2 if learning else rounds,
     )  # fmt: skip
     script = select(recording, wanted, first, last)
     if not script.asked and not script.steps:
@@ -255,7 +253,7 @@ def _stepper(stop: threading.Event) -> Callable[[Asked], None]:
 
     def before(asked: Asked) -> None:
         nonlocal free_running
-        out(f"{asked.conn}.{asked.request}  {request_text(asked.message)}")
+        out(f"{asked.name}  {request_text(asked.message)}")
         if free_running:
             return
         try:

@@ -12,7 +12,7 @@ from dissectors.services import ServiceReply
 from ..render import WIDTH, safe
 from .aligning import Conversation, Pair
 from .compare import values
-from .report import reply_text, request_text
+from .report import reply_text, request_object, request_text
 from .script import Asked
 
 VERSION: Final = 1
@@ -110,14 +110,8 @@ def diff_object(a: Path, b: Path, conversations: Sequence[Conversation]) -> dict
 def _side(asked: Asked | None) -> dict[str, Any] | None:
     if asked is None:
         return None
-    return {
-        "conn": asked.conn,
-        "request": asked.request,
-        "op": asked.message.op,
-        "fields": dict(asked.message.fields()),
-        "reply": values(asked.reply),
-    }
+    return request_object(asked) | {"reply": values(asked.reply)}
 
 
 def _name(asked: Asked | None) -> str:
-    return f"{asked.conn}.{asked.request}" if asked else ""
+    return asked.name if asked else ""

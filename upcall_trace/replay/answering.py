@@ -127,7 +127,7 @@ class RecordedMachine:
         if not recorded.asked:
             return "no more requests"
         if _identity(recorded.asked[0].message) != _identity(message):
-            return f"{_name(recorded.asked[0])} {request_text(recorded.asked[0].message)}"
+            return f"{recorded.asked[0].name} {request_text(recorded.asked[0].message)}"
         return recorded.asked.popleft()
 
     def unused(self) -> Iterator[str]:
@@ -136,15 +136,11 @@ class RecordedMachine:
         if not self.matching:
             every = [asked for each in (*self._begun, *self._left) for asked in each.asked]
         for asked in sorted(every, key=lambda asked: asked.place):
-            yield f"never asked: {_name(asked)} {request_text(asked.message)}"
+            yield f"never asked: {asked.name} {request_text(asked.message)}"
 
 
 def _identity(message: ServiceRequest) -> str:
     return f"{message.op} {request_values(message)}"
-
-
-def _name(asked: Asked) -> str:
-    return f"{asked.conn}.{asked.request}"
 
 
 class _Phase(Enum):

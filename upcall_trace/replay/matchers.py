@@ -182,7 +182,7 @@ class Matchers:
         if not self._rules:
             return {}
         found: dict[str, Rule] = {}
-        for place in (EVERY, asked.message.op, f"{asked.conn}.{asked.request}"):
+        for place in (EVERY, asked.message.op, asked.name):
             found |= self._rules.get(place, {})
         return found
 
@@ -190,7 +190,7 @@ class Matchers:
         """The places with rules where none of these operations is."""
         known = {EVERY}
         for each in asked:
-            known |= {each.message.op, f"{each.conn}.{each.request}"}
+            known |= {each.message.op, each.name}
         return [place for place in self._rules if place not in known]
 
     def __str__(self) -> str:

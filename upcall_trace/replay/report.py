@@ -20,7 +20,7 @@ from .plan import Danger
 from .player import Parted
 from .rehearsal import Rehearsed
 from .run import Replay
-from .script import Asked, Key
+from .script import Asked, Key, key_name
 from .target import Target
 from .verdict import Divergence
 
@@ -36,6 +36,16 @@ _SILENCE: Final = {
 def request_text(message: ServiceRequest) -> str:
     """`add_mmio 0xe0006000+0x2000 irq=5`."""
     return f"{safe(message.op)} {fields_text(message.fields())}".rstrip()
+
+
+def request_object(asked: Asked) -> dict[str, Any]:
+    """A request as every JSON object of replays has it."""
+    return {
+        "conn": asked.conn,
+        "request": asked.request,
+        "op": asked.message.op,
+        "fields": dict(asked.message.fields()),
+    }
 
 
 def reply_text(message: ServiceRequest, reply: ServiceReply | None) -> str:
@@ -72,23 +82,27 @@ def plan_lines(replay: Replay, allowed: Collection[str]) -> Iterator[str]:
     )
     if otherwise:
         yield f"the model predicts other answers than the recorded ones to {otherwise} of them"
-    width = max((len(_name(key)) for key in plan.rehearsed), default=0)
+    width = max((len(key_name(key)) for key in plan.rehearsed), default=0)
     by_key: dict[Key | None, list[Danger]] = {}
     for danger in plan.dangers:
         by_key.setdefault(danger.key, []).append(danger)
     for rehearsed in plan.rehearsed.values():
         yield from _step_lines(rehearsed, width, by_key.get(rehearsed.asked.key, []))
-    refused = plan.refused(allowed)
+    yield from refusal_lines(plan.refused(allowed))
+
+
+def refusal_lines(refused: Collection[Danger], option: str = "--allow") -> Iterator[str]:
+    """Every danger that nobody allowed, and what allows them all; nothing when there is none."""
     for danger in refused:
         yield f"refused: {safe(str(danger))}"
     if refused:
         codes = dict.fromkeys(danger.code for danger in refused)
-        yield f"to do it all the same: {' '.join(f'--allow {code}' for code in codes)}"
+        yield f"to do it all the same: {' '.join(f'{option} {code}' for code in codes)}"
 
 
 def _step_lines(rehearsed: Rehearsed, width: int, dangers: list[Danger]) -> Iterator[str]:
     asked = rehearsed.asked
-    yield f"{_name(asked.key):>{width}}  {request_text(asked.message)}"[:WIDTH]
+    yield f"{asked.name:>{width}}  {request_text(asked.message)}"[:WIDTH]
     recorded = reply_text(asked.message, asked.reply)
     if asked.cut_off:
         recorded = "not recorded"
@@ -135,11 +149,7 @@ def plan_object(replay: Replay, allowed: Collection[str]) -> dict[str, Any]:
 
 def _step_object(rehearsed: Rehearsed) -> dict[str, Any]:
     asked = rehearsed.asked
-    return {
-        "conn": asked.conn,
-        "request": asked.request,
-        "op": asked.message.op,
-        "fields": dict(asked.message.fields()),
+    return request_object(asked) | {
         "recorded": None if asked.cut_off else values(asked.reply),
         "predicted": values(rehearsed.reply),
         "codes": list(rehearsed.codes),
@@ -205,7 +215,7 @@ def account(replay: Replay, seconds: float) -> str:
 def divergence_lines(replay: Replay, divergence: Divergence) -> Iterator[str]:
     """Recorded, predicted and got side by side; the reason; and what would accept it."""
     asked, got = divergence.asked, divergence.got
-    yield f"first difference: request {_name(asked.key)} {request_text(asked.message)}"
+    yield f"first difference: request {asked.name} {request_text(asked.message)}"
     rehearsed = replay.plan.rehearsed.get(asked.key)
     predicted = values(rehearsed.reply) if rehearsed else {}
     recorded, came = values(asked.reply), values(got.reply if got else None)
@@ -258,7 +268,7 @@ def _value(name: str, value: object, asked: Asked) -> str:
 def accepting(recording: Path, divergence: Divergence) -> str:
     """The command that makes the next replay accept what came."""
     rules = " ".join(accepting_rule(difference) for difference in divergence.differences)
-    matcher = f"{_name(divergence.asked.key)} {rules}"
+    matcher = f"{divergence.asked.name} {rules}"
     return shlex.join(["upcall-trace", "edit", str(recording), "--match", matcher])
 
 
@@ -298,11 +308,7 @@ def verdict_object(replay: Replay, seconds: float) -> dict[str, Any]:
 def _divergence_object(replay: Replay, divergence: Divergence) -> dict[str, Any]:
     asked = divergence.asked
     rehearsed = replay.plan.rehearsed.get(asked.key)
-    return {
-        "conn": asked.conn,
-        "request": asked.request,
-        "op": asked.message.op,
-        "fields": dict(asked.message.fields()),
+    return request_object(asked) | {
         "recorded": values(asked.reply),
         "predicted": values(rehearsed.reply) if rehearsed else None,
         "got": values(divergence.got.reply if divergence.got else None),
@@ -320,7 +326,3 @@ def _kind(target: Target) -> str:
         return "for all we know a real guest"
     name = target.fingerprint.get("name", target.kind)
     return {"simulated": "a simulated guest", "lab": f"the lab's {safe(name)}"}[target.kind]
-
-
-def _name(key: Key) -> str:
-    return f"{key[0]}.{key[1]}"

@@ -36,6 +36,8 @@ from .target import Target, dangers
 from .verdict import Divergence, Verdict, judge
 
 _ORDER_S = 60.0
+_SIMULATED_SILENCE_S = 1.0
+"""A simulated guest answers at once or never, but for a delay that somebody asked for."""
 _CONSEQUENCE = "UP7"
 """Codes about what VMM and guest make of a failure later."""
 _KEPT = 200_000
@@ -96,6 +98,13 @@ def _place(recording: Recording, key: Key) -> int:
     if asked is None:
         raise WrongUsage(f"{recording.path} has no operation {key[0]}.{key[1]}")
     return asked.place
+
+
+def patience_with(target: Target, reply_s: float, silence_s: float | None) -> Patience:
+    """How long a user waits who did not say; a simulated guest is not watched for long."""
+    if silence_s is None and target.kind == "simulated":
+        silence_s = _SIMULATED_SILENCE_S
+    return Patience(reply_s, silence_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,11 @@ Key = tuple[int, int]
 """(connection, request) of an operation."""
 
 
+def key_name(key: Key) -> str:
+    """`1.3`, as operations are named everywhere."""
+    return f"{key[0]}.{key[1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Connect:
     """Open a connection."""
@@ -113,6 +118,11 @@ class Asked:
     def key(self) -> Key:
         """Connection and request."""
         return self.conn, self.request
+
+    @property
+    def name(self) -> str:
+        """The two as `1.3`."""
+        return key_name(self.key)
 
 
 @dataclass(slots=True)

@@ -82,10 +82,10 @@ def comparison_lines(found: Comparison, target: Target, extra: bool, unused: boo
     recording = found.recorded
     if extra:
         for asked in found.extra:
-            yield f"sent, but not in the recording: {_name(asked)} {request_text(asked.message)}"
+            yield f"sent, but not in the recording: {asked.name} {request_text(asked.message)}"
     if unused:
         for asked in found.unused:
-            yield f"in the recording, but not sent: {_name(asked)} {request_text(asked.message)}"
+            yield f"in the recording, but not sent: {asked.name} {request_text(asked.message)}"
     if found.divergences:
         replay = Replay(recording, target)
         if not found.extra and not found.unused:
@@ -109,7 +109,3 @@ def _records_as_recorded(found: Comparison) -> Iterator[Record]:
         for _, record in source.records():
             if isinstance(record, (Chunk, Open, Close, GaveUp)) and record.conn in numbers:
                 yield replace(record, conn=numbers[record.conn])
-
-
-def _name(asked: Asked) -> str:
-    return f"{asked.conn}.{asked.request}"
