@@ -12,9 +12,9 @@ from dissectors.hvsock import connect_line, ok_line
 from dissectors.messages import cpu_request, hello, mmio_request, pci_request
 from upcall_trace.capture.records import Chunk, Header, Open, Record
 from upcall_trace.capture.writer import CaptureWriter
-from upcall_trace.filters import parse
-from upcall_trace.opening import build_index, load
-from upcall_trace.session import Session
+from upcall_trace.trace.decoding import Session
+from upcall_trace.trace.filters import parse
+from upcall_trace.trace.opening import build_index, load
 
 OPERATIONS = 100_000
 MANY = 1_000_000

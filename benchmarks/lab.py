@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 
 from dissectors.messages import bare_request
-from upcall_trace.client import UpcallClient
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.lab import pieces
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.transport import UnixAddress
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
 
 ROUNDS = 5
 REQUESTS = 300

@@ -18,7 +18,7 @@ from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import look_at
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress
 
 from .relays import start
 

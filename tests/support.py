@@ -20,9 +20,9 @@ from dissectors.messages import Request, bare_request, hello, mmio_request
 from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.cli import main
-from upcall_trace.formats import open_source
-from upcall_trace.operations import Operation, Operations
-from upcall_trace.session import Session
+from upcall_trace.sources import open_source
+from upcall_trace.trace.decoding import Session
+from upcall_trace.trace.operations import Operation, Operations
 
 GOLDEN = Path(__file__).parent / "golden"
 TRANSCRIPTS = sorted(GOLDEN.glob("*.jsonl"))

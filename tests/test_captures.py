@@ -11,10 +11,10 @@ import pytest
 from dissectors.messages import decode_reply, decode_request
 from tools.generate_captures import CAPTURES, RECORDINGS, make, sources
 from upcall_trace.capture.records import Chunk, End, Mark
-from upcall_trace.formats import open_source
-from upcall_trace.opening import load
-from upcall_trace.samples import sample
-from upcall_trace.shapes import operation_object
+from upcall_trace.sources import open_source
+from upcall_trace.trace.opening import load
+from upcall_trace.trace.samples import sample
+from upcall_trace.views.json_objects import operation_object
 
 SOURCES = dict(sources())
 

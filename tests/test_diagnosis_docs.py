@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import GOLDEN, run
 from tools.generate_docs import ROOT
-from upcall_trace.bundle import FOLDER
+from upcall_trace.bundle.archive import FOLDER
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.kernel.world import load_worlds
 

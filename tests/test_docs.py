@@ -33,11 +33,11 @@ from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk, Kind
 from upcall_trace.cli import cli
 from upcall_trace.errors import EXIT_MEANINGS, ExitCode
-from upcall_trace.filters import FIELDS, FLAGS, parse
 from upcall_trace.kernel.faults import ACTIONS, parse_fault
 from upcall_trace.kernel.world import World, load_worlds
-from upcall_trace.opening import INDEX_VERSION, load
-from upcall_trace.operations import ANOMALIES
+from upcall_trace.trace.filters import FIELDS, FLAGS, parse
+from upcall_trace.trace.opening import INDEX_VERSION, load
+from upcall_trace.trace.operations import ANOMALIES
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -79,11 +79,11 @@ def users(wanted: str, *folders: str) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_every_kind() -> None:
-    assert {"numpy", "upcall_trace.capture.reader", "upcall_trace.filters"} <= imports(
+    assert {"numpy", "upcall_trace.capture.reader", "upcall_trace.trace.filters"} <= imports(
         SOURCES["upcall_trace.cli.show"]
     )
     assert "upcall_trace.cli" in imports(SOURCES["upcall_trace.__main__"])
-    assert "rich.console" in imports(SOURCES["upcall_trace.cli.console"])  # in a function
+    assert "rich.console" in imports(SOURCES["upcall_trace.cli.support.output"])  # in a function
     assert "dissectors.wire" in imports(ROOT / "tests" / "dissectors" / "test_wire.py")
 
 
@@ -171,7 +171,7 @@ def test_what_a_capture_means_is_no_business_of_a_screen_or_a_socket(name: str) 
 
 
 def test_scapy_is_in_two_modules_and_never_whole() -> None:
-    assert users("scapy") == {"dissectors.scapy_layers", "upcall_trace.formats.pcap"}
+    assert users("scapy") == {"dissectors.scapy_layers", "upcall_trace.sources.pcap"}
     assert users("scapy.all", *OURS, "tests", "tools", "benchmarks") == set()
     assert "tests.dissectors.test_scapy_layers" in users("scapy", "tests")
 
@@ -191,7 +191,7 @@ def test_the_terminal_interface_reaches_no_socket() -> None:
                 waiting.append(other)
     used = {module for name in reached for module in imports(SOURCES[name])}
     assert "upcall_trace.diagnose.engine" in reached
-    assert not {"socket", "socketserver", "upcall_trace.transport"} & used
+    assert not {"socket", "socketserver", "upcall_trace.sockets.addresses"} & used
 
 
 def loaded(code: str) -> set[str]:

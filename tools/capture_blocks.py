@@ -34,10 +34,10 @@ from upcall_trace.capture.records import (
     encode,
     unpack,
 )
-from upcall_trace.formats import transcript
-from upcall_trace.opening import INDEX_VERSION
-from upcall_trace.operations import COLUMN_TYPES, MAX_ROWS
-from upcall_trace.recorder import BACKLOG_LIMIT, FLUSH_S
+from upcall_trace.sources import transcript
+from upcall_trace.trace.opening import INDEX_VERSION
+from upcall_trace.trace.operations import COLUMN_TYPES, MAX_ROWS
+from upcall_trace.vantage.recorder import BACKLOG_LIMIT, FLUSH_S
 
 from .markdown import code, fenced, table
 

@@ -15,9 +15,9 @@ from typing import Final
 
 from upcall_trace.capture.records import COMMENT, End, Mark
 from upcall_trace.capture.writer import CaptureWriter
-from upcall_trace.formats import open_source
-from upcall_trace.opening import build_index, load
-from upcall_trace.shapes import operation_object
+from upcall_trace.sources import open_source
+from upcall_trace.trace.opening import build_index, load
+from upcall_trace.views.json_objects import operation_object
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDINGS: Final = ROOT / "tests" / "golden"

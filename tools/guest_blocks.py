@@ -20,12 +20,12 @@ from dissectors.messages import (
     mmio_request,
     pci_request,
 )
+from upcall_trace.control.orders import BadOrder
 from upcall_trace.kernel.faults import ACTIONS, CONDITIONS
 from upcall_trace.kernel.model import Connection, Guest
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
-from upcall_trace.machine import Machine
-from upcall_trace.orders import BadOrder
+from upcall_trace.simulated.machine import Machine
 
 from .markdown import code, fenced, table
 

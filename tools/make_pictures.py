@@ -8,8 +8,8 @@ import tempfile
 from typing import Final, NamedTuple
 
 from upcall_trace.tui.app import Browser
-from upcall_trace.tui.settings import Settings
-from upcall_trace.tui.work import Given, Work
+from upcall_trace.tui.data.settings import Settings
+from upcall_trace.tui.screens.work import Given, Work
 
 from .generate_docs import ROOT
 

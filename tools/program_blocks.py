@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from upcall_trace.cli import COMMANDS, cli
 from upcall_trace.errors import EXIT_MEANINGS
-from upcall_trace.filters import FIELDS, FLAGS, BadFilter, parse
-from upcall_trace.operations import ANOMALY_BIT
+from upcall_trace.trace.filters import FIELDS, FLAGS, BadFilter, parse
+from upcall_trace.trace.operations import ANOMALY_BIT
 
 from .markdown import code, fenced, table
 

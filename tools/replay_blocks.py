@@ -7,16 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from upcall_trace.guest import SimulatedGuest
+from upcall_trace.compare.matchers import ERRNO_CLASSES, FIELDS
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import load_worlds
-from upcall_trace.machine import Backend, Habits
-from upcall_trace.replay.matchers import ERRNO_CLASSES, FIELDS
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.report import plan_lines, verdict_lines
 from upcall_trace.replay.run import Replay, read_recording
 from upcall_trace.replay.target import look_at
-from upcall_trace.transport import UnixAddress
+from upcall_trace.simulated.machine import Backend, Habits
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.addresses import UnixAddress
 
 from .markdown import code, fenced, table
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from textual.binding import Binding, BindingType
 
 from upcall_trace.diagnose.finding import Severity
-from upcall_trace.tui.bars import key_name
-from upcall_trace.tui.capture_keys import APP_KEYS, CAPTURE_KEYS
-from upcall_trace.tui.detail import HexDump
-from upcall_trace.tui.line_view import LineView
-from upcall_trace.tui.pieces import DEADLINES, SIGNS
-from upcall_trace.tui.prompt import Prompt
-from upcall_trace.tui.replaying import ReplayScreen
+from upcall_trace.tui.panes.bars import key_name
+from upcall_trace.tui.panes.detail import HexDump
+from upcall_trace.tui.panes.line_view import LineView
+from upcall_trace.tui.panes.pieces import DEADLINES, SIGNS
+from upcall_trace.tui.panes.prompt import Prompt
+from upcall_trace.tui.screens.capture_keys import APP_KEYS, CAPTURE_KEYS
+from upcall_trace.tui.screens.replaying import ReplayScreen
 
 from .markdown import code, table
 

@@ -49,10 +49,10 @@ from upcall_trace.capture.records import (
     pack,
 )
 from upcall_trace.errors import ExitCode
-from upcall_trace.filters import FIELDS, parse
-from upcall_trace.opening import INDEX_VERSION, Capture, build_index, decode_source, load
-from upcall_trace.operations import COLUMN_TYPES, MAX_ROWS
-from upcall_trace.shapes import info_object, operation_object
+from upcall_trace.trace.filters import FIELDS, parse
+from upcall_trace.trace.opening import INDEX_VERSION, Capture, build_index, decode_source, load
+from upcall_trace.trace.operations import COLUMN_TYPES, MAX_ROWS
+from upcall_trace.views.json_objects import info_object, operation_object
 
 Columns = dict[str, Any]
 VERSIONS = Path(__file__).parent / "versions"
@@ -163,7 +163,7 @@ def test_an_index_that_does_not_fit_on_the_disk_leaves_the_capture_as_it_was(
     path = write_capture(tmp_path / "x.upcap", small_capture())
     before = path.read_bytes()
 
-    script = "import sys; from upcall_trace.opening import *; build_index(Path(sys.argv[1]))"
+    script = "import sys; from upcall_trace.trace.opening import *; build_index(Path(sys.argv[1]))"
     ended = subprocess.run(
         limited([sys.executable, "-c", script, str(path)], "RLIMIT_FSIZE", len(before) + 400),
         stderr=subprocess.PIPE,
@@ -218,7 +218,7 @@ def test_a_missing_tail_or_an_older_version_costs_only_the_short_cut(
     indexed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = told(load(indexed))
-    monkeypatch.setattr("upcall_trace.opening.INDEX_VERSION", INDEX_VERSION + 1)
+    monkeypatch.setattr("upcall_trace.trace.opening.INDEX_VERSION", INDEX_VERSION + 1)
     stale = load(indexed)
     monkeypatch.undo()
     assert not stale.indexed

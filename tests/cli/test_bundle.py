@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support import GOLDEN, Outcome, command, connect, run, write_capture
-from upcall_trace.bundle import FOLDER
+from upcall_trace.bundle.archive import FOLDER
 from upcall_trace.errors import ExitCode
 
 CAPTURES: Final = Path(__file__).parents[2] / "captures"
@@ -90,7 +90,7 @@ def test_a_recording_that_goes_on_is_packed_as_far_as_it_is(tmp_path: Path) -> N
 
 
 def test_a_log_that_was_cut_ends_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upcall_trace.bundle._LOG_LIMIT", 100)
+    monkeypatch.setattr("upcall_trace.bundle.archive._LOG_LIMIT", 100)
     told = packed(OOPS, "--console", CONSOLE, tmp_path=tmp_path)
     assert told.code == ExitCode.LOST
     assert f"{CONSOLE} is too large: only its beginning is in the archive" in told.err

@@ -23,8 +23,8 @@ from tests.support import (
 from upcall_trace.capture.index import append_mark
 from upcall_trace.capture.records import DAMAGED, End, Gap, Header, Mark, Open
 from upcall_trace.errors import ExitCode
-from upcall_trace.opening import build_index, load
-from upcall_trace.operations import Operation
+from upcall_trace.trace.opening import build_index, load
+from upcall_trace.trace.operations import Operation
 
 
 def said(operation: Operation) -> tuple[object, ...]:

@@ -34,8 +34,8 @@ from upcall_trace.capture.records import (
     Vmm,
 )
 from upcall_trace.errors import ExitCode
-from upcall_trace.opening import load
-from upcall_trace.shapes import operation_object
+from upcall_trace.trace.opening import load
+from upcall_trace.views.json_objects import operation_object
 
 HEAD = '{"kind": "header", "format": "upcall-transcript", "version": 1}\n'
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from upcall_trace.opening import load
+from upcall_trace.trace.opening import load
 
 
 def test_the_demo_records_explains_and_leaves_its_capture() -> None:

@@ -10,7 +10,7 @@ from dissectors.messages import cpu_request
 from tests.replay.modelled import ADD_MEM, TWO_CPUS, T, disk, file_of, overlapping
 from tests.support import golden, run, write_capture
 from upcall_trace.errors import ExitCode
-from upcall_trace.opening import build_index
+from upcall_trace.trace.opening import build_index
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from tests.support import run
 from upcall_trace.cli import doctor
-from upcall_trace.doctor import Examination, Point, VmmSocket
 from upcall_trace.errors import ExitCode
+from upcall_trace.vantage.doctor import Examination, Point, VmmSocket
 
 EXAMINATION = Examination(
     points=[

@@ -11,11 +11,11 @@ import pytest
 from tests.replay.modelled import ADD_MEM, disk, file_of, overlapping, words
 from tests.support import command, golden, records_of, run, without_privileges, write_capture
 from upcall_trace.capture.records import Mark
+from upcall_trace.compare.matchers import beside, read_matchers
 from upcall_trace.errors import ExitCode
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.opening import load
-from upcall_trace.replay.matchers import beside, read_matchers
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.trace.opening import load
 
 
 @pytest.fixture

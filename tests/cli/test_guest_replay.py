@@ -12,8 +12,8 @@ from dissectors.messages import cpu_request
 from tests.guests import GuestProcess, ask, connected, dial, guest_process, receive, says_nothing
 from tests.replay.modelled import ADD_MEM, TWO_CPUS, T, disk, file_of, overlapping
 from tests.support import golden, run
+from upcall_trace.control.target_note import read_nameplate
 from upcall_trace.errors import ExitCode
-from upcall_trace.nameplate import read_nameplate
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from upcall_trace.capture.records import (
     Vmm,
 )
 from upcall_trace.errors import ExitCode
-from upcall_trace.opening import build_index, load
+from upcall_trace.trace.opening import build_index, load
 
 HEADER = Header(
     "proxy", "upcall-trace 1.0", "host1", "x86_64", 1_790_000_000_123_456_789, 1, 219, {"pod": "p1"}

@@ -27,10 +27,10 @@ from tests.support import GOLDEN, command, golden, run, write_capture
 from upcall_trace.capture.records import Mark
 from upcall_trace.cli import minimise
 from upcall_trace.errors import ExitCode
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.opening import load
-from upcall_trace.replay.minimising import Part
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.trace.opening import load
+from upcall_trace.transform.minimising import Part
 
 OVERLAP = ["1.0 add_mmio 0", "1.1 add_mmio -17"]
 

@@ -22,8 +22,8 @@ from tests.vmm import Upcall, Vmm, open_port
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk
 from upcall_trace.errors import ExitCode
-from upcall_trace.opening import load
-from upcall_trace.transport import is_alive
+from upcall_trace.sockets.addresses import is_alive
+from upcall_trace.trace.opening import load
 
 COMMAND = [sys.executable, "-m", "upcall_trace", "record"]
 

@@ -33,10 +33,10 @@ from tests.support import (
 )
 from upcall_trace.capture.records import Close, Header, Record
 from upcall_trace.errors import ExitCode
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.opening import load
-from upcall_trace.serving import Server
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.serving import Server
+from upcall_trace.trace.opening import load
 
 OOPS = golden("guest_oops")
 MMIO = golden("mmio_lifecycle")

@@ -19,12 +19,12 @@ from dissectors.messages import (
 )
 from tests.guests import wait_until
 from tests.support import Outcome, command, run
-from upcall_trace.dragonball import verdict
 from upcall_trace.errors import ExitCode
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.machine import Habits
+from upcall_trace.simulated.dragonball import verdict
+from upcall_trace.simulated.machine import Habits
+from upcall_trace.simulated.on_socket import SimulatedGuest
 
 ADD_CPU, DEL_CPU = MessageType.ADD_CPU, MessageType.DEL_CPU
 ADD_MMIO, DEL_MMIO = MessageType.ADD_MMIO, MessageType.DEL_MMIO

@@ -49,8 +49,8 @@ from upcall_trace.capture.records import (
     encode,
 )
 from upcall_trace.errors import ExitCode
-from upcall_trace.filters import FLAGS
-from upcall_trace.opening import load
+from upcall_trace.trace.filters import FLAGS
+from upcall_trace.trace.opening import load
 
 
 @pytest.fixture

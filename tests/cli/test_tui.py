@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from upcall_trace.cli.recorder_process import RecorderFailed, RecorderProcess
+from upcall_trace.cli.support.recorder_process import RecorderFailed, RecorderProcess
 from upcall_trace.errors import ExitCode
-from upcall_trace.opening import load
+from upcall_trace.trace.opening import load
 
 from ..support import command
 

@@ -48,7 +48,7 @@ from upcall_trace.diagnose.run import diagnose
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.model import Connection, Guest
 from upcall_trace.kernel.world import PciDevice, Window, World
-from upcall_trace.memory import MemoryGuest
+from upcall_trace.simulated.in_process import MemoryGuest
 
 ADD_CPU, DEL_CPU = MessageType.ADD_CPU, MessageType.DEL_CPU
 ADD_MMIO, DEL_MMIO = MessageType.ADD_MMIO, MessageType.DEL_MMIO

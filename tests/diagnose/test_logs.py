@@ -19,12 +19,12 @@ from dissectors.messages import Request, cpu_request, hello, mmio_request
 from upcall_trace.capture.records import Chunk, Close, Header, Open, Record
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.diagnose.finding import Finding
-from upcall_trace.diagnose.logs.console import read_console
-from upcall_trace.diagnose.logs.lines import read_lines
-from upcall_trace.diagnose.logs.vmm import Said, read_vmm_log
 from upcall_trace.diagnose.run import Logs, diagnose, diagnose_logs, read_logs
 from upcall_trace.errors import UnreadableInput
 from upcall_trace.kernel.world import load_worlds
+from upcall_trace.logs.guest_console import read_console
+from upcall_trace.logs.lines import read_lines
+from upcall_trace.logs.vmm import Said, read_vmm_log
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CAUSES = [f"UP{n}" for n in (*range(201, 211), *range(301, 310), *range(401, 405), 502)]

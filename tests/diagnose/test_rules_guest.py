@@ -22,9 +22,9 @@ from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import cpus, mmio, pci
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.diagnose.situation import Situation
-from upcall_trace.opening import load
-from upcall_trace.operations import Operation
-from upcall_trace.samples import sample
+from upcall_trace.trace.opening import load
+from upcall_trace.trace.operations import Operation
+from upcall_trace.trace.samples import sample
 
 ADD_CPU, DEL_CPU = MessageType.ADD_CPU, MessageType.DEL_CPU
 ADD_MMIO, DEL_MMIO = MessageType.ADD_MMIO, MessageType.DEL_MMIO

@@ -26,10 +26,10 @@ from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import framing, handshake, stale, types
 from upcall_trace.diagnose.rules.registry import _RULES, Rule
 from upcall_trace.diagnose.situation import ConnectionSituation, Situation
-from upcall_trace.opening import Capture, load
-from upcall_trace.operations import Operation
-from upcall_trace.samples import sample
-from upcall_trace.session import Connection
+from upcall_trace.trace.decoding import Connection
+from upcall_trace.trace.opening import Capture, load
+from upcall_trace.trace.operations import Operation
+from upcall_trace.trace.samples import sample
 
 MODULES = (handshake, stale, framing, types)
 OURS: Final[dict[str, Rule]] = {

@@ -34,7 +34,7 @@ from upcall_trace.diagnose.ledger import (
 from upcall_trace.diagnose.state import Device, Following, State, Waiting, state_of
 from upcall_trace.kernel.model import Guest
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
-from upcall_trace.opening import load
+from upcall_trace.trace.opening import load
 
 each_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=name_of)
 X86 = Header("test", arch="x86_64")

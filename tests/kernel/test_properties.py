@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from dissectors.constants import CPU_TYPES, MAGIC_VERSION, MESSAGE_SIZE, Arch
 from tests.kernel import random_guests
+from upcall_trace.control.orders import BadOrder
 from upcall_trace.kernel.cpus import X86Cpus
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.model import Connection, Guest
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World
-from upcall_trace.machine import Backend, Habits, Pace
-from upcall_trace.memory import MemoryGuest, MemoryStream
-from upcall_trace.orders import BadOrder
+from upcall_trace.simulated.in_process import MemoryGuest, MemoryStream
+from upcall_trace.simulated.machine import Backend, Habits, Pace
 
 CONNECTIONS = 4
 randoms = st.randoms(use_true_random=False)

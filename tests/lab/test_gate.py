@@ -22,14 +22,14 @@ from dissectors.messages import (
 )
 from tests.guests import HELLO, ask, connected, dial, receive, receive_line, wait_until
 from tests.vmm import descriptors_as_before
+from upcall_trace.control.orders import BadOrder
 from upcall_trace.errors import Unreachable
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import PciDevice, World
 from upcall_trace.lab.gate import Gate, needs
-from upcall_trace.machine import Habits
-from upcall_trace.orders import BadOrder
-from upcall_trace.serving import Server
+from upcall_trace.simulated.machine import Habits
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.serving import Server
 
 ECHO: Final = 7
 MACHINE: Final = World(nr_cpu_ids=4, pci=(PciDevice(0, 0), PciDevice(0, 4)))

@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.recordings import created_vcpu
 from tests.support import TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Vmm
+from upcall_trace.control.orders import BadOrder
 from upcall_trace.errors import Unreachable, WrongUsage
 from upcall_trace.lab import vmm
 from upcall_trace.lab.machines import (
@@ -26,8 +27,7 @@ from upcall_trace.lab.machines import (
 )
 from upcall_trace.lab.monitor import Monitor
 from upcall_trace.lab.vmm import ORDERS, VmmSide, parse_size
-from upcall_trace.machine import Machine as SimulatedMachine
-from upcall_trace.orders import BadOrder
+from upcall_trace.simulated.machine import Machine as SimulatedMachine
 
 MIB: Final = 1 << 20
 

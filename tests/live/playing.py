@@ -12,7 +12,7 @@ from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.player import Answered, Patience
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import look_at
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress
 
 
 def replay(

@@ -13,10 +13,10 @@ from tests.live.conftest import Start
 from tests.live.generated import Order, Rations, Send, Writer
 from tests.live.playing import receive
 from tests.support import HELLO
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.lab.machines import MACHINES, Boot, world
-from upcall_trace.machine import Backend, Habits
-from upcall_trace.transport import connect_unix
+from upcall_trace.simulated.machine import Backend, Habits
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.addresses import connect_unix
 
 REQUESTS = 300
 PATIENCE_S = 20.0

@@ -15,14 +15,14 @@ from dissectors.messages import cpu_request
 from tests.live.conftest import Start
 from tests.live.playing import replay
 from tests.support import TRANSCRIPTS, golden
-from upcall_trace.client import UpcallClient
+from upcall_trace.compare.replies import Got
 from upcall_trace.errors import ExitCode
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.replay.compare import Got
 from upcall_trace.replay.player import Answered
 from upcall_trace.replay.report import verdict_lines
 from upcall_trace.replay.run import read_recording
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
 
 TABLE = """
 recording          request  operation        real     lab

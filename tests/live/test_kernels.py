@@ -14,13 +14,13 @@ import pytest
 from dissectors.constants import MessageType
 from dissectors.messages import cpu_request
 from tests.live.conftest import Start
-from upcall_trace.client import UpcallClient
 from upcall_trace.errors import Unreachable
 from upcall_trace.lab.initramfs import initramfs_for
 from upcall_trace.lab.machines import MICROVM, PC
 from upcall_trace.lab.pieces import Kernel
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
 
 OUR_MODULE = "insmod /modules/upcall_lab.ko boot_mmio=0xfeb00000,0x200,5"
 MODULES = f"lab_modules={','.join(MICROVM.modules)}"

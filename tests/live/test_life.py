@@ -20,12 +20,12 @@ from dissectors.messages import bare_request, cpu_request, mmio_request, pci_req
 from tests.live.conftest import Start
 from tests.support import records_of
 from upcall_trace.capture.records import Chunk, Vmm
-from upcall_trace.client import UpcallClient
 from upcall_trace.errors import ExitCode, PeerDied, Unreachable
 from upcall_trace.lab.machines import hidden_disks
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.opening import load
-from upcall_trace.transport import UnixAddress, connect_unix
+from upcall_trace.sockets.addresses import UnixAddress, connect_unix
+from upcall_trace.sockets.client import UpcallClient
+from upcall_trace.trace.opening import load
 
 LAB = [sys.executable, "-m", "upcall_trace", "lab"]
 

@@ -12,12 +12,12 @@ from typing import Any
 from dissectors.constants import MessageType
 from dissectors.messages import Request, cpu_request, mmio_request, pci_request
 from tests.live.conftest import Start
-from upcall_trace.client import UpcallClient
 from upcall_trace.lab.machines import hidden_disks
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.opening import load
-from upcall_trace.shapes import operation_object
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
+from upcall_trace.trace.opening import load
+from upcall_trace.views.json_objects import operation_object
 
 MIB = 1 << 20
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from tests.kernel.recordings import worlds
 from tests.support import records_of, write_capture
 from upcall_trace.capture.records import Header, Record
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World
-from upcall_trace.machine import Backend, Habits
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.player import Patience
 from upcall_trace.replay.rebase import Rebase
 from upcall_trace.replay.run import Recording, Replay, Terms, read_recording
-from upcall_trace.replay.script import Key, Script, read_script
 from upcall_trace.replay.target import Target, look_at
-from upcall_trace.transport import UnixAddress
+from upcall_trace.simulated.machine import Backend, Habits
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.trace.script import Key, Script, read_script
 
 QUICK = Patience(reply_s=12.0, silence_s=0.1)
 """As little as the 10 s limit for the service byte allows."""

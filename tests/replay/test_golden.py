@@ -11,7 +11,7 @@ from tests.replay.playing import QUICK, differing, guest_of, played, target_of
 from tests.support import TRANSCRIPTS, golden
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.run import Recording, Replay, Terms, read_recording
-from upcall_trace.replay.script import Key
+from upcall_trace.trace.script import Key
 
 # Its sixth connection sends no service byte, and the guest waits 10 s for one.
 SLOW = golden("handshake")

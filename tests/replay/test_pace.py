@@ -15,7 +15,7 @@ from upcall_trace.errors import WrongUsage
 from upcall_trace.kernel.world import kata_pod
 from upcall_trace.replay.pace import Pace, parse_speed
 from upcall_trace.replay.run import Terms
-from upcall_trace.replay.script import Act
+from upcall_trace.trace.script import Act
 
 MS = 1_000_000
 STEPS = [Act(at * MS, "") for at in (100, 110, 310, 312)]

@@ -18,8 +18,8 @@ from upcall_trace.kernel.world import PciDevice, World, kata_pod
 from upcall_trace.replay.plan import OTHER_TARGET, REAL_GUEST, Plan, make_plan
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import TIED_TO, dangers, look_at, parse_fingerprint
-from upcall_trace.serving import Server
-from upcall_trace.transport import UnixAddress, VsockAddress
+from upcall_trace.sockets.addresses import UnixAddress, VsockAddress
+from upcall_trace.sockets.serving import Server
 
 _T = MessageType
 UNPLUG = mmio_request(_T.DEL_MMIO, 0xE0008000, 0x2000, 5)

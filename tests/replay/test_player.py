@@ -15,17 +15,17 @@ import pytest
 from tests.replay.playing import QUICK, differing, guest_like, played, recording_of, target_of
 from tests.support import ADD_MEM, DISK, HELLO, answer, ask, connect
 from upcall_trace.capture.records import Begins, Chunk, Close, GaveUp, Open, Record, Vmm
+from upcall_trace.compare.matchers import Matchers
 from upcall_trace.errors import ExitCode, Unreachable
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.opening import load
-from upcall_trace.replay.matchers import Matchers
 from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.player import Answered, Parted, Patience
 from upcall_trace.replay.run import Recording, Replay, Terms
 from upcall_trace.replay.target import look_at
-from upcall_trace.serving import Server
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.serving import Server
+from upcall_trace.trace.opening import load
 
 ANY_PACE = Pace()
 IMPATIENT = replace(QUICK, reply_s=0.2)

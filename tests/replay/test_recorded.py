@@ -11,17 +11,17 @@ import pytest
 from dissectors.messages import Request
 from tests.replay.playing import QUICK, differing, guest_like, played
 from tests.replay.test_rebase import ELSEWHERE, POD, SESSION
-from upcall_trace.client import UpcallClient
-from upcall_trace.guest import SimulatedGuest
 from upcall_trace.kernel.world import World
-from upcall_trace.listening import Listener
-from upcall_trace.opening import build_index
-from upcall_trace.proxy import Proxy
-from upcall_trace.recorder import OnStoreError, Recorder, live_header
 from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.rebase import work_out
 from upcall_trace.replay.run import Recording, Terms, read_recording
-from upcall_trace.transport import UnixAddress
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
+from upcall_trace.sockets.listening import Listener
+from upcall_trace.trace.opening import build_index
+from upcall_trace.vantage.proxy import Proxy
+from upcall_trace.vantage.recorder import OnStoreError, Recorder, live_header
 
 
 @pytest.fixture

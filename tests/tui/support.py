@@ -14,9 +14,9 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 
 from upcall_trace.tui.app import Browser
-from upcall_trace.tui.capture_screen import CaptureScreen
-from upcall_trace.tui.settings import Settings
-from upcall_trace.tui.work import Given
+from upcall_trace.tui.data.settings import Settings
+from upcall_trace.tui.screens.capture_screen import CaptureScreen
+from upcall_trace.tui.screens.work import Given
 
 ROOT = Path(__file__).parents[2]
 CAPTURES = ROOT / "captures"

@@ -15,12 +15,12 @@ from upcall_trace.capture.records import Close, Header, Open
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.diagnose.run import diagnose
 from upcall_trace.errors import WrongUsage
-from upcall_trace.opening import load
-from upcall_trace.recorder import OnStoreError, Recorder, live_header
+from upcall_trace.trace.opening import load
 from upcall_trace.tui.app import Browser
-from upcall_trace.tui.chooser import Choices
-from upcall_trace.tui.settings import Settings, read_settings, recent, remember
-from upcall_trace.tui.summary import by_connection, by_operation, worst_in
+from upcall_trace.tui.data.settings import Settings, read_settings, recent, remember
+from upcall_trace.tui.data.summary import by_connection, by_operation, worst_in
+from upcall_trace.tui.screens.chooser import Choices
+from upcall_trace.vantage.recorder import OnStoreError, Recorder, live_header
 
 from ..support import DISK, answer, ask, connect, each_transcript, write_capture
 from .support import CAPTURES, Driven, drive

@@ -12,8 +12,8 @@ import pytest
 
 from upcall_trace.capture.records import COMMENT, Chunk, Header, Mark, Record
 from upcall_trace.capture.writer import CaptureWriter
-from upcall_trace.tui.marks import beside, marks_beside, save
-from upcall_trace.tui.work import Given
+from upcall_trace.tui.data.marks import beside, marks_beside, save
+from upcall_trace.tui.screens.work import Given
 
 from ..support import connect, small_capture, write_capture
 from .support import CAPTURES, Driven, drive

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from upcall_trace.capture.records import COMMENT
-from upcall_trace.opening import load
+from upcall_trace.trace.opening import load
 from upcall_trace.tui.app import Browser
-from upcall_trace.tui.compare import CompareScreen
-from upcall_trace.tui.help import HelpScreen, live_keys
-from upcall_trace.tui.ladder_lines import Clock
-from upcall_trace.tui.settings import Settings
+from upcall_trace.tui.data.settings import Settings
+from upcall_trace.tui.panes.ladder_lines import Clock
+from upcall_trace.tui.screens.compare import CompareScreen
+from upcall_trace.tui.screens.help import HelpScreen, live_keys
 
 from .support import CAPTURES, Driven, drive
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upcall_trace.capture.records import Begins
-from upcall_trace.operations import COLUMN_TYPES, Operations
-from upcall_trace.session import Connection
-from upcall_trace.tui.columns import GrowingColumns, RowsByConnection
-from upcall_trace.tui.order import Line, Order, Shows
+from upcall_trace.trace.decoding import Connection
+from upcall_trace.trace.operations import COLUMN_TYPES, Operations
+from upcall_trace.tui.data.columns import GrowingColumns, RowsByConnection
+from upcall_trace.tui.data.order import Line, Order, Shows
 
 
 def operations(rows: list[tuple[int, int | None]]) -> Operations:

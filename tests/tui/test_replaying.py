@@ -8,10 +8,10 @@ from textual.widgets import Input
 
 from tests.replay.playing import guest_of
 from tests.support import golden
-from upcall_trace.cli.browser_replays import FileReplays
-from upcall_trace.guest import SimulatedGuest
-from upcall_trace.tui.replaying import ReplayScreen
-from upcall_trace.tui.work import Given
+from upcall_trace.cli.support.browser_replays import FileReplays
+from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.tui.screens.replaying import ReplayScreen
+from upcall_trace.tui.screens.work import Given
 
 from .support import CAPTURES, Driven, drive
 

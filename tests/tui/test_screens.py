@@ -13,8 +13,8 @@ import pytest
 from rich.color import Color as RichColor
 from textual.color import Color
 
-from upcall_trace.tui.settings import Settings
-from upcall_trace.tui.work import Given
+from upcall_trace.tui.data.settings import Settings
+from upcall_trace.tui.screens.work import Given
 
 from .support import CAPTURES, ROOT, Driven, drive
 

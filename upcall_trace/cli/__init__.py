@@ -14,7 +14,7 @@ from dissectors.services import ServiceConflict
 
 from .. import __version__
 from ..errors import ExitCode, UserError
-from .console import talk
+from .support.output import talk
 
 # numpy holds columns here; the threads of its linear algebra only make every start slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

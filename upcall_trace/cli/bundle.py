@@ -9,12 +9,12 @@ from typing import Final
 
 import click
 
-from ..bundle import Inputs, Packed, pack
+from ..bundle.archive import Inputs, Packed, pack
+from ..bundle.redaction import Redactor
 from ..diagnose.finding import Severity
 from ..errors import ExitCode, WrongUsage
-from ..redaction import Redactor
-from .console import out, progress, talk
-from .files import CAPTURE, replacing, tell_losses
+from .support.files import CAPTURE, replacing, tell_losses
+from .support.output import out, progress, talk
 
 _CAUTION: Final = (
     "the bytes of the traffic are as they were recorded, and no list of patterns knows every name: "

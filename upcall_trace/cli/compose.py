@@ -8,12 +8,18 @@ from pathlib import Path
 
 import click
 
-from ..composing import all_records, keep_connections, keep_operations, merge, with_dependencies
 from ..errors import ExitCode, WrongUsage
-from ..filters import parse
-from ..formats import open_source
-from .console import talk
-from .files import CAPTURE, open_capture, tell_losses, write_capture
+from ..sources import open_source
+from ..trace.filters import parse
+from ..transform.composing import (
+    all_records,
+    keep_connections,
+    keep_operations,
+    merge,
+    with_dependencies,
+)
+from .support.files import CAPTURE, open_capture, tell_losses, write_capture
+from .support.output import talk
 
 _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
 

@@ -10,13 +10,13 @@ import click
 from ..capture.reader import CaptureReader
 from ..capture.records import Record
 from ..capture.writer import CaptureWriter
-from ..composing import all_records
 from ..errors import ExitCode, WrongUsage
-from ..formats import open_source
-from ..formats.transcript import write as write_transcript
-from ..opening import build_index
-from .console import talk
-from .files import CAPTURE, open_capture, replacing, tell_damage, tell_losses
+from ..sources import open_source
+from ..sources.transcript import write as write_transcript
+from ..trace.opening import build_index
+from ..transform.composing import all_records
+from .support.files import CAPTURE, open_capture, replacing, tell_damage, tell_losses
+from .support.output import talk
 
 EXPORTS = ("transcript",)
 

@@ -19,26 +19,26 @@ from dissectors.messages import Request, bare_request, cpu_request, mmio_request
 from .. import __version__
 from ..capture.index import append_mark
 from ..capture.records import COMMENT, Header, Mark
-from ..client import UpcallClient
 from ..diagnose.report import as_text
 from ..diagnose.run import diagnose
 from ..errors import ExitCode
-from ..guest import SimulatedGuest
 from ..kernel.world import kata_pod
-from ..listening import Listener
-from ..opening import build_index, load
-from ..proxy import Proxy
-from ..recorder import OnStoreError, Recorder
-from ..render import HEADING
 from ..replay.plan import DANGERS
 from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Replay, Terms, read_recording
 from ..replay.target import look_at
-from ..samples import sample
-from ..transport import UnixAddress
-from .console import out, talk
+from ..simulated.on_socket import SimulatedGuest
+from ..sockets.addresses import UnixAddress
+from ..sockets.client import UpcallClient
+from ..sockets.listening import Listener
+from ..trace.opening import build_index, load
+from ..trace.samples import sample
+from ..vantage.proxy import Proxy
+from ..vantage.recorder import OnStoreError, Recorder
+from ..views.text import HEADING
 from .show import comments, show_comments, show_operation
+from .support.output import out, talk
 
 _T = MessageType
 _DISK: Final = (0xE0006000, 0x2000, 5)

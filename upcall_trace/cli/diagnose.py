@@ -23,8 +23,8 @@ from ..diagnose.rules.registry import rules
 from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..kernel.world import World, find_world
-from .console import out, out_json, progress, talk
-from .files import CAPTURE
+from .support.files import CAPTURE
+from .support.output import out, out_json, progress, talk
 
 _FORMATS = ("text", "json", "markdown", "junit", "github")
 _SEVERITIES = [severity.word for severity in Severity]

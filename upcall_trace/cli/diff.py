@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from ..composing import distinct_connections
+from ..compare.aligned_report import diff_lines, diff_object
+from ..compare.aligning import align
 from ..errors import ExitCode, NothingRun
-from ..formats import open_source
-from ..replay.aligned_report import diff_lines, diff_object
-from ..replay.aligning import align
-from ..replay.script import Script, read_script
-from .console import out, out_json
-from .files import CAPTURE, open_capture, tell_losses
+from ..sources import open_source
+from ..trace.script import Script, read_script
+from ..transform.composing import distinct_connections
+from .support.files import CAPTURE, open_capture, tell_losses
+from .support.output import out, out_json
 
 _COLOURS = {"-": "red", "+": "green", "!": "yellow"}
 

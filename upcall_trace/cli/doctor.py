@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import click
 
-from ..doctor import Examination, Host, Point, examine
 from ..errors import ExitCode
-from ..render import safe
-from .console import out, out_json
+from ..vantage.doctor import Examination, Host, Point, examine
+from ..views.text import safe
+from .support.output import out, out_json
 
 VERSION: Final = 1
 

@@ -15,13 +15,7 @@ import click
 from ..capture.index import StillRecording, append_mark
 from ..capture.reader import CaptureReader
 from ..capture.records import Header, Mark, Record
-from ..composing import all_records, distinct_connections
-from ..errors import ExitCode, NothingRun, WrongUsage
-from ..formats import open_source
-from ..opening import Capture
-from ..replay.editing import EDITED_FROM, Edits, Move, edit, in_order
-from ..replay.fields import parse_setting
-from ..replay.matchers import (
+from ..compare.matchers import (
     MARK,
     Rule,
     beside,
@@ -30,10 +24,16 @@ from ..replay.matchers import (
     read_matchers,
     write_matchers,
 )
-from ..replay.script import Key, Script, read_script
+from ..errors import ExitCode, NothingRun, WrongUsage
 from ..replay.target import TIED_TO, parse_fingerprint
-from .console import talk
-from .files import CAPTURE, open_capture, tell_losses, write_capture
+from ..sources import open_source
+from ..trace.opening import Capture
+from ..trace.script import Key, Script, read_script
+from ..transform.composing import all_records, distinct_connections
+from ..transform.editing import EDITED_FROM, Edits, Move, edit, in_order
+from ..transform.fields import parse_setting
+from .support.files import CAPTURE, open_capture, tell_losses, write_capture
+from .support.output import talk
 
 _RANGE: Final = re.compile(r"([0-9.]+)(?:-|\.\.)([0-9.]+)")
 _MOVE: Final = re.compile(r"([0-9.]+):(after|before):([0-9.]+)")

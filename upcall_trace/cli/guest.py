@@ -11,12 +11,12 @@ from click.core import ParameterSource
 from dissectors.constants import Arch
 
 from ..errors import ExitCode, WrongUsage
-from ..guest import SimulatedGuest
 from ..kernel.faults import parse_fault
 from ..kernel.world import SERIES, World, find_world, kata_pod
-from ..machine import Backend, Habits, Pace
-from .console import talk
-from .signals import held_signals
+from ..simulated.machine import Backend, Habits, Pace
+from ..simulated.on_socket import SimulatedGuest
+from .support.output import talk
+from .support.signals import held_signals
 
 _PATH: Final = click.Path(path_type=Path)
 _OF_A_WORLD: Final = {

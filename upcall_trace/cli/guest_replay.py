@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from ..composing import all_records
 from ..errors import ExitCode, NothingRun
-from ..formats import open_source
-from ..machine import Pace
-from ..replay.answering import RecordedMachine, recorded_connections
-from ..replay.recorded_guest import RecordedGuest
-from .console import talk
-from .files import open_capture, tell_losses
-from .signals import held_signals
+from ..simulated.from_recording import RecordedMachine, recorded_connections
+from ..simulated.machine import Pace
+from ..simulated.recorded_guest import RecordedGuest
+from ..sources import open_source
+from ..transform.composing import all_records
+from .support.files import open_capture, tell_losses
+from .support.output import talk
+from .support.signals import held_signals
 
 _UNUSED_TOLD: Final = 20
 

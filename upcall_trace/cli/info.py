@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from ..errors import ExitCode
-from ..render import duration, safe
-from ..shapes import info_object
-from .console import out, out_json
-from .files import CAPTURE, open_capture, tell_losses
+from ..views.json_objects import info_object
+from ..views.text import duration, safe
+from .support.files import CAPTURE, open_capture, tell_losses
+from .support.output import out, out_json
 
 
 @click.command("info")

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import click
 
-from ..control import give_order
+from ..control.order_socket import give_order
+from ..control.orders import BadOrder
 from ..errors import (
     ExitCode,
     Interrupted,
@@ -24,10 +25,9 @@ from ..errors import (
     UserError,
     WrongUsage,
 )
-from ..orders import BadOrder
-from .console import out, out_json, talk
-from .files import CAPTURE
-from .signals import interrupt_on_signals, stop_on_signals
+from .support.files import CAPTURE
+from .support.output import out, out_json, talk
+from .support.signals import interrupt_on_signals, stop_on_signals
 
 _ORDER_S: Final = 90.0
 _GLANCE_S: Final = 2.0
@@ -225,7 +225,7 @@ def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
     lab = _ready(find(name))
     if attach:
         from ..lab.shell import relay_terminal
-        from ..transport import connect_unix
+        from ..sockets.addresses import connect_unix
 
         _need_terminal()
         with connect_unix(Path(lab["terminal"])) as stream:

@@ -15,28 +15,28 @@ import click
 
 from dissectors.constants import Arch
 
-from ..composing import all_records, distinct_connections
+from ..compare.matchers import parse_key
 from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, WrongUsage
-from ..formats import open_source
-from ..guest import SimulatedGuest
 from ..kernel.world import World, kata_pod
-from ..machine import Habits
-from ..render import HEADING, operation_text
-from ..replay.editing import EDITED_FROM, Edits
-from ..replay.matchers import parse_key
-from ..replay.minimising import Answers, Minimiser, Part, Try, failed, first_failed, on_model
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, Patience
 from ..replay.report import refusal_lines, reply_text, request_text
 from ..replay.run import Recording, Replay, Terms, read_recording
-from ..replay.script import Asked, Script
 from ..replay.target import Target, look_at
-from ..transport import UnixAddress, check_reachable, parse_address
-from .console import out, talk
+from ..simulated.machine import Habits
+from ..simulated.on_socket import SimulatedGuest
+from ..sockets.addresses import UnixAddress, check_reachable, parse_address
+from ..sources import open_source
+from ..trace.script import Asked, Script
+from ..transform.composing import all_records, distinct_connections
+from ..transform.editing import EDITED_FROM, Edits
+from ..transform.minimising import Answers, Minimiser, Part, Try, failed, first_failed, on_model
+from ..views.text import HEADING, operation_text
 from .edit import write_edited
-from .files import CAPTURE, open_capture, tell_losses
 from .replay import world_of
-from .signals import stop_on_signals
+from .support.files import CAPTURE, open_capture, tell_losses
+from .support.output import out, talk
+from .support.signals import stop_on_signals
 
 _PATH = click.Path(path_type=Path)
 _PROGRESS_S: Final = 1.0

@@ -13,22 +13,22 @@ import click
 
 from ..capture.records import Header
 from ..errors import ExitCode, SomethingLost, WrongUsage
-from ..interface import dropped_packets, open_interface, record_packets
-from ..listening import InPlace, Listener
-from ..opening import build_index, load
-from ..proxy import GuestRoute, Proxy
-from ..recorder import OnStoreError, Recorder, live_header
-from ..transport import (
+from ..sockets.addresses import (
     Address,
     UnixAddress,
     check_reachable,
     check_socket_path,
     parse_address,
 )
-from .console import progress, talk
+from ..sockets.listening import InPlace, Listener
+from ..trace.opening import build_index, load
+from ..vantage.interface import dropped_packets, open_interface, record_packets
+from ..vantage.proxy import GuestRoute, Proxy
+from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .convert import parse_notes
-from .files import CAPTURE
-from .signals import stop_on_signals
+from .support.files import CAPTURE
+from .support.output import progress, talk
+from .support.signals import stop_on_signals
 
 # A forwarding thread that becomes ready must not wait Python's default 5 ms for its turn.
 _SWITCH_INTERVAL_S = 0.0005

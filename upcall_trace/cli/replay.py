@@ -11,11 +11,10 @@ from pathlib import Path
 
 import click
 
+from ..compare.matchers import beside, parse_key, parse_matcher, read_matchers, write_matchers
 from ..errors import ExitCode, NothingRun, WrongUsage
-from ..filters import parse
 from ..kernel.world import World, choose_world, load_worlds
 from ..replay.learn import learn
-from ..replay.matchers import beside, parse_key, parse_matcher, read_matchers, write_matchers
 from ..replay.pace import Pace, parse_speed
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, NotSent
@@ -29,12 +28,13 @@ from ..replay.report import (
     verdict_object,
 )
 from ..replay.run import Recording, Replay, Terms, patience_with, read_recording, select
-from ..replay.script import Asked, Script
 from ..replay.target import arch_of, look_at, parse_fingerprint
-from ..transport import check_reachable, parse_address
-from .console import SECONDS, out, out_json, talk
-from .files import CAPTURE, tell_losses
-from .signals import stop_on_signals
+from ..sockets.addresses import check_reachable, parse_address
+from ..trace.filters import parse
+from ..trace.script import Asked, Script
+from .support.files import CAPTURE, tell_losses
+from .support.output import SECONDS, out, out_json, talk
+from .support.signals import stop_on_signals
 
 _PATH = click.Path(path_type=Path)
 _PROGRESS_S = 1.0

@@ -17,15 +17,15 @@ from dissectors.messages import (
 )
 
 from ..capture.records import Begins, Chunk, Header, Open
-from ..client import Answer, UpcallClient
-from ..dragonball import verdict
 from ..errors import ExitCode, UnreadableInput, WrongUsage
-from ..operations import Operation, Operations
-from ..render import HEADING, duration, hex_lines, operation_text
-from ..session import Session
-from ..shapes import operation_object
-from ..transport import parse_address
-from .console import out, out_json, talk
+from ..simulated.dragonball import verdict
+from ..sockets.addresses import parse_address
+from ..sockets.client import Answer, UpcallClient
+from ..trace.decoding import Session
+from ..trace.operations import Operation, Operations
+from ..views.json_objects import operation_object
+from ..views.text import HEADING, duration, hex_lines, operation_text
+from .support.output import out, out_json, talk
 
 _TIMEOUT_S: Final = 15.0
 _RAW_LIMIT: Final = 64 << 10

@@ -13,14 +13,16 @@ import numpy as np
 
 from ..capture.reader import CaptureReader
 from ..capture.records import COMMENT, Mark
-from ..dragonball import verdict
 from ..errors import ExitCode, WrongUsage
-from ..filters import Filter, parse
-from ..formats import open_source
-from ..frames import frames
-from ..opening import capture_of
-from ..operations import Operation, Operations
-from ..render import (
+from ..simulated.dragonball import verdict
+from ..sources import open_source
+from ..trace.decoding import Session
+from ..trace.filters import Filter, parse
+from ..trace.opening import capture_of
+from ..trace.operations import Operation, Operations
+from ..views.frames import frames
+from ..views.json_objects import frame_object, operation_object
+from ..views.text import (
     HEADING,
     WIDTH,
     hex_lines,
@@ -29,10 +31,8 @@ from ..render import (
     safe,
     seconds,
 )
-from ..session import Session
-from ..shapes import frame_object, operation_object
-from .console import out, out_json
-from .files import CAPTURE, open_capture, tell_losses
+from .support.files import CAPTURE, open_capture, tell_losses
+from .support.output import out, out_json
 
 _POLL_S = 0.05
 _REMARK = "        # "

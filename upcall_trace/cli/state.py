@@ -13,11 +13,11 @@ from ..diagnose.state import State, state_of
 from ..diagnose.state_report import VERSION, as_text, state_object
 from ..errors import ExitCode, WrongUsage
 from ..kernel.world import find_world
-from ..opening import Capture
-from ..operations import Operation
-from ..render import fields_text, safe, seconds
-from .console import out, out_json, progress
-from .files import CAPTURE, open_capture, tell_losses
+from ..trace.opening import Capture
+from ..trace.operations import Operation
+from ..views.text import fields_text, safe, seconds
+from .support.files import CAPTURE, open_capture, tell_losses
+from .support.output import out, out_json, progress
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _KEY: Final = re.compile(r"([0-9]{1,10})\.([0-9]{1,10})")

@@ -12,13 +12,13 @@ import click
 
 from ..errors import ExitCode, WrongUsage
 from ..kernel.world import find_world
-from .console import talk
-from .files import CAPTURE
-from .recorder_process import RecorderProcess
+from .support.files import CAPTURE
+from .support.output import talk
+from .support.recorder_process import RecorderProcess
 
 if TYPE_CHECKING:
-    from ..tui.work import Given
-    from .browser_replays import FileReplays
+    from ..tui.screens.work import Given
+    from .support.browser_replays import FileReplays
 
 # While the diagnosis works in the background, a key must not wait Python's default 5 ms for it.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -64,8 +64,8 @@ def tui_command(
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return _print(ctx, capture, record)
     from ..tui.app import Browser
-    from ..tui.settings import read_settings, settings_path
-    from ..tui.work import Given
+    from ..tui.data.settings import read_settings, settings_path
+    from ..tui.screens.work import Given
 
     settings = read_settings(settings_path())
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -86,7 +86,7 @@ def tui_command(
 
 def replays_of(given: Given) -> FileReplays:
     """What sends a capture again; imported when somebody asks for it."""
-    from .browser_replays import FileReplays
+    from .support.browser_replays import FileReplays
 
     return FileReplays(given.path, given.world)
 
@@ -107,7 +107,7 @@ def _print(ctx: click.Context, capture: Path | None, record: bool) -> ExitCode:
 
 def _checked(path: Path) -> Path:
     """Opens it once, so that what cannot be read is told before the screen is taken."""
-    from ..formats import open_source
+    from ..sources import open_source
 
     with open_source(path):
         return path

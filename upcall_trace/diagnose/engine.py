@@ -52,13 +52,13 @@ from ..capture.records import (
     Vmm,
 )
 from ..kernel.world import World
-from ..operations import NoTable
-from ..session import Connection, Session
+from ..trace.decoding import Connection, Session
+from ..trace.operations import NoTable
 from .causes import Cause, ModelGuest, learn, of_reply, of_silence, softened
 from .finding import Finding, Ref
 from .history import History
-from .logs.decide import decide
-from .logs.matching import ConsoleMatcher
+from .log_decisions import decide
+from .log_matching import ConsoleMatcher
 from .rules.registry import rules
 from .situation import ConnectionSituation, Situation
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from ..render import WIDTH, safe
+from ..views.text import WIDTH, safe
 from .finding import Finding, Severity
 from .run import Diagnosed
 

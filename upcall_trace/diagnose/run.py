@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ..capture.reader import CaptureReader
 from ..errors import WrongUsage
-from ..formats import open_source
 from ..kernel.world import World
-from ..opening import Progress
+from ..logs.guest_console import ConsoleOperation, read_console
+from ..logs.vmm import VmmLine, read_vmm_log
+from ..sources import open_source
+from ..trace.opening import Progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
-from .logs.console import ConsoleOperation, read_console
-from .logs.matching import ConsoleMatcher
-from .logs.story import of_console, of_vmm_log
-from .logs.vmm import VmmLine, read_vmm_log
+from .log_matching import ConsoleMatcher
+from .log_story import of_console, of_vmm_log
 
 _PROGRESS_EVERY = 4096
 

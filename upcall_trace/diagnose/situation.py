@@ -16,13 +16,13 @@ from dissectors.messages import (
     Request,
 )
 
-from ..render import fields_text
-from ..session import Connection
+from ..trace.decoding import Connection
+from ..views.text import fields_text
 from .finding import Evidence, Ref
 from .history import History
 
 if TYPE_CHECKING:  # logs are matched with situations, so they know these and not the reverse
-    from .logs.console import ConsoleOperation
+    from ..logs.guest_console import ConsoleOperation
 
 
 @dataclass(slots=True)

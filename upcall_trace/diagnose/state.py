@@ -15,18 +15,18 @@ from dissectors.constants import MAGIC_VERSION, MessageType
 from dissectors.events import Event
 
 from ..capture.records import Gap, Header, Record
-from ..formats import open_source
 from ..kernel.cpus import X86Cpus
 from ..kernel.model import Guest
 from ..kernel.outcome import Fate
 from ..kernel.world import World
-from ..opening import Capture, Progress
-from ..operations import NoTable
+from ..sources import open_source
+from ..trace.opening import Capture, Progress
+from ..trace.operations import NoTable
 from .causes import Cause, of_silence
 from .engine import Diagnosis
 from .finding import Finding, Ref
 from .ledger import KINDS, Cpu, Dead, Entry, Ledger, Lock, Mmio, Pci, Thing
-from .logs.matching import ConsoleMatcher
+from .log_matching import ConsoleMatcher
 from .situation import Situation
 
 _PROGRESS_EVERY: Final = 4096

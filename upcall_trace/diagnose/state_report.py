@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, Final
 
-from ..render import WIDTH, fields_text, id_list, safe
+from ..views.text import WIDTH, fields_text, id_list, safe
 from .finding import Ref
 from .ledger import Cpu, CpusOnline, Dead, Entry, Lock, Mmio, Pci, Thing
 from .state import Device, State

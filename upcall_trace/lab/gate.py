@@ -16,9 +16,9 @@ from dissectors.constants import MAGIC_VERSION, MESSAGE_SIZE, UPCALL_PORT, Messa
 from dissectors.hvsock import line_end, parse_connect
 from dissectors.messages import CpuRequestX86, PciRequest, decode_request
 
+from ..control.orders import BadOrder
 from ..errors import UserError
-from ..orders import BadOrder
-from ..transport import connect_unix, is_hung_up, shut_down
+from ..sockets.addresses import connect_unix, is_hung_up, shut_down
 
 _BULK: Final = 64 << 10
 

@@ -20,18 +20,18 @@ from typing import Any, Final, Self
 from dissectors.constants import Arch
 
 from ..capture.records import Vmm
-from ..client import UpcallClient
-from ..control import serve_orders
+from ..control.order_socket import serve_orders
+from ..control.orders import BadOrder, name_and_value
+from ..control.target_note import HungNameplate, Nameplate
 from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
-from ..listening import Listener
-from ..machine import Backend
-from ..nameplate import HungNameplate, Nameplate
-from ..opening import build_index
-from ..orders import BadOrder, name_and_value
-from ..proxy import Proxy
-from ..recorder import OnStoreError, Recorder, live_header
-from ..serving import Server
-from ..transport import UnixAddress, answers
+from ..simulated.machine import Backend
+from ..sockets.addresses import UnixAddress, answers
+from ..sockets.client import UpcallClient
+from ..sockets.listening import Listener
+from ..sockets.serving import Server
+from ..trace.opening import build_index
+from ..vantage.proxy import Proxy
+from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .console import Console, is_ready, last_words, trouble
 from .gate import Gate
 from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments, world

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from qemu.qmp import QMPClient, QMPError
 
+from ..control.orders import BadOrder
 from ..errors import Unreachable
-from ..orders import BadOrder
 
 _CONNECT_S: Final = 5.0
 _COMMAND_S: Final = 20.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ..errors import Unreachable, WrongUsage
-from ..transport import check_socket_path
+from ..sockets.addresses import check_socket_path
 
 _STATUS: Final = "lab.json"
 _LOCK: Final = "lock"

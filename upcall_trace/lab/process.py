@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ..control import give_order
+from ..control.order_socket import give_order
 from ..errors import PeerDied, Unreachable
 from .parts import dies_with_this_thread
 from .place import find

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from dissectors.hvsock import connect_line
 
 from ..errors import Unreachable, WrongUsage
-from ..transport import connect_unix
+from ..sockets.addresses import connect_unix
 from .machines import SHELL_PORT
 
 _LEAVE: Final = b"\x1d"

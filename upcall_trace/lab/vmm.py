@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import WrongUsage
-from ..kernel.world import PciDevice, Window
-from ..orders import (
+from ..control.orders import (
     BadOrder,
     memory_resized,
     name_and_value,
@@ -18,6 +16,8 @@ from ..orders import (
     vcpu,
     vcpu_created,
 )
+from ..errors import WrongUsage
+from ..kernel.world import PciDevice, Window
 from .machines import (
     APIC_IDS,
     DISK_SIZE,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..compare.matchers import Matchers, Rule
+from ..compare.replies import Values, values
 from ..errors import PeerDied
-from .compare import Values, values
-from .matchers import Matchers, Rule
+from ..trace.script import Key
 from .player import Answered
 from .run import Replay
-from .script import Key
 
 _NEVER_LEARNT = frozenset({"answer"})
 

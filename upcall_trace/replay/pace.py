@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import WrongUsage
-from .script import Step
+from ..trace.script import Step
 
 _FACTOR = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)x")
 

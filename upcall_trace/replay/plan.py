@@ -17,8 +17,8 @@ from dissectors.messages import MmioRequest, PciRequest, Request
 from ..diagnose.finding import Finding
 from ..kernel.outcome import Fate
 from ..kernel.world import World
-from .rehearsal import Rehearsal, Rehearsed, adds, thing_of
-from .script import Asked, Key, Script
+from ..simulated.rehearsal import Rehearsal, Rehearsed, adds, thing_of
+from ..trace.script import Asked, Key, Script
 
 REAL_GUEST: Final = "real-guest"
 OTHER_TARGET: Final = "other-target"

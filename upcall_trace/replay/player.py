@@ -17,14 +17,14 @@ from dissectors.constants import MESSAGE_SIZE
 from dissectors.events import Event, Hello, Incomplete, OkLine, ReplyReceived
 
 from ..capture.records import Begins, Chunk, Close, GaveUp, Header, How, Open, Record, Vmm
+from ..compare.replies import Got
+from ..control.orders import order_of
 from ..errors import PeerDied, Unreachable
-from ..operations import NoTable
-from ..orders import order_of
-from ..session import Session
-from ..transport import Address, UnixAddress, connect_unix, connect_vsock
-from .compare import Got
+from ..sockets.addresses import Address, UnixAddress, connect_unix, connect_vsock
+from ..trace.decoding import Session
+from ..trace.operations import NoTable
+from ..trace.script import SILENCE_NS, Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
 from .pace import Pace
-from .script import SILENCE_NS, Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
 
 _APART_NS: Final = 100_000_000
 """Between a short send and the next one, so that the guest receives them apart; and after one that

@@ -33,11 +33,11 @@ from dissectors.messages import (
     decode_request,
 )
 
+from ..control.orders import order_of, pci_plugged, vcpu_created
 from ..errors import UnreadableInput
 from ..kernel.world import World
-from ..orders import order_of, pci_plugged, vcpu_created
-from .rehearsal import adds
-from .script import Act, Asked, Script, Send, Step
+from ..simulated.rehearsal import adds
+from ..trace.script import Act, Asked, Script, Send, Step
 
 _SHAREABLE_IRQ: Final = 5
 _PAGE: Final = 0x1000

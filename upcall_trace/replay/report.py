@@ -12,15 +12,15 @@ from dissectors.constants import errno_name, op_name, result_meaning
 from dissectors.messages import Reply, Request
 from dissectors.services import ServiceReply, ServiceRequest
 
+from ..compare.replies import Difference, values
 from ..diagnose.finding import Finding
 from ..kernel.outcome import Fate
-from ..render import WIDTH, duration, fields_text, safe
-from .compare import Difference, values
+from ..simulated.rehearsal import Rehearsed
+from ..trace.script import Asked, Key, key_name
+from ..views.text import WIDTH, duration, fields_text, safe
 from .plan import Danger
 from .player import Parted
-from .rehearsal import Rehearsed
 from .run import Replay
-from .script import Asked, Key, key_name
 from .target import Target
 from .verdict import Divergence
 

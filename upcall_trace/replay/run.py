@@ -15,23 +15,23 @@ from typing import Any, Self
 import numpy as np
 
 from ..capture.records import End, Header, Mark, Record
-from ..composing import distinct_connections, with_dependencies
-from ..control import give_order
+from ..compare.matchers import Matchers, read_matchers
+from ..control.order_socket import give_order
+from ..control.orders import BadOrder
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
 from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
-from ..filters import Filter
-from ..formats import open_source
-from ..opening import Capture, build_index, capture_of
-from ..orders import BadOrder
-from ..recorder import OnStoreError, Recorder, live_header
-from ..session import Session
-from .matchers import Matchers, read_matchers
+from ..sources import open_source
+from ..trace.decoding import Session
+from ..trace.filters import Filter
+from ..trace.opening import Capture, build_index, capture_of
+from ..trace.script import Act, Asked, Key, Script, read_script
+from ..transform.composing import distinct_connections, with_dependencies
+from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .pace import Pace
 from .plan import Plan, make_plan
 from .player import Happening, Patience, Player
 from .rebase import Rebase
-from .script import Act, Asked, Key, Script, read_script
 from .target import Target, dangers
 from .verdict import Divergence, Verdict, judge
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from dissectors.constants import Arch
 
 from ..capture.records import Header
+from ..control.target_note import Nameplate, read_nameplate
 from ..errors import UnreadableInput, WrongUsage
 from ..kernel.world import World, kata_pod
-from ..nameplate import Nameplate, read_nameplate
-from ..transport import Address, UnixAddress
+from ..sockets.addresses import Address, UnixAddress
 from .plan import OTHER_TARGET, REAL_GUEST, Danger
 
 TIED_TO = "tied-to"

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ..compare.matchers import Matchers
+from ..compare.replies import Difference, Got, differences
 from ..errors import ExitCode
-from .compare import Difference, Got, differences
-from .matchers import Matchers
+from ..trace.script import Asked
 from .player import Answered, Happening, NotSent, Parted
-from .script import Asked
 
 
 @dataclass(frozen=True, slots=True)

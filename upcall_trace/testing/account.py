@@ -113,7 +113,7 @@ class Account:
         lines = [*self._lost, *self._lines]
         if not lines:
             return
-        from ..render import safe
+        from ..views.text import safe
 
         terminalreporter.section("upcall recordings")
         for line in lines:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..capture.records import Header, Vmm
-from ..control import give_order
+from ..control.order_socket import give_order
+from ..control.orders import words_of
 from ..errors import NothingRun, SomethingLost, WrongUsage
-from ..listening import Listener
-from ..opening import build_index
-from ..orders import words_of
-from ..proxy import Proxy
-from ..recorder import OnStoreError, Recorder, live_header
-from ..render import safe
 from ..replay.run import Recording, read_recording
 from ..replay.target import dangers
+from ..sockets.listening import Listener
+from ..trace.opening import build_index
+from ..vantage.proxy import Proxy
+from ..vantage.recorder import OnStoreError, Recorder, live_header
+from ..views.text import safe
 from .comparing import compare, comparison_lines
 from .failing import ReplayFailed
 from .guests import MACHINE, Choice, guest_for, told

@@ -12,14 +12,14 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from ..capture.records import Chunk, Close, GaveUp, Open, Record
-from ..formats import open_source
-from ..render import safe
-from ..replay.compare import Got, differences
+from ..compare.replies import Got, differences
 from ..replay.report import divergence_lines, request_text
 from ..replay.run import Recording, Replay
-from ..replay.script import Asked
 from ..replay.target import Target
 from ..replay.verdict import Divergence
+from ..sources import open_source
+from ..trace.script import Asked
+from ..views.text import safe
 
 
 @dataclass(slots=True)

@@ -13,17 +13,17 @@ from typing import Final
 from dissectors.constants import UPCALL_PORT, Arch
 
 from ..capture.records import Header
-from ..control import give_order
+from ..control.order_socket import give_order
+from ..control.orders import BadOrder
 from ..errors import ExitCode, WrongUsage
-from ..guest import SimulatedGuest
 from ..kernel.faults import parse_fault
 from ..kernel.world import World, choose_world, kata_pod, load_worlds
-from ..machine import Habits
-from ..orders import BadOrder
-from ..render import safe
 from ..replay.plan import DANGERS, Danger
 from ..replay.target import Target, arch_of, look_at
-from ..transport import UnixAddress, check_reachable, parse_address
+from ..simulated.machine import Habits
+from ..simulated.on_socket import SimulatedGuest
+from ..sockets.addresses import UnixAddress, check_reachable, parse_address
+from ..views.text import safe
 from .failing import ReplayFailed
 
 MACHINE: Final = "machine"

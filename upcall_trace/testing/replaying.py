@@ -6,12 +6,12 @@ import time
 from typing import Final
 
 from ..errors import ExitCode, NothingRun
-from ..render import safe
 from ..replay.plan import DANGERS
 from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Recording, Replay, Terms
 from ..replay.verdict import Verdict
+from ..views.text import safe
 from .failing import ReplayFailed
 from .guests import Choice, guest_for, told
 

@@ -13,15 +13,15 @@ from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 
 from ..errors import WrongUsage
-from .capture_keys import APP_KEYS
-from .capture_screen import CaptureScreen
-from .chooser import ChooserScreen
-from .help import HelpScreen, live_keys, pane_title
-from .palette import Actions
-from .replaying import Replays
-from .settings import Settings, remember
-from .stopping import StopScreen
-from .work import Given
+from .data.settings import Settings, remember
+from .screens.capture_keys import APP_KEYS
+from .screens.capture_screen import CaptureScreen
+from .screens.chooser import ChooserScreen
+from .screens.help import HelpScreen, live_keys, pane_title
+from .screens.palette import Actions
+from .screens.replaying import Replays
+from .screens.stopping import StopScreen
+from .screens.work import Given
 
 _LOOK_EVERY_S: Final = 1.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...render import safe
+from ...views.text import safe
 from ..finding import Evidence, Severity, Told
 from ..situation import Situation
 from .registry import rule

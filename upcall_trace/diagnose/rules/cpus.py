@@ -6,7 +6,7 @@ from typing import Final
 
 from dissectors.messages import CpuReplyArm
 
-from ...render import duration
+from ...views.text import duration
 from ..finding import Evidence, Ref, Severity, Told
 from ..situation import Situation
 from .registry import rule

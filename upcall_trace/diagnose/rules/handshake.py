@@ -7,7 +7,7 @@ from typing import Final
 from dissectors.constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, RECONNECT_LIMIT
 
 from ...capture.records import How
-from ...render import duration, safe
+from ...views.text import duration, safe
 from ..finding import Severity, Told
 from ..situation import ConnectionSituation
 from .registry import rule

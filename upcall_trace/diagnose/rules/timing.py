@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dissectors.constants import CALLER_TIMEOUT_NS
 
-from ...render import duration
+from ...views.text import duration
 from ..finding import Evidence, Severity, Told
 from ..situation import Situation
 from .registry import rule

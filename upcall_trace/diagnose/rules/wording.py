@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ...render import safe
+from ...views.text import safe
 from ..finding import Evidence, Ref
 from ..situation import Situation
 

@@ -1,0 +1,1 @@
+"""The archive for an issue, and what is taken out of it.."""

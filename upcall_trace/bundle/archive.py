@@ -1,0 +1,352 @@
+"""One archive for an issue: captures, logs, what was found in them, and a list of it all.
+
+Everything is copied, and redacted where that is wanted, into a workspace first. What is packed is
+what was diagnosed, and the same inputs make the same archive, byte for byte. docs/diagnosis.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from .. import __version__
+from ..capture.reader import CaptureReader
+from ..capture.records import (
+    COMMENT,
+    DAMAGED,
+    End,
+    Gap,
+    Header,
+    Mark,
+    Open,
+    Record,
+    Vmm,
+)
+from ..capture.writer import CaptureWriter
+from ..diagnose.report import as_json, as_markdown
+from ..diagnose.run import Diagnosed, diagnose, diagnose_logs, read_logs
+from ..errors import UnreadableInput
+from ..kernel.world import World, find_world
+from ..sources import Source, open_source
+from ..trace.opening import Capture, Progress, load
+from ..views.json_objects import info_object
+from .redaction import Redactor, blocks
+
+VERSION: Final = 1
+FOLDER: Final = "upcall-bundle"
+"""Everything in an archive is in this folder."""
+MANIFEST: Final = "MANIFEST.json"
+_WORLD: Final = "world.toml"
+_LOG_LIMIT: Final = 1 << 30
+"""Bytes of a log that are packed at most."""
+_PIECE: Final = 1 << 20
+_COMPRESSION: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What goes into an archive; `machine` names the table in the file `world`."""
+
+    captures: Sequence[Path] = ()
+    console: Path | None = None
+    vmm_log: Path | None = None
+    world: Path | None = None
+    machine: str | None = None
+
+    @property
+    def logs(self) -> list[tuple[str, str, Path]]:
+        """(name in the archive, what it is, where it is) of the logs."""
+        named = (
+            ("console.log", "guest console", self.console),
+            ("vmm.log", "VMM log", self.vmm_log),
+        )
+        return [(name, what, path) for name, what, path in named if path is not None]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        world = [] if self.world is None else [self.world]
+        return [*self.captures, *(path for _, _, path in self.logs), *world]
+
+
+@dataclass(slots=True)
+class Packed:
+    """What became of the inputs: the archive's list, its captures, and the logs that were cut."""
+
+    files: list[dict[str, Any]] = field(default_factory=list)
+    captures: list[tuple[Path, Capture]] = field(default_factory=list)
+    diagnosed: list[Diagnosed] = field(default_factory=list)
+    cut: list[Path] = field(default_factory=list)
+    redacted: list[dict[str, str | int]] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """False when a capture is torn or has gaps, or a log was cut."""
+        return not self.cut and all(each.complete for each in self.diagnosed)
+
+
+def pack(
+    inputs: Inputs,
+    archive: Path,
+    workspace: Path,
+    redactor: Redactor | None,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write the archive; `workspace` is an empty directory that the caller removes.
+
+    With a redactor, what identifies people and hosts is taken out of everything; `progress` is
+    told the bytes of logs that are done, each of which is read twice. Raises UnreadableInput,
+    WrongUsage for a machine that the world does not have, and OSError.
+    """
+    # Read before the long work: its errors are the user's.
+    world = find_world(inputs.world, inputs.machine)
+    packed = Packed()
+    kinds: dict[str, str] = {}
+    for name, what, path in inputs.logs:
+        if _copy_file(path, workspace / name, _LOG_LIMIT):
+            packed.cut.append(path)
+        kinds[name] = what
+    if inputs.world is not None:
+        _copy_file(inputs.world, workspace / _WORLD, _LOG_LIMIT)
+        kinds[_WORLD] = "guests at boot"
+    if redactor is not None:
+        _redact_texts([workspace / name for name in kinds], inputs.captures, redactor, progress)
+    names = _capture_names(inputs.captures, neutral=redactor is not None)
+    for path, name in zip(inputs.captures, names, strict=True):
+        _copy_capture(path, workspace / name, redactor)
+        packed.captures.append((path, load(workspace / name)))
+        kinds[name] = "capture"
+    packed.diagnosed = _diagnose(workspace, names, inputs, world)
+    if redactor is not None:
+        packed.redacted = redactor.account()
+    machine = inputs.machine
+    if redactor is not None and machine is not None:
+        machine = redactor.redact_text(machine)
+    kinds |= _describe(workspace, names, packed)
+    packed.files = [_described(workspace / name, what) for name, what in sorted(kinds.items())]
+    _write_json(workspace / MANIFEST, _manifest(packed, machine))
+    _write_archive(archive, workspace, [MANIFEST, *(file["name"] for file in packed.files)])
+    return packed
+
+
+# Captures.
+
+
+def _capture_names(captures: Sequence[Path], neutral: bool) -> list[str]:
+    """A name in the archive for each; neutral ones say nothing, as a file's name may say much."""
+    names: list[str] = []
+    for number, path in enumerate(captures, 1):
+        stem = re.sub(r"[^\w.+-]", "_", path.stem, flags=re.ASCII).lstrip(".") or "capture"
+        if neutral:
+            stem = f"capture-{number}"
+        elif f"{stem}.upcap" in names:
+            stem = next(
+                f"{stem}-{n}" for n in range(2, len(names) + 3) if f"{stem}-{n}.upcap" not in names
+            )
+        names.append(f"{stem}.upcap")
+    return names
+
+
+def _copy_capture(path: Path, target: Path, redactor: Redactor | None) -> None:
+    """A capture as it is; foreign formats and redacted ones record by record.
+
+    A packet capture may hold the payload of other ports; as a capture it does not.
+    """
+    with open_source(path) as source:
+        if isinstance(source, CaptureReader) and redactor is None:
+            _copy_file(path, target, source.size)
+            return
+        header = source.header if redactor is None else _redacted_header(source.header, redactor)
+        try:
+            with CaptureWriter(target, header) as writer:
+                for record in _records(source):
+                    writer.write(record if redactor is None else _redacted(record, redactor))
+                if not source.complete:
+                    raise _NotClosed
+        except _NotClosed:
+            pass  # the copy of a recording that broke off breaks off too
+
+
+class _NotClosed(Exception):
+    """Leaves a capture without its end record."""
+
+
+def _records(source: Source) -> Iterator[Record]:
+    last_ns = 0
+    for _, record in source.records():
+        last_ns = getattr(record, "t_ns", last_ns)
+        if not isinstance(record, End):
+            yield record
+    for damage in source.damage:
+        if damage.at_end:
+            yield Gap(last_ns, 0, False, damage.size, DAMAGED)
+
+
+def _redacted_header(header: Header, redactor: Redactor) -> Header:
+    if header.host:
+        redactor.placeholder("capture-host", header.host)
+    for note in header.notes.items():
+        redactor.placeholder("capture-note", "=".join(note))
+    return replace(
+        header,
+        source=redactor.redact_text(header.source),
+        tool=redactor.redact_text(header.tool),
+        arch=None if header.arch is None else redactor.redact_text(header.arch),
+        host="",
+        notes={},
+    )
+
+
+def _redacted(record: Record, redactor: Redactor) -> Record:
+    """The record without what people wrote and who they are; bytes of traffic stay."""
+    match record:
+        case Open(peer=tuple()):
+            redactor.placeholder("capture-client", str(record.peer))
+            return replace(record, peer=None)
+        case Mark():
+            if record.text:
+                redactor.placeholder("capture-mark", record.text)
+            own = record.name != COMMENT
+            name = redactor.placeholder("mark-name", record.name) if own else COMMENT
+            return replace(record, name=name, text="")
+        case Vmm():
+            return replace(record, action=redactor.redact_text(record.action))
+        case Gap():
+            return replace(record, reason=redactor.redact_text(record.reason))
+    return record
+
+
+# Logs, and files as they are.
+
+
+def _copy_file(path: Path, target: Path, limit: int) -> bool:
+    """Copy at most `limit` bytes; true when there were more. Pipes will do."""
+    try:
+        with path.open("rb") as file:
+            with target.open("wb") as copy:
+                while limit and (piece := file.read(min(_PIECE, limit))):
+                    limit -= copy.write(piece)
+            return not limit and bool(file.read(1))
+    except OSError as error:
+        if error.filename == str(target) or error.errno in (
+            errno.ENOSPC,
+            errno.EFBIG,
+            errno.EDQUOT,
+        ):
+            raise
+        raise UnreadableInput(f"{path}: {error.strerror or error}") from None
+
+
+def _redact_texts(
+    paths: Sequence[Path],
+    captures: Sequence[Path],
+    redactor: Redactor,
+    progress: Progress | None,
+) -> None:
+    """Rewrite files in place, once the names of hosts and users in all of them are known."""
+    for capture in captures:
+        with open_source(capture) as source:
+            node = source.header.host.split()[:1]
+            redactor.learn_name("host", "".join(node).encode("utf-8", "surrogatepass"))
+    done = 0
+    for path in paths:
+        with path.open("rb") as file:
+            for block in blocks(file):
+                redactor.learn(block or b"")
+                done += len(block or b"")
+                if progress is not None:
+                    progress(done)
+    for path in paths:
+        original = path.rename(path.with_name(f"{path.name}.original"))
+        with original.open("rb") as file, path.open("wb") as copy:
+            for block in blocks(file):
+                copy.write(redactor.unreadable() if block is None else redactor.redact(block))
+                done += len(block or b"")
+                if progress is not None:
+                    progress(done)
+        original.unlink()
+
+
+# What is made of them.
+
+
+def _diagnose(
+    workspace: Path, names: Sequence[str], inputs: Inputs, world: World | None
+) -> list[Diagnosed]:
+    """Findings about the copies, which are called by their names in the archive."""
+    console = workspace / "console.log" if inputs.console else None
+    vmm_log = workspace / "vmm.log" if inputs.vmm_log else None
+    logs = read_logs(console, vmm_log)
+    if not names:
+        return [diagnose_logs(Path((console or vmm_log or workspace).name), logs)]
+    found = (diagnose(workspace / name, world, logs=logs) for name in names)
+    return [replace(each, path=Path(each.path.name)) for each in found]
+
+
+def _describe(workspace: Path, names: Sequence[str], packed: Packed) -> dict[str, str]:
+    """Write info.json of each capture, the findings and the report; what each of them is."""
+    made = {"findings.json": "findings, as diagnose --json", "report.md": "findings, for people"}
+    for name, (_, capture) in zip(names, packed.captures, strict=True):
+        about = f"{name.removesuffix('.upcap')}.info.json"
+        _write_json(workspace / about, info_object(capture))
+        made[about] = f"counts of {name}, as info --json"
+    (workspace / "findings.json").write_text(as_json(packed.diagnosed) + "\n", encoding="ascii")
+    report = "\n".join(_report(packed)) + "\n"
+    (workspace / "report.md").write_text(report, encoding="utf-8")
+    return made
+
+
+def _report(packed: Packed) -> Iterator[str]:
+    yield "# Diagnosis"
+    yield ""
+    yield from as_markdown(packed.diagnosed)
+    if packed.redacted is not None:
+        yield "## What was taken out"
+        yield ""
+        yield "| what | values | places |"
+        yield "| --- | --- | --- |"
+        for row in packed.redacted:
+            yield f"| {row['what']} | {row['values']} | {row['places']} |"
+
+
+def _manifest(packed: Packed, machine: str | None) -> dict[str, Any]:
+    return {
+        "v": VERSION,
+        "tool": f"upcall-trace {__version__}",
+        "files": packed.files,
+        "machine": machine,
+        "complete": packed.complete,
+        "redacted": packed.redacted,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")
+
+
+def _described(path: Path, what: str) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "what": what, "size": path.stat().st_size, "sha256": digest}
+
+
+def _write_archive(archive: Path, workspace: Path, names: Sequence[str]) -> None:
+    """A tar.gz without times, owners or anything else of this machine's."""
+    with (
+        archive.open("wb") as file,
+        gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as packer,
+        tarfile.open(fileobj=packer, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in names:
+            entry = tarfile.TarInfo(f"{FOLDER}/{name}")
+            entry.size = (workspace / name).stat().st_size
+            with (workspace / name).open("rb") as content:
+                tar.addfile(entry, content)

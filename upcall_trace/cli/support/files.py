@@ -1,0 +1,100 @@
+"""Opening and writing captures on behalf of commands, and telling what is missing in them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ...capture.reader import Damage, is_being_written
+from ...capture.records import Header, Record
+from ...capture.writer import CaptureWriter
+from ...errors import ExitCode, UnreadableInput, WrongUsage
+from ...trace.opening import Capture, build_index, load
+from .output import progress, talk
+
+# Whether it can be read is ours to find out and to tell, with the exit code that it has.
+CAPTURE = click.Path(path_type=Path, readable=False)
+_DAMAGE_TOLD = 10
+
+
+def open_capture(path: Path) -> Capture:
+    """Load a capture with a progress bar where it takes long; raises UnreadableInput."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UnreadableInput(f"{path}: {error.strerror or error}") from None
+    with progress(f"decoding {path.name}", size) as report:
+        return load(path, report)
+
+
+def tell_losses(path: Path, capture: Capture) -> ExitCode:
+    """Say on stderr what is missing of a capture; the exit code that this deserves."""
+    lost = tell_damage(path, capture.damage)
+    if capture.gaps:
+        talk(f"{path}: {capture.gaps} bytes of traffic were not recorded")
+        lost = True
+    if not capture.complete and not capture.live and not lost:
+        talk(f"{path}: the recording was not closed cleanly; its last moments may be missing")
+        lost = True
+    return ExitCode.LOST if lost else ExitCode.EXPECTED
+
+
+def tell_damage(path: Path, found: list[Damage]) -> bool:
+    """Say on stderr where a file cannot be read, up to a point; whether there is such a place."""
+    for damage in found[:_DAMAGE_TOLD]:
+        where = "the end is torn" if damage.at_end else "damaged"
+        talk(f"{path}: {where} at offset {damage.offset}: {damage.size} bytes cannot be read")
+    if len(found) > _DAMAGE_TOLD:
+        talk(f"{path}: damaged in {len(found) - _DAMAGE_TOLD} more places")
+    return bool(found)
+
+
+def write_capture(path: Path, header: Header, records: Iterable[Record], *inputs: Path) -> None:
+    """A capture with an index, at `path` once it is whole; raises as `replacing` does."""
+    with replacing(path, *inputs) as temporary:
+        with CaptureWriter(temporary, header) as writer:
+            for record in records:
+                writer.write(record)
+        build_index(temporary)
+
+
+@contextmanager
+def replacing(path: Path, *inputs: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block succeeds.
+
+    Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written.
+    """
+    try:
+        _check_output(path, inputs)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_output(path: Path, inputs: tuple[Path, ...]) -> None:
+    if not path.exists():
+        return
+    if any(other.exists() and path.samefile(other) for other in inputs):
+        raise WrongUsage(f"{path} is the input; give another name for the output")
+    if not path.is_file():  # taking the place of a socket or device would cut others off
+        raise WrongUsage(f"{path} exists and is not a file")
+    with path.open("rb") as file:
+        if is_being_written(file.fileno()):
+            raise WrongUsage(f"{path} is being recorded into by another process")

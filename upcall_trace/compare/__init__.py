@@ -1,0 +1,1 @@
+"""Two captures, or a recording and a run: pairing, judging, telling the differences."""

@@ -1,0 +1,202 @@
+"""Two recordings side by side: the same requests beside each other, whatever the time.
+
+The k-th connection with requests of one is held against the k-th of the other. On each, requests
+that are alike are paired in their order, as many as possible; which reply came is compared after
+that. No IO. docs/diff-edit-minimise.md.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Final
+
+from ..errors import WrongUsage
+from ..trace.script import Asked, Script
+from ..transform.fields import REQUEST_FIELDS
+from .matchers import EVERY, FIELDS, Matchers, Rule
+from .replies import Difference, Got, differences, request_values
+
+_SAME: Final = {"devfn": {"slot", "function"}, "slot": {"devfn"}, "function": {"devfn"}}
+"""Fields that another one is made of, and that cannot be compared without it."""
+
+_FAR: Final = 2000
+_NEAR: Final = 64
+_BUDGET: Final = 4_000_000
+"""How far apart two recordings may be for the best of all pairings, and how much work goes into
+it; after that it is looked for piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A request of both, or of one alone; `differences` has those of the replies."""
+
+    a: Asked | None
+    b: Asked | None
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`same`, `changed`, `only_a` or `only_b`."""
+        if self.a is None:
+            return "only_b"
+        if self.b is None:
+            return "only_a"
+        return "changed" if self.differences else "same"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A connection of each, None where the other recording has no more."""
+
+    a: int | None
+    b: int | None
+    pairs: list[Pair] = field(repr=False)
+
+
+def align(
+    a: Script, b: Script, ignored: Collection[str] = (), whole_bytes: bool = False
+) -> Iterator[Conversation]:
+    """Every connection with requests of both recordings, in their order.
+
+    `ignored` are fields of requests or replies that do not count. With `whole_bytes` all 1024
+    bytes do, of requests too. Raises WrongUsage for a field that there is not.
+    """
+    unknown = [name for name in ignored if name not in REQUEST_FIELDS and name not in FIELDS]
+    if unknown:
+        known = ", ".join(dict.fromkeys((*REQUEST_FIELDS, *FIELDS)))
+        raise WrongUsage(f"{unknown[0]!r} is no field; there are {known}")
+    allowed = Matchers({EVERY: [Rule(name, "any") for name in ignored if name in FIELDS]})
+    dropped = set(ignored).union(*(_SAME.get(name, ()) for name in ignored))
+    for one, other in zip_longest(_by_connection(a), _by_connection(b), fillvalue=()):
+        pairs = [
+            Pair(x, y, _differences(x, y, allowed, whole_bytes) if x and y else ())
+            for x, y in _paired(one, other, dropped)
+        ]
+        yield Conversation(one[0].conn if one else None, other[0].conn if other else None, pairs)
+
+
+def _by_connection(script: Script) -> list[Sequence[Asked]]:
+    found: dict[int, list[Asked]] = {}
+    for asked in script.asked.values():
+        found.setdefault(asked.conn, []).append(asked)
+    return [found[conn] for conn in sorted(found)]
+
+
+def _differences(
+    a: Asked, b: Asked, allowed: Matchers, whole_bytes: bool
+) -> tuple[Difference, ...]:
+    if a.reply_raw == b.reply_raw and (a.raw == b.raw or not whole_bytes):
+        return ()  # nearly all of them
+    came = Got(b.reply, b.reply_raw, b.latency_ns)
+    found = differences(replace(a, cut_off=False), came, allowed, whole_bytes)
+    if whole_bytes and a.raw != b.raw and not found:
+        at = next(n for n, (x, y) in enumerate(zip(a.raw, b.raw, strict=True)) if x != y)
+        here, there = (f"{raw[at : at + 8].hex(' ')} at {at:#06x}" for raw in (a.raw, b.raw))
+        found = (Difference("request", here, there),)
+    return found
+
+
+def _paired(
+    a: Sequence[Asked], b: Sequence[Asked], dropped: Collection[str]
+) -> Iterator[tuple[Asked | None, Asked | None]]:
+    numbers: dict[Hashable, int] = {}
+    by_bytes: dict[bytes, int] = {}
+
+    def number(asked: Asked) -> int:
+        known = by_bytes.get(asked.raw)
+        if known is None:
+            known = by_bytes[asked.raw] = number_of(asked)
+        return known
+
+    def number_of(asked: Asked) -> int:
+        told = request_values(asked.message).items()
+        kept = tuple((name, str(value)) for name, value in told if name not in dropped)
+        return numbers.setdefault((asked.message.op, kept), len(numbers))
+
+    i = j = 0
+    ends = (len(a), len(b))
+    for x, y in (*matches([number(r) for r in a], [number(r) for r in b]), ends):
+        yield from ((left, None) for left in a[i:x])
+        yield from ((None, right) for right in b[j:y])
+        if (x, y) != ends:
+            yield a[x], b[y]
+        i, j = x + 1, y + 1
+
+
+def matches(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Index pairs of equal numbers, rising in both: the most there are, unless `a` and `b` differ
+    in very many places; then still many."""
+    begin, end = 0, 0
+    shorter = min(len(a), len(b))
+    while begin < shorter and a[begin] == b[begin]:
+        yield begin, begin
+        begin += 1
+    while end < shorter - begin and a[-1 - end] == b[-1 - end]:
+        end += 1
+    i = j = begin
+    stop_a, stop_b = len(a) - end, len(b) - end
+    budget = _BUDGET
+    while i < stop_a and j < stop_b:
+        way = _Way(a[i:stop_a], b[j:stop_b], _FAR if budget > 0 else _NEAR)
+        yield from ((i + x, j + y) for x, y in way.matches())
+        i, j, budget = i + way.x, j + way.y, budget - way.cost
+    yield from ((len(a) - left, len(b) - left) for left in range(end, 0, -1))
+
+
+class _Way:
+    """The way through a table of `a` and `b` with the fewest steps to the side, as Myers finds it.
+
+    After `limit` such steps it ends where it has come furthest: at `x` of `a` and `y` of `b`.
+    """
+
+    def __init__(self, a: Sequence[int], b: Sequence[int], limit: int) -> None:
+        self._fronts: list[array[int]] = []
+        self._ends = size, other = len(a), len(b)
+        self.cost = 0
+        for steps in range(limit + 1):
+            front = array("l", [-1] * (2 * steps + 1))
+            furthest, self.x, self.y = -1, 0, 0
+            for diagonal in range(-min(steps, other), min(steps, size) + 1):
+                if (diagonal + steps) % 2:
+                    continue
+                x = max(self._entries(steps, diagonal)) if steps else 0
+                if x < 0:
+                    continue
+                y = x - diagonal
+                while x < size and y < other and a[x] == b[y]:
+                    x, y = x + 1, y + 1
+                front[diagonal + steps] = x
+                if x + y > furthest:
+                    furthest, self.x, self.y = x + y, x, y
+            self._fronts.append(front)
+            self.cost += steps + 1
+            if (self.x, self.y) == self._ends:
+                return
+
+    def _entries(self, steps: int, diagonal: int) -> tuple[int, int]:
+        """Where one gets onto a diagonal with the last of so many steps: by leaving out one of
+        `a`, or one of `b`; -1 when that cannot be."""
+        front = self._fronts[steps - 1]
+        at = diagonal + steps - 1  # where this diagonal stands in the front before
+        left = front[at - 1] if 0 < at <= len(front) else -1
+        above = front[at + 1] if -1 <= at < len(front) - 1 else -1
+        size, other = self._ends
+        without_a = left + 1 if 0 <= left < size else -1
+        return without_a, above if above - diagonal <= other else -1
+
+    def matches(self) -> Iterator[tuple[int, int]]:
+        """The pairs on the way."""
+        x, y = self.x, self.y
+        runs: list[tuple[int, int]] = []
+        for steps in range(len(self._fronts) - 1, -1, -1):
+            diagonal = x - y
+            entries = self._entries(steps, diagonal) if steps else (0, 0)
+            entry = max(entries)
+            runs += [(n, n - diagonal) for n in range(x - 1, entry - 1, -1)]
+            # Two ways may be as good: what is only in `a` then comes first.
+            x, y = (entry, entry - diagonal - 1) if entries[1] == entry else (
+                entry - 1, entry - diagonal)  # fmt: skip
+        yield from reversed(runs)

@@ -1,0 +1,1 @@
+"""What the VMM's side can be told, and the note beside a socket that says what is behind it."""

@@ -1,0 +1,143 @@
+"""What a guest that may be experimented on leaves beside its socket: a note of what it is.
+
+The note belongs to the process that holds the socket: it is locked for as long as that process
+lives, names the socket by device and inode, and only counts when file and socket are the reader's
+own. So neither a note that outlived its guest nor one that a stranger wrote makes a real guest
+look like a simulated one. docs/replay.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from ..kernel.world import World, parse_world, world_table
+
+SUFFIX: Final = ".target"
+_LIMIT: Final = 1 << 20
+# What is in the way may be a pipe that nobody writes to.
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+KINDS: Final = ("simulated", "lab")
+
+
+@dataclass(frozen=True, slots=True)
+class Nameplate:
+    """What the guest behind a socket is.
+
+    `world` is what it looks like when it boots; `control` is the path of its VMM's side, if it has
+    one.
+    """
+
+    kind: str
+    backend: str
+    name: str
+    world: World
+    control: str | None = None
+
+
+class HungNameplate:
+    """The note beside `socket`, until `close`; a context manager. Raises OSError."""
+
+    def __init__(self, socket: Path, nameplate: Nameplate) -> None:
+        self._path = _beside(socket)
+        if _is_a_note(self._path):  # of a guest that was killed
+            self._path.unlink()
+        self._descriptor = os.open(
+            self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            self.hang(socket, nameplate)
+        except BaseException:
+            self.close()
+            raise
+
+    def hang(self, socket: Path, nameplate: Nameplate) -> None:
+        """Write it, for the socket that is there now."""
+        told = {
+            "v": 1,
+            "socket": _identity(socket.stat()),
+            "kind": nameplate.kind,
+            "backend": nameplate.backend,
+            "name": nameplate.name,
+            "world": world_table(nameplate.world),
+            "control": nameplate.control,
+        }
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(told).encode(), 0)
+
+    def close(self) -> None:
+        """Take it away; more than once does no harm."""
+        if self._descriptor < 0:
+            return
+        with suppress(OSError):
+            if _identity(self._path.lstat()) == _identity(os.fstat(self._descriptor)):
+                self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_nameplate(socket: Path) -> Nameplate | None:
+    """What the guest behind `socket` says it is; None unless it can be believed."""
+    try:
+        descriptor = os.open(_beside(socket), _READ)
+    except OSError:
+        return None
+    try:
+        status, behind = os.fstat(descriptor), socket.stat()
+        ours = status.st_uid == behind.st_uid == os.geteuid()
+        if not ours or not stat.S_ISREG(status.st_mode) or status.st_mode & 0o022:
+            return None
+        if not _is_locked(descriptor):
+            return None
+        told = json.loads(os.read(descriptor, _LIMIT))
+        if told.pop("v") != 1 or told.pop("socket") != _identity(behind):
+            return None
+        world = parse_world("world", told.pop("world"))
+        nameplate = Nameplate(**told, world=world)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    finally:
+        os.close(descriptor)
+    texts = [nameplate.backend, nameplate.name, nameplate.control or ""]
+    believable = nameplate.kind in KINDS and all(isinstance(text, str) for text in texts)
+    return nameplate if believable else None
+
+
+def _beside(socket: Path) -> Path:
+    return Path(f"{socket}{SUFFIX}")
+
+
+def _is_a_note(path: Path) -> bool:
+    """Whether a file is one of ours, and not somebody's who happens to call it so."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        told = json.loads(path.read_bytes()[:_LIMIT] or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and (not told or {"v", "socket", "kind"} <= told.keys())
+
+
+def _identity(status: os.stat_result) -> list[int]:
+    return [status.st_dev, status.st_ino]
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False

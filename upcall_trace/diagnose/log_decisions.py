@@ -1,0 +1,36 @@
+"""What a guest's console decides that the wire cannot."""
+
+from __future__ import annotations
+
+from dissectors.constants import EINVAL, EIO, MAGIC_VERSION, MessageType
+
+from ..logs.guest_console import ConsoleOperation, evidence_of
+from .causes import Cause
+from .situation import Situation
+
+
+def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[Cause]:
+    """The causes of a reply or a silence, with what the console says of this operation."""
+    if at.request.magic_version != MAGIC_VERSION:
+        return causes
+    if at.reply is None:
+        return [Cause(_killer(at, said))] if said.oops else causes
+    decided = causes
+    if said.code is not None and (at.ret is not None and at.ret < 0):
+        decided = [Cause(said.code)]
+        if at.ret in (EIO, EINVAL) and at.request.msg_type == MessageType.ADD_CPU:
+            some_up = len(said.ids) > 1 and said.code in ("UP201", "UP203")
+            decided += [Cause("UP209")] if some_up else []
+    elif at.is_pci and at.ret is not None and at.ret < 0 and said.ret == 0:
+        decided = [Cause("UP502")]
+    if said.probe_failed is not None and (at.is_mmio or at.is_pci):
+        at.evidence.append(evidence_of(said.probe_failed))
+        decided = [*decided, Cause("UP307" if at.is_mmio else "UP404")]
+    return decided
+
+
+def _killer(at: Situation, said: ConsoleOperation) -> str:
+    """Which of the known deaths it was: with ids worked off, or before the first."""
+    if at.request.msg_type == MessageType.ADD_CPU:
+        return "UP210"
+    return "UP207" if said.ids else "UP206"

@@ -1,1 +1,0 @@
-"""What guest consoles and VMM logs say about upcall operations. docs/diagnosis.md."""

@@ -1,0 +1,1 @@
+"""Lines of guest consoles, VMMs and runtimes: what they say and whose they are."""

@@ -1,0 +1,1 @@
+"""Addresses, listening, serving, and a client for single requests."""

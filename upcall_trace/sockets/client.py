@@ -1,0 +1,117 @@
+"""A careful client for single requests to any ADDRESS: it waits for OK and keeps deadlines."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import Self
+
+from dissectors.channel import NEED_DATA, Client, RemoteProtocolError, State
+from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT, Arch
+from dissectors.events import ServiceByte
+from dissectors.hvsock import connect_line
+from dissectors.messages import Reply, decode_reply
+from dissectors.services import DEVICE_MANAGER
+
+from ..errors import Unreachable
+from .addresses import Address, UnixAddress, connect_unix, connect_vsock
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply with its bytes and how long it took."""
+
+    reply: Reply
+    raw: bytes
+    latency_ns: int
+
+
+class UpcallClient:
+    """A connected upcall service, as a context manager.
+
+    `connect_s` bounds everything until the CONNECT message. Raises Unreachable, with the step
+    that failed, when nobody listens, the port is refused, or no service answers.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        port: int = UPCALL_PORT,
+        connect_s: float = 15.0,
+        arch: Arch = Arch.X86_64,
+    ) -> None:
+        self._arch = arch
+        self._address = address
+        unix = isinstance(address, UnixAddress)
+        self._channel = Client(arch, State.UNCONNECTED if unix else State.ACCEPTED)
+        self._stream = self._open(port)
+        try:
+            self._greet(port, time.monotonic() + connect_s)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def ask(self, request: bytes, timeout_s: float) -> Answer | None:
+        """Send `request` in one write and wait for a whole reply.
+
+        None when no whole reply came in time, or the guest closed. Nothing of the reply is
+        checked; it is decoded for the client's architecture.
+        """
+        begun = time.monotonic_ns()
+        self._stream.settimeout(timeout_s)
+        try:
+            self._stream.sendall(request)
+            raw = b""
+            while len(raw) < MESSAGE_SIZE:
+                left_s = timeout_s - (time.monotonic_ns() - begun) / 1e9
+                if left_s <= 0:
+                    return None
+                self._stream.settimeout(left_s)
+                received = self._stream.recv(MESSAGE_SIZE - len(raw))
+                if not received:
+                    return None
+                raw += received
+        except OSError:
+            return None
+        latency_ns = time.monotonic_ns() - begun
+        return Answer(decode_reply(raw, self._arch), raw, latency_ns)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, port: int) -> socket.socket:
+        address = self._address
+        try:
+            if isinstance(address, UnixAddress):
+                return connect_unix(address.path)
+            return connect_vsock(address.cid, address.port or port)
+        except OSError as error:
+            raise Unreachable(f"{address} cannot be reached: {error.strerror}") from None
+
+    def _greet(self, port: int, deadline: float) -> None:
+        if self._channel.state is State.UNCONNECTED:
+            self._step(self._channel.send(connect_line(port)), deadline, f"OK for port {port}")
+        service = ServiceByte(DEVICE_MANAGER.byte, DEVICE_MANAGER, early=False)
+        self._step(self._channel.send(service), deadline, "CONNECT message")
+
+    def _step(self, sent: bytes, deadline: float, awaited: str) -> None:
+        try:
+            self._stream.settimeout(max(0.001, deadline - time.monotonic()))
+            self._stream.sendall(sent)
+            while self._channel.next_event() is NEED_DATA:
+                if self._channel.state is State.CLOSED:
+                    raise Unreachable(f"{self._address} closed instead of its {awaited}")
+                self._stream.settimeout(max(0.001, deadline - time.monotonic()))
+                self._channel.receive_data(self._stream.recv(MESSAGE_SIZE))
+        except TimeoutError:
+            raise Unreachable(f"{self._address} gave no {awaited} in time") from None
+        except (OSError, RemoteProtocolError) as error:
+            raise Unreachable(f"{self._address} gave no {awaited}: {error}") from None

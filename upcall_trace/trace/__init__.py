@@ -1,0 +1,1 @@
+"""Where recorded bytes get meaning: connections, operations, filters, provenance."""

@@ -1,0 +1,352 @@
+"""A capture's records become connections and operations: the one place where bytes get meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dissectors.constants import MAGIC_VERSION, PCI_TYPES, REPLY_LOAD_OFFSET, Arch
+from dissectors.events import (
+    ConnectLine,
+    Event,
+    Hello,
+    Lost,
+    OkLine,
+    Opaque,
+    PassFd,
+    ReplyReceived,
+    RequestReceived,
+    ServiceByte,
+)
+from dissectors.messages import Reply, Request
+from dissectors.observer import Observer, Start
+
+from ..capture.records import (
+    CUT_OFF,
+    LEFT_OUT,
+    Begins,
+    Chunk,
+    Close,
+    End,
+    Gap,
+    GaveUp,
+    Header,
+    How,
+    Mark,
+    Open,
+    Record,
+    Vmm,
+)
+from ..errors import UnreadableInput
+from .operations import ANOMALY_BIT, MAX_ROWS, OperationTable
+
+_START = {
+    Begins.LINE: Start.LINE,
+    Begins.SERVICE: Start.SERVICE,
+    Begins.MIDDLE: Start.MIDDLE,
+    Begins.OTHER: Start.OTHER,
+}
+_ZEROS = bytes(1024)
+_BAD_MAGIC = ANOMALY_BIT["bad-magic"]
+_STALE_SUCCESS = ANOMALY_BIT["stale-success"]
+_STALE_ERROR = ANOMALY_BIT["stale-error"]
+_STALE_LOAD = ANOMALY_BIT["stale-load"]
+_SPLIT = ANOMALY_BIT["split-request"]
+_SHORT = ANOMALY_BIT["short-request"]
+_OVERLAPPING = ANOMALY_BIT["overlapping-requests"]
+_OVER_LONG = ANOMALY_BIT["over-long-request"]
+_MISMATCH = ANOMALY_BIT["reply-mismatch"]
+
+
+class TooManyOperations(UnreadableInput):
+    """A few hostile bytes can stand for very many requests: there is a limit."""
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection: how it began, what crossed it, how it ended.
+
+    Times are the capture's own clock in nanoseconds. `port` is None until a line tells it, and for
+    a malformed one. `payload` counts upcall bytes of both ways, without CONNECT and OK lines.
+    """
+
+    number: int
+    opened_ns: int
+    begins: Begins
+    port: int | None
+    accepted: bool | None
+    peer: tuple[int, int, int] | None
+    line: bytes = b""
+    answer: bytes = b""
+    service: int | None = None
+    hello: bool | None = None
+    """True for a valid CONNECT message, False for a bad one, None while there is none."""
+    requests: int = 0
+    replies: int = 0
+    failures: int = 0
+    payload: int = 0
+    lost: int = 0
+    unsolicited: int = 0
+    closed_ns: int | None = None
+    closed_by_guest: bool = False
+    how: How | None = None
+    gave_up_ns: int | None = None
+
+
+class _Asked(NamedTuple):
+    """What a reply has to be compared with; a tuple, because every request makes one."""
+
+    row: int
+    sent_ns: int
+    magic_version: int | None
+    msg_type: int
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What the session remembers of a connection while it decodes it."""
+
+    observer: Observer
+    connection: Connection
+    open_rows: dict[int, _Asked] = field(default_factory=dict)
+    short: tuple[int, int] | None = None
+    last_ret: int | None = 0
+    file_gaps: int = 0
+    """How many of the session's gaps of no connection this one was told of."""
+
+
+class Session:
+    """Feed it a capture's records in order; it fills `table` and `connections`.
+
+    `feed` returns the events of the record, for whoever shows frames. No record makes it raise:
+    what cannot be understood is counted or left out. Only their number is bounded, by
+    TooManyOperations.
+    """
+
+    def __init__(self, header: Header, table: OperationTable | None = None) -> None:
+        self.header = header
+        self.table = OperationTable() if table is None else table
+        self.connections: dict[int, Connection] = {}
+        self.marks: list[Mark] = []
+        self.vmm: list[Vmm] = []
+        self.first_ns: int | None = None
+        self.last_ns = 0
+        self.lost = 0
+        self.finished_rows: list[int] = []
+        """Rows that were answered or given up since the caller last emptied the list."""
+        self._watched: dict[int, _Watch] = {}
+        self._file_gaps = 0
+        self._ended = False
+        self._arch = Arch(header.arch) if header.arch in _ARCHES else Arch.X86_64
+
+    def feed(self, record: Record, offset: int = 0) -> Sequence[Event]:
+        """Take the record that stands at `offset` of its file."""
+        if isinstance(record, Mark):
+            self.marks.append(record)
+            return ()
+        if isinstance(record, Header):
+            return ()
+        t_ns = record.t_ns
+        if self.first_ns is None:
+            self.first_ns = self.last_ns = t_ns
+        self.last_ns = max(self.last_ns, t_ns)
+        if isinstance(record, Chunk):
+            return self._chunk(record, offset)
+        match record:
+            case Open():
+                self._open(record)
+            case Close():
+                return self._close(record)
+            case GaveUp():
+                self._watch(record.conn, t_ns).connection.gave_up_ns = t_ns
+            case Gap():
+                return self._gap(record)
+            case Vmm():
+                self.vmm.append(record)
+            case End() if not self._ended:
+                self._ended = True
+                self.finish()
+        return ()
+
+    def awaited(self, conn: int, size: int) -> list[tuple[int, int]]:
+        """(request, bytes still to come) of each reply that `size` bytes from the guest are of."""
+        watch = self._watched.get(conn)
+        return watch.observer.awaited(size) if watch else []
+
+    def finish(self) -> None:
+        """No more records will come: what is still open stays unanswered."""
+        for watch in self._watched.values():
+            self._give_up(watch)
+
+    def _watch(self, conn: int, t_ns: int) -> _Watch:
+        watch = self._watched.get(conn)
+        if watch is None:  # the recording began after the connection did
+            return self._open(Open(t_ns, conn, Begins.MIDDLE))
+        if watch.file_gaps != self._file_gaps:
+            watch.file_gaps = self._file_gaps
+            watch.observer.resync()
+            watch.last_ret = None
+        return watch
+
+    def _open(self, record: Open) -> _Watch:
+        previous = self._watched.get(record.conn)
+        if previous is not None:
+            self._give_up(previous)
+        connection = self.connections[record.conn] = Connection(
+            record.conn, record.t_ns, record.begins, record.port, record.accepted, record.peer
+        )
+        observer = Observer(_START[record.begins], self._arch, self.header.port)
+        watch = _Watch(observer, connection, file_gaps=self._file_gaps)
+        self._watched[record.conn] = watch
+        if record.begins is Begins.MIDDLE:
+            watch.last_ret = None
+        return watch
+
+    def _chunk(self, chunk: Chunk, offset: int) -> list[Event]:
+        watch = self._watched.get(chunk.conn)
+        if watch is None or watch.file_gaps != self._file_gaps:
+            watch = self._watch(chunk.conn, chunk.t_ns)
+        if chunk.to_guest:
+            events = watch.observer.to_guest(chunk.data)
+        else:
+            events = watch.observer.from_guest(chunk.data)
+        for event in events:
+            if isinstance(event, RequestReceived):
+                self._request(watch, event, chunk.t_ns, offset)
+            elif isinstance(event, ReplyReceived):
+                self._reply(watch, event, chunk.t_ns, offset)
+            else:
+                self._other(watch.connection, event)
+        return events
+
+    def _request(self, watch: _Watch, event: RequestReceived, t_ns: int, offset: int) -> None:
+        connection = watch.connection
+        connection.requests += 1
+        connection.payload += event.size
+        anomalies = 0
+        request = event.message
+        if isinstance(request, Request) and request.magic_version != MAGIC_VERSION:
+            anomalies |= _BAD_MAGIC
+        if event.continues is not None:
+            anomalies |= _SPLIT
+            if watch.short is not None and watch.short[0] == event.continues:
+                self.table.change_anomalies(watch.short[1], remove=_SHORT)
+        elif event.rest_of is not None:
+            anomalies |= _OVER_LONG
+        else:
+            if event.size < len(event.raw):
+                anomalies |= _SHORT
+            if event.overlaps is not None:
+                anomalies |= _OVERLAPPING
+        if len(self.table) >= MAX_ROWS:
+            raise TooManyOperations(f"more than {MAX_ROWS} operations in one capture: split it")
+        row = self.table.append(
+            connection.number, event.number, t_ns, offset, event.position, event.size, request,
+            anomalies,
+        )  # fmt: skip
+        if anomalies & _SHORT:
+            watch.short = (event.number, row)
+        watch.open_rows[event.number] = (
+            _Asked(row, t_ns, request.magic_version, request.msg_type)
+            if isinstance(request, Request)
+            else _Asked(row, t_ns, None, 0)
+        )
+
+    def _reply(self, watch: _Watch, event: ReplyReceived, t_ns: int, offset: int) -> None:
+        connection = watch.connection
+        connection.payload += len(event.raw)
+        reply = event.message
+        ret = reply.ret
+        asked = None if event.number is None else watch.open_rows.pop(event.number, None)
+        if asked is None:
+            if event.number is None:
+                connection.unsolicited += 1
+            watch.last_ret = ret
+            return
+        row = asked.row
+        connection.replies += 1
+        if ret < 0:
+            connection.failures += 1
+        self.table.answer(row, reply, t_ns - asked.sent_ns, offset)
+        self.finished_rows.append(row)
+        if isinstance(reply, Reply) and asked.magic_version is not None:
+            anomalies = _reply_anomalies(asked, reply, event.raw, watch.last_ret)
+            if anomalies:
+                self.table.change_anomalies(row, add=anomalies)
+        watch.last_ret = ret
+
+    def _other(self, connection: Connection, event: Event) -> None:
+        match event:
+            case ConnectLine():
+                connection.line, connection.port = event.raw, event.port
+            case PassFd():
+                connection.line = event.raw
+            case OkLine():
+                connection.answer = event.raw
+                connection.accepted = event.port is not None
+            case ServiceByte():
+                connection.service = event.value
+                connection.payload += 1
+            case Hello():
+                connection.hello = event.valid
+                connection.payload += len(event.raw)
+            case Opaque() if connection.port == self.header.port:
+                connection.payload += len(event.raw)
+            case Lost():
+                connection.lost += event.size
+
+    def _close(self, record: Close) -> Sequence[Event]:
+        watch = self._watch(record.conn, record.t_ns)
+        connection = watch.connection
+        if record.how is How.HALF:
+            return ()
+        if connection.closed_ns is None:
+            connection.closed_ns = record.t_ns
+            connection.closed_by_guest = record.by_guest
+            connection.how = record.how
+        self._give_up(watch)
+        return watch.observer.end()
+
+    def _gap(self, record: Gap) -> list[Event]:
+        if record.reason != LEFT_OUT:
+            self.lost += record.size
+        if record.conn == 0:
+            self._file_gaps += 1  # each connection learns of it when it is next seen
+            return []
+        watch = self._watch(record.conn, record.t_ns)
+        watch.last_ret = None
+        cut_off = record.reason == CUT_OFF
+        events = watch.observer.lost(record.to_guest, record.size, rest_of_send=cut_off)
+        if cut_off and watch.short is not None:
+            self.table.change_anomalies(watch.short[1], remove=_SHORT)
+        for event in events:
+            self._other(watch.connection, event)
+        return events
+
+    def _give_up(self, watch: _Watch) -> None:
+        """Nothing can answer the connection's open requests any more."""
+        watch.connection.failures += len(watch.open_rows)
+        self.finished_rows += [asked.row for asked in watch.open_rows.values()]
+        watch.open_rows.clear()
+
+
+_ARCHES = {arch.value for arch in Arch}
+
+
+def _reply_anomalies(request: _Asked, reply: Reply, raw: bytes, last_ret: int | None) -> int:
+    """Doubts about a reply; `last_ret` is what the guest's reply buffer held before, if known.
+
+    docs/protocol.md section 4, stale load and stale result.
+    """
+    anomalies = 0
+    if request.magic_version != MAGIC_VERSION:
+        anomalies |= _STALE_SUCCESS if reply.ret == 0 else _STALE_ERROR
+    elif request.msg_type in PCI_TYPES and reply.ret < 0 and last_ret in (reply.ret, None):
+        anomalies |= _STALE_ERROR
+    beyond = raw[REPLY_LOAD_OFFSET + reply.msg_size :]
+    if beyond != _ZEROS[: len(beyond)]:
+        anomalies |= _STALE_LOAD
+    if reply.magic_version != MAGIC_VERSION or reply.msg_type != request.msg_type:
+        anomalies |= _MISMATCH
+    return anomalies

@@ -1,0 +1,1 @@
+"""Captures made from captures: composed, edited, minimised."""

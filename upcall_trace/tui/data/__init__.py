@@ -1,0 +1,1 @@
+"""What the browser knows, without textual: rows, order, findings, settings."""

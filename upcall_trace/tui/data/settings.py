@@ -1,0 +1,81 @@
+"""The user's settings, and the captures that were opened lately."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ...errors import WrongUsage
+from ...views.text import safe
+
+_LIMIT: Final = 64 << 10
+_RECENT: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`theme` is a theme's name, None for the usual one; `keys` give bindings other keys."""
+
+    theme: str | None = None
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def settings_path() -> Path:
+    """The file of settings: `$XDG_CONFIG_HOME/upcall-trace/tui.toml`."""
+    return _home("XDG_CONFIG_HOME", ".config") / "tui.toml"
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a file, the usual ones when there is none; raises WrongUsage."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LIMIT).decode()
+        values = tomllib.loads(text)
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise WrongUsage(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongUsage(f"{path}: {error}") from None
+    theme, keys = values.pop("theme", None), values.pop("keys", {})
+    if values:
+        raise WrongUsage(f"{path}: {safe(next(iter(values)))} is not a setting")
+    if not (theme is None or isinstance(theme, str)):
+        raise WrongUsage(f"{path}: theme is the name of a theme")
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+        raise WrongUsage(f"{path}: keys are names of actions, each with a key")
+    return Settings(theme, keys)
+
+
+def _recent_path() -> Path:
+    return _home("XDG_STATE_HOME", ".local/state") / "recent"
+
+
+def recent() -> list[Path]:
+    """The captures that were opened lately and are still there, the last one first."""
+    try:
+        names = _recent_path().read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return []
+    return [path for path in map(Path, names.split("\0")[:_RECENT]) if path.is_file()]
+
+
+def remember(path: Path) -> None:
+    """Put a capture at the head of the recent ones; where that cannot be kept, it is not."""
+    kept = [path.absolute(), *(other for other in recent() if other != path.absolute())]
+    place = _recent_path()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        text = "\0".join(map(str, kept[:_RECENT]))
+        place.write_text(text, encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        pass
+
+
+def _home(variable: str, usual: str) -> Path:
+    home = os.environ.get(variable)
+    base = Path(home) if home and Path(home).is_absolute() else Path.home() / usual
+    return base / "upcall-trace"

@@ -1,0 +1,1 @@
+"""What the browser draws: each pane is a widget of lines."""

@@ -1,0 +1,117 @@
+"""The log pane: lines of the guest's console and the VMM's log, in step with the ladder."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ...logs.lines import read_lines
+from ...views.text import safe, seconds
+from .line_view import LineView
+from .pieces import Line, Piece, cut
+
+_ANY: Final = re.compile(b"")
+_KEPT: Final = 100_000
+_SHOWN: Final = 2000
+"""Characters of a line at most; nobody reads further across."""
+_TIME: Final = 13
+
+
+class LogLine(NamedTuple):
+    """A line of a log. Its times are None where it has none; `wall_ns` is since 1970."""
+
+    source: str
+    number: int
+    text: str
+    guest_ns: int | None
+    wall_ns: int | None
+
+
+def read_log(path: Path, source: str) -> list[LogLine]:
+    """The first lines of a log, as many as can be kept; raises UnreadableInput."""
+    lines = read_lines(path, _ANY)
+    return [
+        LogLine(source, line.number, safe(line.text[:_SHOWN]), line.guest_ns, line.wall_ns)
+        for line in islice(lines, _KEPT)
+    ]
+
+
+class LogPane(LineView):
+    """All logs together in the order of time; a line without a time stays with the one before."""
+
+    def __init__(self) -> None:
+        super().__init__(id="log")
+        self.border_title = "7 log"
+        self._logs: Sequence[Sequence[LogLine]] = ()
+        self._lines: list[LogLine] = []
+        self._times: list[int] = []
+
+    def take(self, logs: Sequence[Sequence[LogLine]]) -> None:
+        """Show these logs from now on."""
+        self._logs = logs
+        self._lines = [line for log in logs for line in log]
+        self._times = []
+        self.changed()
+
+    def align(self, wall_ns: int | None, guest_offset_ns: int | None) -> None:
+        """Put the lines in order by what is known of the clocks.
+
+        `wall_ns` is the wall clock at the capture's first record, `guest_offset_ns` what to add to
+        the guest's clock to get the time since then.
+        """
+        timed = [pair for log in self._logs for pair in _timed(log, wall_ns, guest_offset_ns)]
+        timed.sort(key=lambda pair: pair[0])
+        self._times = [t_ns for t_ns, _ in timed]
+        self._lines = [line for _, line in timed]
+        self.changed()
+
+    def follow(self, t_ns: int) -> None:
+        """Bring the last line before a moment into view, with the cursor on it."""
+        if self._times and self._times[0] != self._times[-1]:
+            self.move_to(max(bisect_right(self._times, t_ns) - 1, 0), tell=False)
+
+    @property
+    def t_ns(self) -> int | None:
+        """The moment of the cursor's line, None where the clocks do not tell."""
+        known = self.cursor < len(self._times) and self._times[0] != self._times[-1]
+        return self._times[self.cursor] if known else None
+
+    def go(self, source: str, number: int) -> bool:
+        """Put the cursor on a line by its number in its file; False when it is not there."""
+        for place, line in enumerate(self._lines):
+            if (line.source, line.number) == (source, number):
+                self.move_to(place)
+                return True
+        return False
+
+    def count(self) -> int:
+        return max(len(self._lines), 1)
+
+    def line(self, number: int, width: int) -> Line:
+        if not self._lines:
+            return [Piece(" "), Piece("no log was given: --console FILE, --vmm-log FILE", "dim")]
+        line = self._lines[number]
+        time = seconds(self._times[number]) if self.t_ns is not None else ""
+        vmm = line.source == "vmm-log"
+        return [
+            Piece(" "),
+            Piece(f"{'vmm' if vmm else 'guest':<6}", "link" if vmm else "heading"),
+            Piece(f"{cut(time, _TIME - 1):>{_TIME - 1}} ", "dim"),
+            Piece(line.text[:width]),
+        ]
+
+
+def _timed(
+    log: Sequence[LogLine], wall_ns: int | None, guest_offset_ns: int | None
+) -> Iterator[tuple[int, LogLine]]:
+    t_ns = 0
+    for line in log:
+        if line.guest_ns is not None and guest_offset_ns is not None:
+            t_ns = line.guest_ns + guest_offset_ns
+        elif line.wall_ns is not None and wall_ns is not None:
+            t_ns = line.wall_ns - wall_ns
+        yield t_ns, line

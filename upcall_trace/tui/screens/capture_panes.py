@@ -1,0 +1,413 @@
+"""The panes of a capture's screen, and what follows from each message that a worker posts."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.timer import Timer
+
+from ...diagnose.finding import Finding, Severity
+from ...trace.opening import Capture
+from ...trace.operations import Operation
+from ...views.text import fields_text, result_text, safe
+from ..data.marks import marks_beside
+from ..data.order import Shows
+from ..data.recording import Wanted
+from ..data.walk import Moment
+from ..panes.bars import Bar, key_name
+from ..panes.detail import Detail
+from ..panes.finding_pane import FindingPane
+from ..panes.ladder import Ladder
+from ..panes.ladder_lines import connection_facts
+from ..panes.line_view import LineView
+from ..panes.log_pane import LogPane
+from ..panes.message_fields import is_arm, reply_fields, request_fields
+from ..panes.pieces import Line, Piece
+from ..panes.prompt import Asks, Prompt
+from ..panes.sessions import Sessions
+from ..panes.state_pane import StatePane
+from ..panes.statistics_pane import StatisticsPane
+from ..panes.timeline import Timeline
+from .work import Given, Work
+
+_SETTLE_S: Final = 0.03
+"""The cursor rests for so long before its surroundings are looked up."""
+_SUM_EVERY_S: Final = 1.0
+_OPEN: Final = 64
+"""Findings come when an operation is answered, which some others may be sent before."""
+_BESIDE: Final = ("finding", "detail", "state", "statistics", "log")
+
+
+class CapturePanes(Work):
+    """Sessions and ladder, and beside or below them what is known at the cursor."""
+
+    CSS_PATH = "capture.tcss"
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (140, "-wide"), (220, "-very-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-flat"), (16, "-short"), (40, "-tall")]  # noqa: RUF012
+
+    def __init__(self, given: Given) -> None:
+        super().__init__(given)
+        self.following = False
+        self.paused = False
+        self.held: list[Work.Read] = []
+        self.moment: Moment | None = None
+        self._settling: Timer | None = None
+        self.walked = (0, 0, False)
+        self._summed_s = 0.0
+        self.said = ""
+        self._told_key: object = None
+
+    def compose(self) -> ComposeResult:
+        yield Bar(id="top")
+        yield Timeline(self.recording)
+        with Container(id="main"):
+            with Container(id="left"):
+                yield Sessions(self.recording)
+                yield Ladder(self.recording)
+            with Container(id="right"):
+                with Container(id="why"):
+                    yield FindingPane()
+                    yield Detail()
+                with Container(id="more"):
+                    yield StatePane()
+                    yield StatisticsPane()
+                    yield LogPane()
+        yield Prompt()
+        yield Bar(id="bottom")
+
+    def on_mount(self) -> None:
+        self.sessions = self.query_one(Sessions)
+        self.ladder = self.query_one(Ladder)
+        self.finding = self.query_one(FindingPane)
+        self.detail = self.query_one(Detail)
+        self.state = self.query_one(StatePane)
+        self.statistics = self.query_one(StatisticsPane)
+        self.log_pane = self.query_one(LogPane)
+        self.timeline = self.query_one(Timeline)
+        self.prompt = self.query_one(Prompt)
+        self.show_pane("finding")
+        self.recording.own_marks = marks_beside(self.given.path)
+        self._tell_top()
+        self.start_reading()
+
+    # What comes from the workers.
+
+    @on(Work.Read)
+    def _read_more(self, event: Work.Read) -> None:
+        if self.paused:
+            self.held.append(event)
+            self._tell_top()
+            return
+        found = event.found
+        if isinstance(found, Capture):
+            self.recording.take_whole(found)
+        else:
+            self.following |= found.live and not self.recording.live and not found.first
+            self.recording.take_grown(found)
+        self.lay(self.wanted)
+        now = time.monotonic()
+        # What is counted over all operations waits until the first ones are on the screen.
+        shown = self.ladder.count() > 0 or not len(self.recording)
+        if shown and (self.recording.ended or now - self._summed_s >= _SUM_EVERY_S):
+            self._summed_s = now
+            self.sum_up()
+        self.ladder.remark()
+        self._tell_top()
+
+    @on(Work.Laid)
+    def _lines_are_there(self, event: Work.Laid) -> None:
+        before = self.ladder.place
+        empty = not self.ladder.count()
+        self.ladder.take(event.arranged, self.following and not self.paused)
+        self.laid()
+        if empty and self.ladder.count():
+            self._begin()
+            self.call_after_refresh(self.timeline.measure)
+            self.call_after_refresh(self.sum_up)
+        else:
+            self.timeline.measure()
+        if empty or self.ladder.place != before:
+            self._look()
+        self._tell_top()
+        if self.walk is None:
+            self.call_after_refresh(self.start_walking)
+
+    def _begin(self) -> None:
+        """On the first operation, unless connections that have none come before it."""
+        order = self.ladder.order
+        if len(order) > 1 and order.line(1).shows is Shows.REQUEST:
+            self.ladder.move_to(1)
+
+    @on(Work.Summed)
+    def _sums_are_there(self, event: Work.Summed) -> None:
+        self.summed()
+        self.sessions.take(event.connections)
+        self.statistics.take(event.kinds)
+        self.timeline.measure()
+
+    @on(Work.Walked)
+    def _walk_came_on(self, event: Work.Walked) -> None:
+        row = self.ladder.row
+        waited = row is not None and self.walked[0] <= row < event.passed
+        before = self.walked[0]
+        self.walked = (event.passed, event.offset, event.ended)
+        if event.batch is not None:
+            self.recording.take_findings(event.batch)
+            if self._sees(before, event.passed) or event.ended:
+                self.ladder.refresh()
+            self.sessions.refresh()
+            self.timeline.refresh()
+        self._tell_findings()
+        if waited or event.ended:
+            self._settle()
+        if event.ended:
+            self._align_log()
+        self._tell_top()
+
+    @on(Work.Arrived)
+    def _moment_is_there(self, event: Work.Arrived) -> None:
+        if event.row != self.ladder.row:
+            return
+        self.moment = event.moment
+        self._tell_detail()
+
+    @on(Work.LogsRead)
+    def _logs_are_there(self, event: Work.LogsRead) -> None:
+        self.log_pane.take(event.logs)
+        self._align_log()
+
+    @on(Work.Counted)
+    def _matches_counted(self, event: Work.Counted) -> None:
+        if self.prompt.asks is Asks.FILTER and event.text == self.prompt.line.value:
+            self.prompt.remark(f"{event.count} of {len(self.recording)} match")
+
+    @on(Work.Said)
+    def _something_said(self, event: Work.Said) -> None:
+        self.say(event.text)
+        if event.trouble:
+            self.recording.live = False
+            self._tell_top()
+
+    def show_pane(self, name: str) -> None:
+        """Where not all panes fit beside the ladder, show this one."""
+        for other in _BESIDE:
+            pane = self.query_one(f"#{other}")
+            pane.add_class("beside")
+            pane.set_class(other == name, "-shown")
+        self.set_class(name == "finding", "-finding-only")
+        self.set_class(name in ("state", "statistics", "log"), "-more")
+
+    # What is at the cursor.
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the ladder is to show, or already does."""
+        return self.wished or self.ladder.arranged.wanted
+
+    @property
+    def operation(self) -> Operation | None:
+        """The operation that the cursor is on."""
+        row = self.ladder.row
+        return None if row is None else self.recording.operations.operation(row)
+
+    @on(LineView.Moved)
+    def _moved(self, event: LineView.Moved) -> None:
+        if event.pane is self.ladder:
+            self._look()
+
+    def _look(self) -> None:
+        """The cursor is somewhere else: tell at once what is known, and look up the rest."""
+        if self.walk is not None:
+            self.walk.rest()
+        place = self.ladder.place
+        key = (place, self.ladder.connection)
+        self._tell_findings()
+        self._see()
+        if key != self._told_key:
+            self._told_key = key
+            row = self.ladder.row
+            if self.moment is None or self.moment.row != row:
+                self.moment = None
+            self._tell_detail()
+            if row is not None and self.moment is None:
+                self._settle()
+
+    def _settle(self) -> None:
+        if self._settling is not None:
+            self._settling.stop()
+        self._settling = self.set_timer(_SETTLE_S, self._look_closer)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether everything about the capture, and about the cursor, is on the screen."""
+        return self._settling is None and super().is_at_rest
+
+    def _look_closer(self) -> None:
+        self._settling = None
+        row = self.ladder.row
+        if row is not None:
+            self.look_around(row)
+
+    def _sees(self, first: int, end: int) -> bool:
+        """Whether the ladder shows any operation from `first` up to `end`."""
+        rows = self.ladder.rows_seen()
+        return rows is not None and rows[0] < end and rows[1] >= first - _OPEN
+
+    def _see(self) -> None:
+        """Tell the timeline and the logs what the ladder shows."""
+        rows, row = self.ladder.rows_seen(), self.ladder.row
+        if rows is not None:
+            self.timeline.see(*rows)
+        if row is not None and self.log_pane.count() > 1:
+            t_ns = int(self.recording.operations.column("t_ns")[row]) - self.recording.first_ns
+            self.log_pane.follow(t_ns)
+
+    def _tell_findings(self) -> None:
+        recording, row = self.recording, self.ladder.row
+        if self.focused is self.sessions and self.sessions.cursor:
+            conn: int | None = recording.connections[self.sessions.cursor - 1].number
+            row = None
+        else:
+            conn = self.ladder.connection
+        findings: list[Finding] = []
+        key = None
+        if row is not None:
+            findings = recording.findings.of_row(row)
+            key = (conn, int(recording.operations.column("request")[row]))
+        elif conn is not None:
+            findings = recording.findings.of_connection(conn)
+            first = recording.findings.first_told(conn)
+            if not findings and first is not None:
+                findings = [first]
+        remarks = [
+            mark for mark in recording.all_marks() if key and (mark.conn, mark.request) == key
+        ]
+        nothing = ""
+        if not findings:
+            findings = recording.findings.of_connection(None) if row is None else []
+            nothing = self._nothing_found(row)
+        self.finding.tell(findings, remarks, nothing)
+
+    def _nothing_found(self, row: int | None) -> str:
+        if row is not None and row >= self.walked[0] and not self.walked[2]:
+            return "The diagnosis has not come here yet."
+        failures = sum(
+            self.recording.findings.counts[each] for each in (Severity.ERROR, Severity.FATAL)
+        )
+        more = f" ] goes to the first of {failures} failures." if failures else ""
+        return f"Nothing was found here.{more}"
+
+    def _tell_detail(self) -> None:
+        operation, place = self.operation, self.ladder.place
+        if operation is None:
+            self._tell_connection()
+            return
+        is_reply = place is not None and place.shows is Shows.REPLY
+        key = f"{operation.conn}.{operation.request}"
+        moment = self.moment
+        facts = [
+            f"{safe(operation.op)} {fields_text(operation.fields)}",
+            result_text(operation),
+            *(f"{safe(name)}={value}" for name, value in sorted((operation.reply or {}).items())),
+            *(f"doubt: {name}" for name in operation.anomalies),
+        ]
+        word = "reply" if is_reply else "request"
+        if moment is None or moment.row != operation.row:
+            reached = operation.row < self.walked[0] or self.walked[2]
+            wait = "" if reached else "its bytes and the guest's state: once the diagnosis is here"
+            self.detail.tell(f"{word} {key}", [], [*facts, wait], None)
+            self.state.say("" if reached else "The diagnosis has not come here yet.")
+            return
+        layout = int(self.recording.operations.column("layout")[operation.row])
+        arm = is_arm(layout, self.recording.header.arch)
+        message = moment.reply if is_reply else moment.request
+        fields = []
+        if message is not None:
+            read = reply_fields if is_reply else request_fields
+            fields = read(operation, message, arm)
+            if not is_reply and message.size < len(message.raw):
+                facts.append(f"{message.size} bytes received, over those of the request before")
+        self.detail.tell(f"{word} {key}", fields, facts, message)
+        self.state.tell(key, moment.before, moment.after, is_reply)
+
+    def _tell_connection(self) -> None:
+        number = self.ladder.connection
+        connection = None if number is None else self.recording.connection(number)
+        if connection is None:
+            self.detail.tell("", [], ["nothing to show"], None)
+            self.state.say("")
+            return
+        facts = connection_facts(connection, self.recording.first_ns)
+        self.detail.tell(f"connection {number}", [], facts, None)
+        self.state.say("On an operation, this tells what the guest had.")
+
+    def _align_log(self) -> None:
+        offset = self.walk.clock_offset_ns if self.walk else None
+        since = None if offset is None else offset - self.recording.first_ns
+        self.log_pane.align(self.recording.wall_ns, since)
+        self._see()
+
+    # The lines at the top and the bottom.
+
+    def say(self, text: str) -> None:
+        """A sentence in the bottom line, until the next key."""
+        self.said = safe(text)
+        self._tell_bottom()
+
+    def _tell_top(self) -> None:
+        recording = self.recording
+        arranged = self.ladder.arranged
+        pieces: Line = [Piece(f" {safe(self.given.path.name)} ", "key")]
+        count = f" {len(recording)} operations"
+        if arranged.wanted.filter is not None:
+            count = (
+                f" {arranged.matches} of {len(recording)} match {safe(arranged.wanted.filter.text)}"
+            )
+        pieces.append(Piece(count))
+        if arranged.wanted.conn is not None:
+            pieces.append(Piece(f" · connection {arranged.wanted.conn}", "key"))
+        if recording.live:
+            held = sum(1 for _ in self.held)
+            text = f" ‖ paused, {held} held" if self.paused else " ● recording"
+            pieces.append(Piece(text, "late" if self.paused else "ok"))
+        elif self.paused:
+            pieces.append(Piece(" ‖ paused", "late"))
+        if self.following:
+            pieces.append(Piece(" ↓ following", "ok"))
+        if recording.trouble:
+            pieces.append(Piece(f" ! {recording.trouble}", "warning"))
+        pieces.append(Piece(f" · time {self.ladder.clock.value}", "dim"))
+        pieces.append(Piece(self._progress(), "dim"))
+        self.query_one("#top", Bar).show(pieces)
+
+    def _progress(self) -> str:
+        passed, _, ended = self.walked
+        if not self.recording.ended and not self.recording.live:
+            return " · reading"
+        if ended or self.recording.live:
+            return ""
+        return f" · diagnosed {100 * passed // max(len(self.recording), 1)} %"
+
+    def _tell_bottom(self) -> None:
+        bar = self.query_one("#bottom", Bar)
+        if self.said:
+            bar.show([Piece(f" {self.said}", "key")])
+        else:
+            bar.show(self.hints())
+
+    def hints(self) -> Line:
+        """The keys to know first, for the pane that has the focus."""
+        shown = {
+            active.binding.id: active.binding
+            for active in reversed(self.active_bindings.values())
+            if active.binding.show and active.enabled
+        }
+        pieces: Line = []
+        for binding in reversed(shown.values()):
+            pieces += [Piece(f" {key_name(binding)}", "key")]
+            pieces += [Piece(f" {binding.description.lower()} ")]
+        return pieces

@@ -1,0 +1,254 @@
+"""What runs behind a capture's screen. Workers only post these messages; the screen has the state.
+
+Every worker looks now and then whether it is still wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from textual.message import Message
+from textual.screen import Screen
+from textual.worker import Worker, get_current_worker
+
+from ...diagnose.run import Logs, read_logs
+from ...errors import UserError
+from ...kernel.world import World
+from ...trace.filters import Filter
+from ...trace.opening import Capture
+from ...trace.operations import Operations
+from ...views.text import safe
+from ..data.export import export
+from ..data.findings import Batch
+from ..data.order import Rows
+from ..data.reading import Grown, read
+from ..data.recording import Arranged, Recording, Wanted, arrange
+from ..data.summary import Summary, by_connection, by_operation
+from ..data.walk import Moment, Told, Walk
+from ..panes.log_pane import LogLine, read_log
+
+_READERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the user opened: a capture, and what goes with it."""
+
+    path: Path
+    console: Path | None = None
+    vmm_log: Path | None = None
+    world: World | None = None
+    address: str | None = None
+    """Of the VMM's socket, where it is known."""
+
+
+class Work(Screen[None], inherit_bindings=False):
+    """A screen with a capture behind it."""
+
+    AUTO_FOCUS = "#ladder"
+
+    class Read(Message):
+        """There is a capture, or more of one."""
+
+        def __init__(self, found: Capture | Grown) -> None:
+            super().__init__()
+            self.found = found
+
+    class Walked(Message):
+        """The diagnosis has come on."""
+
+        def __init__(self, batch: Batch | None, told: Told) -> None:
+            super().__init__()
+            self.batch = batch
+            self.passed, self.offset, self.ended = told.passed, told.offset, told.ended
+
+    class Laid(Message):
+        """The ladder's lines are worked out."""
+
+        def __init__(self, arranged: Arranged) -> None:
+            super().__init__()
+            self.arranged = arranged
+
+    class Summed(Message):
+        """Counts and latencies are worked out."""
+
+        def __init__(self, connections: dict[int, Summary], kinds: Sequence[Summary]) -> None:
+            super().__init__()
+            self.connections = connections
+            self.kinds = kinds
+
+    class Arrived(Message):
+        """What is known around an operation; None when the diagnosis is not there yet."""
+
+        def __init__(self, row: int, moment: Moment | None) -> None:
+            super().__init__()
+            self.row = row
+            self.moment = moment
+
+    class LogsRead(Message):
+        """The logs are there."""
+
+        def __init__(self, logs: Sequence[Sequence[LogLine]]) -> None:
+            super().__init__()
+            self.logs = logs
+
+    class Counted(Message):
+        """So many operations match what is being typed."""
+
+        def __init__(self, text: str, count: int) -> None:
+            super().__init__()
+            self.text = text
+            self.count = count
+
+    class Said(Message):
+        """A sentence for the user; `trouble` for what went wrong."""
+
+        def __init__(self, text: str, trouble: bool) -> None:
+            super().__init__()
+            self.text = text
+            self.trouble = trouble
+
+    def __init__(self, given: Given) -> None:
+        super().__init__()
+        self.given = given
+        self.recording = Recording(given.path)
+        self.walk: Walk | None = None
+        self._laying: Wanted | None = None
+        self._lay_again: Wanted | None = None
+        self._summing = False
+        self._sum_again = False
+
+    def start_reading(self) -> None:
+        """Read the capture, the logs, and then the capture once more for its findings."""
+        self._start("read", self._read)
+
+    def start_walking(self) -> None:
+        """Diagnose, unless that has begun; to be called when operations are on the screen."""
+        if self.walk is not None:
+            return
+        self.walk = Walk(self.given.path, self.given.world, self._tell)
+        self._start("walk", self._walk)
+
+    def lay(self, wanted: Wanted) -> None:
+        """Work out the ladder's lines; the last wish counts."""
+        if self._laying is not None:
+            self._lay_again = wanted
+            return
+        self._laying = wanted
+        self._start("lay", partial(self._lay, wanted))
+
+    @property
+    def wished(self) -> Wanted | None:
+        """What is being worked out, None for nothing."""
+        return self._lay_again or self._laying
+
+    def laid(self) -> None:
+        """The lines are there: go on with what was wished for meanwhile."""
+        self._laying, wanted, self._lay_again = None, self._lay_again, None
+        if wanted is not None:
+            self.lay(wanted)
+
+    def sum_up(self) -> None:
+        """Work out counts and latencies."""
+        if self._summing:
+            self._sum_again = True
+            return
+        self._summing = True
+        self._start("sum", self._sum)
+
+    def summed(self) -> None:
+        """They are there."""
+        self._summing, again, self._sum_again = False, self._sum_again, False
+        if again:
+            self.sum_up()
+
+    def look_around(self, row: int) -> None:
+        """Find out what is known around an operation."""
+        self._start("moment", partial(self._look_around, row, self.recording.operations))
+
+    def count_matches(self, wanted: Filter) -> None:
+        """Count what a filter would match."""
+        self._start("count", partial(self._count, wanted, self.recording.operations))
+
+    def write_out(self, target: Path, rows: Rows | None) -> None:
+        """Export operations, with None all of them."""
+        self._start("export", partial(self._export, target, self.recording.operations, rows))
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no work is being done."""
+        return all(worker.is_finished for worker in self.workers)
+
+    def _start(self, group: str, work: Callable[[], None]) -> Worker[None]:
+        return self.run_worker(
+            partial(self._guarded, work), group=group, exclusive=True, thread=True
+        )
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except UserError as error:
+            self.post_message(self.Said(safe(str(error)), trouble=True))
+        except OSError as error:
+            self.post_message(self.Said(safe(error.strerror or str(error)), trouble=True))
+
+    def _read(self) -> None:
+        worker = get_current_worker()
+        read(
+            self.given.path,
+            self._show,
+            lambda: worker.is_cancelled,
+        )
+
+    def _show(self, found: Capture | Grown) -> None:
+        if isinstance(found, Capture):
+            operations = found.operations  # read here, not when the screen wants them
+            with ThreadPoolExecutor(_READERS) as readers:
+                list(readers.map(operations.column, operations.names()))
+        self.post_message(self.Read(found))
+
+    def _walk(self) -> None:
+        worker, given = get_current_worker(), self.given
+        logs = Logs()
+        if given.console or given.vmm_log:
+            sources = ((given.console, "console"), (given.vmm_log, "vmm-log"))
+            lines = [read_log(path, name) for path, name in sources if path is not None]
+            self.post_message(self.LogsRead(lines))
+            logs = read_logs(given.console, given.vmm_log)
+        assert self.walk is not None  # it was made before the worker
+        self.walk.run(logs, lambda: worker.is_cancelled)
+
+    def _tell(self, told: Told) -> None:
+        batch = Batch.of(told.findings) if told.findings else None
+        self.post_message(self.Walked(batch, told))
+
+    def _lay(self, wanted: Wanted) -> None:
+        self.post_message(self.Laid(arrange(self.recording, wanted)))
+
+    def _sum(self) -> None:
+        operations = self.recording.operations
+        self.post_message(self.Summed(by_connection(operations), by_operation(operations)))
+
+    def _look_around(self, row: int, operations: Operations) -> None:
+        worker = get_current_worker()
+        walk = self.walk
+        moment = None
+        if walk is not None:
+            moment = walk.moment(operations, row, lambda: worker.is_cancelled)
+        if not worker.is_cancelled:
+            self.post_message(self.Arrived(row, moment))
+
+    def _count(self, wanted: Filter, operations: Operations) -> None:
+        self.post_message(self.Counted(wanted.text, int(wanted.mask(operations).sum())))
+
+    def _export(self, target: Path, operations: Operations, rows: Rows | None) -> None:
+        worker = get_current_worker()
+        count = export(self.given.path, target, operations, rows, lambda: worker.is_cancelled)
+        self.post_message(
+            self.Said(f"{safe(str(target))}: {count} operations written", trouble=False)
+        )

@@ -1,0 +1,1 @@
+"""Where traffic is taken from: proxy, recorder, vsockmon interface; what a host allows."""

@@ -1,0 +1,1 @@
+"""Operations and frames as text and as JSON."""

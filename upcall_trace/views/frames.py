@@ -1,0 +1,202 @@
+"""A capture frame by frame: every record and every event in it, described in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dissectors.constants import Arch
+from dissectors.events import (
+    ConnectLine,
+    Event,
+    Hello,
+    Incomplete,
+    Lost,
+    OkLine,
+    Opaque,
+    PassFd,
+    ReplyReceived,
+    RequestReceived,
+    ServiceByte,
+)
+
+from ..capture.records import (
+    Begins,
+    Chunk,
+    Close,
+    End,
+    Gap,
+    GaveUp,
+    Header,
+    How,
+    Mark,
+    Open,
+    Record,
+    Vmm,
+)
+from ..sources import Source
+from ..trace.decoding import Session
+from ..trace.provenance import Provenance, Run
+from .text import duration, fields_text, safe
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One thing that happened; `direction` is `>` to the guest, `<` from it, else empty.
+
+    `t_ns` counts from the capture's first record; `request` is the operation it belongs to. `runs`
+    say where the bytes of a request or reply come from, where that was asked for.
+    """
+
+    number: int
+    t_ns: int
+    conn: int
+    direction: str
+    text: str
+    raw: bytes = b""
+    request: int | None = None
+    runs: tuple[Run, ...] = ()
+
+
+def frames(source: Source, with_provenance: bool = False) -> Iterator[Frame]:
+    """Every frame of an open source, in the order of the records."""
+    session = Session(source.header)
+    origins = Origins(source.header) if with_provenance else None
+    number = 0
+    for offset, record in source.records():
+        events = session.feed(record, offset)
+        traced = origins.feed(record, events) if origins else [()] * len(events)
+        shown = [_of_event(event) for event in events] or [_of_record(record)]
+        for (direction, text, raw, request), runs in zip(shown, traced or [()], strict=True):
+            if text:
+                t_ns = getattr(record, "t_ns", session.last_ns) - (session.first_ns or 0)
+                conn = getattr(record, "conn", 0) or 0
+                yield Frame(number, t_ns, conn, direction, text, raw, request, runs)
+                number += 1
+        if isinstance(record, Close) and events:
+            text = _of_record(record)[1]
+            yield Frame(number, record.t_ns - (session.first_ns or 0), record.conn, "", text)
+            number += 1
+
+
+class Origins:
+    """The provenance of every connection's bytes."""
+
+    def __init__(self, header: Header) -> None:
+        known = {arch.value: arch for arch in Arch}
+        self._arch = known.get(header.arch or "")
+        self._connections: dict[int, Provenance] = {}
+
+    def feed(self, record: Record, events: Sequence[Event]) -> list[tuple[Run, ...]]:
+        """The runs of each of a record's events."""
+        match record:
+            case Open(conn=conn, begins=begins):
+                whole = begins is not Begins.MIDDLE
+                self._connections[conn] = Provenance(whole, self._arch)
+            case Gap(conn=0):
+                for connection in self._connections.values():
+                    connection.missing()
+            case Chunk(conn=conn) | Gap(conn=conn):
+                if conn not in self._connections:
+                    self._connections[conn] = Provenance(from_start=False, arch=self._arch)
+                return [_runs_of(self._connections[conn], event) for event in events]
+            case Close(conn=conn, how=how) if how is not How.HALF:
+                self._connections.pop(conn, None)
+        return [()] * len(events)
+
+
+def _runs_of(connection: Provenance, event: Event) -> tuple[Run, ...]:
+    match event:
+        case RequestReceived():
+            return tuple(connection.request(event))
+        case ReplyReceived():
+            return tuple(connection.reply(event))
+        case Lost():
+            connection.lost(event)
+    return ()
+
+
+_Shown = tuple[str, str, bytes, int | None]
+
+
+def _of_event(event: Event) -> _Shown:
+    match event:
+        case ConnectLine(raw=raw, port=port):
+            return ">", _line("CONNECT", raw, port), raw, None
+        case PassFd(raw=raw):
+            return ">", "passfd: a descriptor takes over", raw, None
+        case OkLine(raw=raw, port=port):
+            return "<", _line("OK", raw, port), raw, None
+        case ServiceByte(value=value, service=service):
+            name = service.name if service else "no service that is known"
+            early = ", before OK" if event.early else ""
+            return ">", f"service byte {value:#04x}: {name}{early}", bytes([value]), None
+        case Hello(raw=raw, valid=valid):
+            text = "CONNECT message: the service is ready" if valid else "not a CONNECT message"
+            return "<", text, raw, None
+        case RequestReceived(number=number, raw=raw):
+            return ">", _request(event), raw, number
+        case ReplyReceived(number=number, message=reply, raw=raw):
+            answers = "nothing that was asked" if number is None else f"request {number}"
+            load = f" {fields_text(reply.fields())}" if reply.fields() else ""
+            return "<", f"reply to {answers}: ret {reply.ret}{load}", raw, number
+        case Opaque(to_guest=to_guest, raw=raw):
+            return _arrow(to_guest), f"{len(raw)} bytes with no meaning here", raw, None
+        case Lost(to_guest=to_guest, size=size):
+            return _arrow(to_guest), f"{size} bytes are not in the recording", b"", None
+        case Incomplete(to_guest=to_guest, raw=raw):
+            return _arrow(to_guest), f"{len(raw)} bytes of something unfinished", raw, None
+
+
+def _request(event: RequestReceived) -> str:
+    message = event.message
+    text = f"request {event.number}: {safe(message.op)} {fields_text(message.fields())}".rstrip()
+    if event.size < len(event.raw):
+        text += f" ({event.size} bytes, over those of the request before)"
+    if event.continues is not None:
+        text += f" (rest of split request {event.continues})"
+    if event.rest_of is not None:
+        text += f" (left over from request {event.rest_of})"
+    return text
+
+
+def _line(name: str, raw: bytes, port: int | None) -> str:
+    return f"{name} line: {safe(raw)}" + ("" if port is not None else " (malformed)")
+
+
+def _arrow(to_guest: bool) -> str:
+    return ">" if to_guest else "<"
+
+
+def _of_record(record: Record) -> _Shown:
+    text = ""
+    match record:
+        case Open(begins=begins, port=port, accepted=accepted, peer=peer):
+            text = _OPENED[begins]
+            text += f", port {port}" if port is not None else ""
+            text += f", by pid {peer[0]} uid {peer[1]}" if peer else ""
+            text += ", refused" if accepted is False else ""
+        case Close(by_guest=by_guest, how=how):
+            text = f"{_HOW[how]} by the {'guest' if by_guest else 'client'}"
+        case GaveUp(after_ns=after_ns):
+            text = f"the client waited {duration(after_ns)} in vain"
+        case Vmm(action=action):
+            text = f"VMM: {safe(action)}"
+        case Gap(size=size, reason=reason):
+            text = f"{size} bytes not recorded: {safe(reason)}"
+        case Mark(name=name, text=comment):
+            text = f"mark {safe(name)} {safe(comment)}".rstrip()
+        case Chunk(data=data):
+            return _arrow(record.to_guest), f"{len(data)} bytes of an unfinished whole", data, None
+        case Header() | End():
+            pass
+    return "", text, b"", None
+
+
+_OPENED = {
+    Begins.LINE: "opened",
+    Begins.SERVICE: "opened inside the guest",
+    Begins.MIDDLE: "first seen in the middle",
+    Begins.OTHER: "opened, not upcall",
+}
+_HOW = {How.CLOSE: "closed", How.HALF: "half-closed", How.RESET: "reset"}

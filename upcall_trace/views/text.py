@@ -1,0 +1,163 @@
+"""Text that people read: one operation a line, bytes as hex, and nothing that steers a terminal.
+
+Shared by the command line and the terminal browser; everything here is plain text without colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from dissectors.constants import NOT_A_RESULT
+
+if TYPE_CHECKING:  # numpy is behind it, and every command imports this module
+    from ..trace.operations import Operation
+    from ..trace.provenance import Run
+
+WIDTH: Final = 100
+_INDENT: Final = " " * 30
+_RESULT_COLUMN: Final = 59
+_HEX_ROW: Final = 16
+
+
+def safe(text: str | bytes) -> str:
+    """`text` with everything that is not printable written as an escape, `\\x1b` for ESC."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(nanoseconds: int) -> str:
+    """A short reading of a time span: `850ns`, `12.3us`, `1.81ms`, `10.06s`."""
+    value = float(nanoseconds)
+    for unit in ("ns", "us", "ms"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.2f}s"
+
+
+def seconds(t_ns: int) -> str:
+    """A time since the capture's first record in seconds, to the microsecond."""
+    return f"{t_ns / 1e9:.6f}"
+
+
+_MMIO: Final = {"mmio_base", "mmio_size", "mmio_irq"}
+_PCI: Final = {"busno", "devfn", "slot", "function"}
+_CPU: Final = {"count", "apic_ver", "apic_ids"}
+
+
+def fields_text(fields: Mapping[str, Any], room: int = 60) -> str:
+    """An operation's key fields in a few words: `0xe0006000+0x2000 irq=5`, `apic_ids=1-3`.
+
+    A list of ids is cut to end within `room` columns.
+    """
+    names = fields.keys()
+    if names == _MMIO and _numbers(fields.values()):
+        base, size, irq = fields["mmio_base"], fields["mmio_size"], fields["mmio_irq"]
+        return f"{base:#x}+{size:#x} irq={irq}"
+    if names == _PCI and _numbers(fields.values()):
+        return f"bus={fields['busno']} slot={fields['slot']}.{fields['function']}"
+    if names == _CPU and _numbers(fields["apic_ids"]):
+        ids = f"apic_ids={id_list(fields['apic_ids'])}"
+        return ids if len(ids) <= room else f"{ids[: max(room, 12) - 1]}…"
+    return safe(" ".join(f"{name}={value}" for name, value in fields.items()))
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    """Whether these are our own fields: another service may give its own the same names."""
+    return isinstance(values, Iterable) and all(type(value) is int for value in values)
+
+
+def id_list(ids: list[int]) -> str:
+    """Ids in their order, runs of three and more shortened: `2,3`, `1-8`, `3-1`, `none`."""
+    parts: list[str] = []
+    begin = 0
+    while begin < len(ids):
+        step = 1 if begin + 1 < len(ids) and ids[begin + 1] > ids[begin] else -1
+        end = begin + 1
+        while end < len(ids) and ids[end] == ids[end - 1] + step:
+            end += 1
+        if end - begin >= 3:
+            parts.append(f"{ids[begin]}-{ids[end - 1]}")
+            begin = end
+        else:
+            parts.append(str(ids[begin]))
+            begin += 1
+    return ",".join(parts) or "none"
+
+
+def result_text(operation: Operation) -> str:
+    """What came back: `ok`, `EEXIST (-17) window or IRQ already taken`, `no answer`."""
+    ret = operation.ret
+    if ret is None:
+        return "no answer"
+    name = operation.errno
+    number = f"{name} ({ret})" if name else f"ret {ret}"
+    if "bad-magic" in operation.anomalies:
+        return f"{number} left over, not executed"
+    if ret == 0:
+        reply = operation.reply or {}
+        load = [f"{name}={reply[name]}" for name in ("apic_index", "cpu_id") if name in reply]
+        return " ".join(["ok", *load])
+    if "stale-error" not in operation.anomalies:
+        return f"{number} {operation.meaning}"
+    if operation.meaning == NOT_A_RESULT:
+        return f"{number} left over from an earlier reply"
+    return f"{number} {operation.meaning}, or stale"
+
+
+def operation_text(operation: Operation) -> str:
+    """One operation in lines of at most `WIDTH` columns, nearly always one line."""
+    key = f"{operation.conn}.{operation.request}"
+    latency = "" if operation.latency_ns is None else duration(operation.latency_ns)
+    result = result_text(operation)
+    line = f"{key:>6} {seconds(operation.t_ns):>9} {latency:>7}  {safe(operation.op)} "
+    line += fields_text(operation.fields, room=WIDTH - len(line) - len(result) - 1)
+    column = min(_RESULT_COLUMN, WIDTH - len(result))
+    lines = [line.ljust(column - 1)]
+    tags = f"[{', '.join(operation.anomalies)}]" if operation.anomalies else ""
+    for piece in filter(None, (result, tags)):
+        if len(lines[-1]) + 1 + len(piece) <= WIDTH:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(_INDENT + piece)
+    return "\n".join(line.rstrip()[:WIDTH] for line in lines)
+
+
+HEADING: Final = f"{'req':>6} {'seconds':>9} {'latency':>7}  {'operation':<32} result"
+
+
+def hex_lines(raw: bytes) -> Iterator[str]:
+    """A hex dump, sixteen bytes a line; lines of zeros are folded into one `*`."""
+    folded = False
+    for offset in range(0, len(raw), _HEX_ROW):
+        row = raw[offset : offset + _HEX_ROW]
+        last = offset + _HEX_ROW >= len(raw)
+        if offset and not any(row) and not last:
+            if not folded:
+                yield "      *"
+            folded = True
+            continue
+        folded = False
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        yield f"  {offset:04x}  {row[:8].hex(' '):<23}  {row[8:].hex(' '):<23}  {text}"
+
+
+def provenance_lines(runs: Iterable[Run], conn: int, direction: str) -> Iterator[str]:
+    """A legend below a dump: which bytes are whose. Nothing for bytes that are all fresh."""
+    told = list(runs)
+    if all(run.kind == "fresh" for run in told):
+        return
+    what = "reply" if direction == "<" else "request"
+    for run in told:
+        whose = "an earlier one" if run.request is None else f"{what} {conn}.{run.request}"
+        kind = {
+            "fresh": "fresh",
+            "stale": f"stale, of {whose}",
+            "padding": "padding, never written",
+            "unknown": "not known",
+        }[run.kind]
+        yield f"  {run.offset:04x}..{run.offset + run.length - 1:04x}  {kind}"
