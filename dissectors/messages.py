@@ -2,8 +2,8 @@
 
 Direction is not in the bytes, so there is `decode_request` and `decode_reply` and never one
 `decode`. Both take exactly `MESSAGE_SIZE` bytes and lose none of them: what follows the load is
-kept in `padding`, and `encode` gives the same bytes back. `dissectors.wire` states the same layout
-declaratively; the tests hold the two equal. Layout: docs/protocol.md section 3.
+kept in `padding`, and `encode` gives the same bytes back. `dissectors.layouts` states the layout
+declaratively; the tests hold the two equal. docs/protocol.md section 3.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dissectors import wire
+from dissectors import layouts
 from dissectors.channel import State
 from dissectors.constants import Arch, MessageType
 from dissectors.messages import Request, cpu_request, mmio_request, pci_request
@@ -47,7 +47,7 @@ else:
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 PAGES = [*pages(ROOT), ROOT / "CHANGELOG.md"]
 CAPTURES = sorted((ROOT / "captures").glob("*.upcap"))
-FIELD_NAMES = sorted({row.name for fmt in wire.FORMATS.values() for row in wire.layout(fmt)})
+FIELD_NAMES = sorted({row.name for fmt in layouts.FORMATS.values() for row in layouts.layout(fmt)})
 
 
 @pytest.mark.parametrize("page", pages(ROOT), ids=lambda page: page.name)

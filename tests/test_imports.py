@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tools.wings import EVERYBODYS, WINGS
+
 ROOT = Path(__file__).parents[1]
 OURS = ("dissectors", "upcall_trace")
 DISSECTORS = {
     # module: what it may import of its own package
     "constants": set(),
-    "wire": {"constants"},
+    "layouts": {"constants"},
     "messages": {"constants"},
     "services": {"constants", "messages"},
     "vsockmon": {"constants"},
@@ -45,9 +47,9 @@ SOURCES = modules(*OURS)
 
 
 @cache
-def imports(path: Path) -> frozenset[str]:
+def imports(path: Path, root: Path = ROOT) -> frozenset[str]:
     """Every module that a file names in an import, by its full name."""
-    package = path.relative_to(ROOT).parts[:-1]
+    package = path.relative_to(root).parts[:-1]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -84,7 +86,7 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
     )
     assert "upcall_trace.cli" in imports(SOURCES["upcall_trace.__main__"])
     assert "rich.console" in imports(SOURCES["upcall_trace.cli.support.output"])  # in a function
-    assert "dissectors.wire" in imports(ROOT / "tests" / "dissectors" / "test_wire.py")
+    assert "dissectors.layouts" in imports(ROOT / "tests" / "dissectors" / "test_layouts.py")
 
 
 def third_party(module: str) -> set[str]:
@@ -94,7 +96,7 @@ def third_party(module: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if inside(name, "dissectors")])
 def test_the_dissectors_need_nothing_but_python(name: str) -> None:
-    allowed = {"dissectors.wire": {"construct"}, "dissectors.scapy_layers": {"scapy"}}
+    allowed = {"dissectors.layouts": {"construct"}, "dissectors.scapy_layers": {"scapy"}}
     assert third_party(name) <= allowed.get(name, set())
     assert not any(inside(module, "upcall_trace") for module in imports(SOURCES[name]))
 
@@ -143,16 +145,67 @@ def test_no_module_imports_itself_round_a_corner() -> None:
     assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [["b", "c", "b"]]
 
 
-def test_a_capture_stands_alone() -> None:
-    for name, path in SOURCES.items():
-        if inside(name, "upcall_trace.capture"):
-            for module in imports(path):
-                assert not inside(module, "dissectors"), (name, module)
-                assert (
-                    not inside(module, "upcall_trace")
-                    or inside(module, "upcall_trace.capture")
-                    or module == "upcall_trace.errors"
-                ), (name, module)
+def wing(module: str) -> str:
+    """The row of `WINGS` that a module belongs to; empty for what stands beside the folders."""
+    first, _, rest = module.partition(".")
+    return (
+        first if first == "dissectors" else top(rest) if f"{first}.{top(rest)}" in FOLDERS else ""
+    )
+
+
+FOLDERS = {name_of(path) for path in (ROOT / "upcall_trace").glob("*/__init__.py")}
+
+
+def reachable(name: str) -> set[str]:
+    """The wings that this one may import: those it names, and what those may import."""
+    named = set(WINGS[name].imports)
+    return named.union(*(reachable(other) for other in named))
+
+
+def against_the_table(sources: dict[str, Path], root: Path = ROOT) -> list[str]:
+    """Every import that the table does not allow, `module -> module`."""
+    allowed = {name: reachable(name) | {name} for name in WINGS}
+    return [
+        f"{module} -> {other}"
+        for module, path in sources.items()
+        if wing(module)
+        for other in sorted(imports(path, root))
+        if top(other) in OURS
+        and other not in EVERYBODYS
+        and wing(other) not in allowed[wing(module)]
+    ]
+
+
+def test_every_folder_imports_what_the_table_allows() -> None:
+    assert {f"upcall_trace.{name}" for name in WINGS} - {"upcall_trace.dissectors"} == FOLDERS
+    assert against_the_table(SOURCES) == []
+
+
+def test_an_import_that_the_table_does_not_allow_is_seen(tmp_path: Path) -> None:
+    copy = tmp_path / "upcall_trace" / "capture" / "planted.py"
+    copy.parent.mkdir(parents=True)
+    copy.write_text(
+        "def read():\n    from ..trace.filters import parse\n    import dissectors.hvsock\n"
+    )
+    found = {"upcall_trace.capture.planted": copy}
+    assert against_the_table(found, tmp_path) == [
+        "upcall_trace.capture.planted -> dissectors.hvsock",
+        "upcall_trace.capture.planted -> upcall_trace.trace.filters",
+    ]
+
+
+def test_the_table_goes_one_way() -> None:
+    above: set[str] = set()
+    for name, row in WINGS.items():
+        assert set(row.imports) <= above, name
+        above.add(name)
+
+
+def test_few_files_stand_beside_the_folders_and_none_is_long() -> None:
+    loose = [name for name in SOURCES if inside(name, "upcall_trace") and not wing(name)]
+    assert len(loose) <= 8, loose
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in SOURCES.items()}
+    assert {name: size for name, size in lengths.items() if size > 450} == {}
 
 
 def test_only_the_command_line_knows_the_command_line() -> None:
@@ -162,7 +215,7 @@ def test_only_the_command_line_knows_the_command_line() -> None:
     assert "upcall_trace.cli" in users("click")
 
 
-@pytest.mark.parametrize("name", ["session", "operations", "filters", "render", "formats"])
+@pytest.mark.parametrize("name", ["trace", "views", "sources"])
 def test_what_a_capture_means_is_no_business_of_a_screen_or_a_socket(name: str) -> None:
     for module, path in SOURCES.items():
         if inside(module, f"upcall_trace.{name}"):

@@ -34,7 +34,7 @@ from upcall_trace.capture.records import (
     encode,
     unpack,
 )
-from upcall_trace.sources import transcript
+from upcall_trace.exports import transcript
 from upcall_trace.trace.opening import INDEX_VERSION
 from upcall_trace.trace.operations import COLUMN_TYPES, MAX_ROWS
 from upcall_trace.vantage.recorder import BACKLOG_LIMIT, FLUSH_S

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dissectors import wire
+from dissectors import layouts
 from dissectors.channel import CLIENT_SENDS, SERVER_SENDS, TRANSITIONS, Client, Signal
 from dissectors.constants import (
     EEXIST,
@@ -42,6 +42,7 @@ from . import (
     tui_blocks,
 )
 from .markdown import code, table
+from .wings import WINGS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _MARKER: Final = re.compile(r"^(<!-- (?:generated: (.+)|end generated) -->)$\n?", re.MULTILINE)
@@ -58,16 +59,16 @@ class MarkerError(ValueError):
 def _layout_table(fmt: Any) -> str:  # construct ships no annotations
     return table(
         ("offset", "field", "type", "meaning"),
-        [(row.offset, code(row.name), row.type_name, row.meaning) for row in wire.layout(fmt)],
+        [(row.offset, code(row.name), row.type_name, row.meaning) for row in layouts.layout(fmt)],
     )
 
 
-def _after_header(fmt: Any) -> list[wire.FieldLayout]:
-    rows = wire.layout(fmt)
+def _after_header(fmt: Any) -> list[layouts.FieldLayout]:
+    rows = layouts.layout(fmt)
     return [row for row in rows if row.offset >= HEADER_SIZE and row.name != "padding"]
 
 
-def _load(fmt: Any) -> list[wire.FieldLayout]:
+def _load(fmt: Any) -> list[layouts.FieldLayout]:
     return [row for row in _after_header(fmt) if row.name != "ret"]
 
 
@@ -82,13 +83,13 @@ def _message_rows(msg_type: MessageType) -> Iterator[tuple[object, ...]]:
         yield *start, "any", "reserved: no kernel has a handler", "-", "-", "-"
         return
     if msg_type is MessageType.CONNECT:
-        answer = _load_cells(wire.reply_format(msg_type))
+        answer = _load_cells(layouts.reply_format(msg_type))
         yield *start, "any", "none: only the guest sends it, once, first", "-", *answer
         return
     cells = {
         arch: (
-            *_load_cells(wire.REQUESTS[arch].get(msg_type, wire.BARE_REQUEST)),
-            *_load_cells(wire.reply_format(msg_type, arch)),
+            *_load_cells(layouts.REQUESTS[arch].get(msg_type, layouts.BARE_REQUEST)),
+            *_load_cells(layouts.reply_format(msg_type, arch)),
         )
         for arch in Arch
     }
@@ -101,7 +102,7 @@ def _message_rows(msg_type: MessageType) -> Iterator[tuple[object, ...]]:
 
 def header() -> str:
     """The header that every message begins with."""
-    return _layout_table(wire.HEADER)
+    return _layout_table(layouts.HEADER)
 
 
 def messages() -> str:
@@ -114,7 +115,7 @@ def loads() -> str:
     """What stands between the header and the padding, field by field."""
     rows = [
         (title, row.offset, code(row.name), row.type_name, row.meaning)
-        for title, fmt in wire.FORMATS.items()
+        for title, fmt in layouts.FORMATS.items()
         if fmt.sizeof() == MESSAGE_SIZE
         for row in _after_header(fmt)
     ]
@@ -123,7 +124,7 @@ def loads() -> str:
 
 def connect_message() -> str:
     """The guest's first message, whole."""
-    return _layout_table(wire.CONNECT)
+    return _layout_table(layouts.CONNECT)
 
 
 def example() -> str:
@@ -133,22 +134,22 @@ def example() -> str:
     rows = [
         (title, row.offset, code(raw[row.offset : row.offset + row.size].hex(" ")), row.name)
         for title, fmt, raw in (
-            ("request", wire.MMIO_REQUEST, request.encode()),
-            ("reply", wire.REPLY, refusal.encode()),
+            ("request", layouts.MMIO_REQUEST, request.encode()),
+            ("reply", layouts.REPLY, refusal.encode()),
         )
-        for row in wire.layout(fmt)[:-1]
+        for row in layouts.layout(fmt)[:-1]
     ]
     return table(("message", "offset", "bytes", "field"), rows)
 
 
 def af_vsockmon_hdr() -> str:
     """The header of every vsockmon packet."""
-    return _layout_table(wire.VSOCKMON_HEADER)
+    return _layout_table(layouts.VSOCKMON_HEADER)
 
 
 def virtio_vsock_hdr() -> str:
     """The transport header that follows it for `t` 2."""
-    return _layout_table(wire.VIRTIO_VSOCK_HEADER)
+    return _layout_table(layouts.VIRTIO_VSOCK_HEADER)
 
 
 def vsockmon_values() -> str:
@@ -202,7 +203,17 @@ def state_diagram() -> str:
     return "\n".join([*lines, "```"])
 
 
+def wings() -> str:
+    """Which folder knows what, and which others it may import."""
+    rows = []
+    for name, wing in WINGS.items():
+        folder = f"`{name}/`" if name == "dissectors" else f"`upcall_trace/{name}/`"
+        rows.append((folder, wing.knows, ", ".join(wing.imports) or "nothing of ours"))
+    return table(("folder", "what it knows", "may import"), rows)
+
+
 BLOCKS: Final[Blocks] = {
+    "wings": wings,
     "header": header,
     "messages": messages,
     "loads": loads,

@@ -19,10 +19,10 @@ from dissectors.messages import (
 )
 from tests.guests import wait_until
 from tests.support import Outcome, command, run
+from upcall_trace.diagnose.verdict import verdict
 from upcall_trace.errors import ExitCode
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.simulated.dragonball import verdict
 from upcall_trace.simulated.machine import Habits
 from upcall_trace.simulated.on_socket import SimulatedGuest
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from upcall_trace.diagnose.finding import Evidence, Finding, Severity
+from upcall_trace.diagnose.finding import Finding, Severity
 from upcall_trace.diagnose.report import (
     as_github,
     as_json,
@@ -22,6 +22,7 @@ from upcall_trace.diagnose.report import (
 )
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.diagnose.run import Diagnosed, diagnose
+from upcall_trace.logs.evidence import Evidence
 
 ROOT: Final = Path(__file__).parents[2]
 CAPTURES: Final = sorted((ROOT / "captures").glob("*.upcap"))

@@ -17,11 +17,12 @@ from dissectors.messages import (
     mmio_request,
     pci_request,
 )
-from upcall_trace.diagnose.finding import Evidence, Ref, Severity, Told
+from upcall_trace.diagnose.finding import Ref, Severity, Told
 from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import cpus, mmio, pci
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.diagnose.situation import Situation
+from upcall_trace.logs.evidence import Evidence
 from upcall_trace.trace.opening import load
 from upcall_trace.trace.operations import Operation
 from upcall_trace.trace.samples import sample

@@ -21,11 +21,12 @@ from dissectors.messages import (
     pci_request,
 )
 from upcall_trace.capture.records import Begins, How
-from upcall_trace.diagnose.finding import Evidence, Ref, Severity, Told
+from upcall_trace.diagnose.finding import Ref, Severity, Told
 from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import framing, handshake, stale, types
 from upcall_trace.diagnose.rules.registry import _RULES, Rule
 from upcall_trace.diagnose.situation import ConnectionSituation, Situation
+from upcall_trace.logs.evidence import Evidence
 from upcall_trace.trace.decoding import Connection
 from upcall_trace.trace.opening import Capture, load
 from upcall_trace.trace.operations import Operation

@@ -17,6 +17,7 @@ from dissectors.messages import (
     hello,
     mmio_request,
 )
+from upcall_trace.diagnose.verdict import verdict
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World, kata_pod
 from upcall_trace.simulated.dragonball import (
@@ -29,7 +30,6 @@ from upcall_trace.simulated.dragonball import (
     UpcallBusyError,
     UpcallNotReadyError,
     Write,
-    verdict,
 )
 from upcall_trace.simulated.in_process import MemoryGuest, MemoryStream
 from upcall_trace.simulated.machine import Backend, Habits, Pace

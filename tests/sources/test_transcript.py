@@ -32,8 +32,9 @@ from upcall_trace.capture.records import (
     encode,
 )
 from upcall_trace.errors import UnreadableInput
+from upcall_trace.exports.transcript import write
 from upcall_trace.sources import open_source
-from upcall_trace.sources.transcript import TranscriptSource, read, write
+from upcall_trace.sources.transcript import TranscriptSource, read
 
 HEAD = '{"kind": "header", "format": "upcall-transcript", "version": 1, "arch": "aarch64"}\n'
 

@@ -36,8 +36,8 @@ CLIENT = """
 import pytest
 from dissectors.constants import MessageType as T
 from dissectors.messages import cpu_request, mmio_request
-from upcall_trace.client import UpcallClient
-from upcall_trace.transport import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
+from upcall_trace.sockets.addresses import UnixAddress
 
 DISK = mmio_request(T.ADD_MMIO, 0xE0006000, 0x2000, 5)
 CPU = cpu_request(T.ADD_CPU, [1])

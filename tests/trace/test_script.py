@@ -19,7 +19,7 @@ from upcall_trace.capture.records import (
 )
 from upcall_trace.sources import open_source
 from upcall_trace.trace.script import Act, Await, Connect, Leave, Script, Send, read_script
-from upcall_trace.transform.composing import distinct_connections
+from upcall_trace.trace.streams import distinct_connections
 
 
 def told(script: Script) -> list[str]:

@@ -43,12 +43,8 @@ from upcall_trace.capture.records import (
     encode,
 )
 from upcall_trace.trace.operations import Operation, Operations
-from upcall_trace.transform.composing import (
-    keep_connections,
-    keep_operations,
-    merge,
-    with_dependencies,
-)
+from upcall_trace.trace.streams import keep_connections, with_dependencies
+from upcall_trace.transform.composing import keep_operations, merge
 
 HEADER = Header("test")
 

@@ -22,7 +22,6 @@ from tests.replay.modelled import (
 )
 from upcall_trace.errors import Interrupted
 from upcall_trace.kernel.world import World, kata_pod
-from upcall_trace.replay.report import request_text
 from upcall_trace.trace.script import Script
 from upcall_trace.transform.minimising import (
     Answers,
@@ -34,6 +33,7 @@ from upcall_trace.transform.minimising import (
     on_model,
     shrink,
 )
+from upcall_trace.views.messages import request_text
 
 
 def minimised(asking: Sequence[Asking], world: World | None = None) -> tuple[list[str], Minimiser]:

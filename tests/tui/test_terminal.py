@@ -26,7 +26,8 @@ class Tmux:
         self._socket = directory / "tmux"
         home = {"XDG_STATE_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
         self._env = {**os.environ, **home, "PS1": "ready> ", "TERM": "xterm-256color"}
-        self._env.pop("TMUX", None)
+        for name in ("TMUX", "COLUMNS", "LINES"):
+            self._env.pop(name, None)
         self.do("-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height), "sh")
         self.type("PS1='ready'\"> \"; clear\n")
 
@@ -55,7 +56,9 @@ class Tmux:
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             screen = self.screen()
-            if all(text in screen or text in screen.replace("\n", "") for text in texts):
+            # A path of another length breaks a line elsewhere, at a word or within one.
+            unbroken = (screen, screen.replace("\n", ""), " ".join(screen.split()))
+            if all(any(text in form for form in unbroken) for text in texts):
                 return screen
             time.sleep(0.05)
         raise AssertionError(f"{texts} never came:\n{self.screen()}")

@@ -11,13 +11,8 @@ import click
 from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
 from ..trace.filters import parse
-from ..transform.composing import (
-    all_records,
-    keep_connections,
-    keep_operations,
-    merge,
-    with_dependencies,
-)
+from ..trace.streams import all_records, keep_connections, with_dependencies
+from ..transform.composing import keep_operations, merge
 from .support.files import CAPTURE, open_capture, tell_losses, write_capture
 from .support.output import talk
 

@@ -11,11 +11,12 @@ from ..capture.reader import CaptureReader
 from ..capture.records import Record
 from ..capture.writer import CaptureWriter
 from ..errors import ExitCode, WrongUsage
+from ..exports.transcript import write as write_transcript
 from ..sources import open_source
-from ..sources.transcript import write as write_transcript
 from ..trace.opening import build_index
-from ..transform.composing import all_records
+from ..trace.streams import all_records
 from .support.files import CAPTURE, open_capture, replacing, tell_damage, tell_losses
+from .support.options import parse_notes
 from .support.output import talk
 
 EXPORTS = ("transcript",)
@@ -56,14 +57,6 @@ def import_command(
         code = ExitCode.LOST if damaged else tell_losses(output, opened)
     talk(f"{output}: {len(opened.connections)} connections, {len(opened.operations)} operations")
     return code
-
-
-def parse_notes(notes: tuple[str, ...]) -> dict[str, str]:
-    """The KEY=TEXT notes of a command line; raises WrongUsage."""
-    for note in notes:
-        if not note.partition("=")[0] or "=" not in note:
-            raise WrongUsage(f"a note is KEY=TEXT, not {note!r}")
-    return {key: text for key, _, text in (note.partition("=") for note in notes)}
 
 
 @click.command("export")

@@ -37,7 +37,7 @@ from ..trace.samples import sample
 from ..vantage.proxy import Proxy
 from ..vantage.recorder import OnStoreError, Recorder
 from ..views.text import HEADING
-from .show import comments, show_comments, show_operation
+from .support.listing import comments, show_comments, show_operation
 from .support.output import out, talk
 
 _T = MessageType

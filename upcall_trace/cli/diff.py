@@ -11,7 +11,7 @@ from ..compare.aligning import align
 from ..errors import ExitCode, NothingRun
 from ..sources import open_source
 from ..trace.script import Script, read_script
-from ..transform.composing import distinct_connections
+from ..trace.streams import distinct_connections
 from .support.files import CAPTURE, open_capture, tell_losses
 from .support.output import out, out_json
 

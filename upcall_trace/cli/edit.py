@@ -29,7 +29,7 @@ from ..replay.target import TIED_TO, parse_fingerprint
 from ..sources import open_source
 from ..trace.opening import Capture
 from ..trace.script import Key, Script, read_script
-from ..transform.composing import all_records, distinct_connections
+from ..trace.streams import all_records, distinct_connections
 from ..transform.editing import EDITED_FROM, Edits, Move, edit, in_order
 from ..transform.fields import parse_setting
 from .support.files import CAPTURE, open_capture, tell_losses, write_capture

@@ -10,7 +10,7 @@ from ..simulated.from_recording import RecordedMachine, recorded_connections
 from ..simulated.machine import Pace
 from ..simulated.recorded_guest import RecordedGuest
 from ..sources import open_source
-from ..transform.composing import all_records
+from ..trace.streams import all_records
 from .support.files import open_capture, tell_losses
 from .support.output import talk
 from .support.signals import held_signals

@@ -20,7 +20,7 @@ from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, Wro
 from ..kernel.world import World, kata_pod
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, Patience
-from ..replay.report import refusal_lines, reply_text, request_text
+from ..replay.report import refusal_lines
 from ..replay.run import Recording, Replay, Terms, read_recording
 from ..replay.target import Target, look_at
 from ..simulated.machine import Habits
@@ -28,9 +28,10 @@ from ..simulated.on_socket import SimulatedGuest
 from ..sockets.addresses import UnixAddress, check_reachable, parse_address
 from ..sources import open_source
 from ..trace.script import Asked, Script
-from ..transform.composing import all_records, distinct_connections
+from ..trace.streams import all_records, distinct_connections
 from ..transform.editing import EDITED_FROM, Edits
 from ..transform.minimising import Answers, Minimiser, Part, Try, failed, first_failed, on_model
+from ..views.messages import reply_text, request_text
 from ..views.text import HEADING, operation_text
 from .edit import write_edited
 from .replay import world_of

@@ -25,8 +25,8 @@ from ..trace.opening import build_index, load
 from ..vantage.interface import dropped_packets, open_interface, record_packets
 from ..vantage.proxy import GuestRoute, Proxy
 from ..vantage.recorder import OnStoreError, Recorder, live_header
-from .convert import parse_notes
 from .support.files import CAPTURE
+from .support.options import parse_notes
 from .support.output import progress, talk
 from .support.signals import stop_on_signals
 

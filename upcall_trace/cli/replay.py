@@ -19,19 +19,13 @@ from ..replay.pace import Pace, parse_speed
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, NotSent
 from ..replay.rebase import Rebase, read_map, work_out
-from ..replay.report import (
-    plan_lines,
-    plan_object,
-    reply_text,
-    request_text,
-    verdict_lines,
-    verdict_object,
-)
+from ..replay.report import plan_lines, plan_object, verdict_lines, verdict_object
 from ..replay.run import Recording, Replay, Terms, patience_with, read_recording, select
 from ..replay.target import arch_of, look_at, parse_fingerprint
 from ..sockets.addresses import check_reachable, parse_address
 from ..trace.filters import parse
 from ..trace.script import Asked, Script
+from ..views.messages import reply_text, request_text
 from .support.files import CAPTURE, tell_losses
 from .support.output import SECONDS, out, out_json, talk
 from .support.signals import stop_on_signals

@@ -17,8 +17,8 @@ from dissectors.messages import (
 )
 
 from ..capture.records import Begins, Chunk, Header, Open
+from ..diagnose.verdict import verdict
 from ..errors import ExitCode, UnreadableInput, WrongUsage
-from ..simulated.dragonball import verdict
 from ..sockets.addresses import parse_address
 from ..sockets.client import Answer, UpcallClient
 from ..trace.decoding import Session

@@ -12,30 +12,27 @@ import click
 import numpy as np
 
 from ..capture.reader import CaptureReader
-from ..capture.records import COMMENT, Mark
+from ..diagnose.verdict import verdict
 from ..errors import ExitCode, WrongUsage
-from ..simulated.dragonball import verdict
 from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.filters import Filter, parse
 from ..trace.opening import capture_of
 from ..trace.operations import Operation, Operations
 from ..views.frames import frames
-from ..views.json_objects import frame_object, operation_object
+from ..views.json_objects import frame_object
 from ..views.text import (
     HEADING,
     WIDTH,
     hex_lines,
-    operation_text,
     provenance_lines,
-    safe,
     seconds,
 )
 from .support.files import CAPTURE, open_capture, tell_losses
+from .support.listing import comments, show_comments, show_operation
 from .support.output import out, out_json
 
 _POLL_S = 0.05
-_REMARK = "        # "
 _VERDICT = "        = "
 
 
@@ -90,38 +87,12 @@ def _heading(as_json: bool) -> None:
         out(HEADING)
 
 
-def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
-    """What the marks say of each operation, by (connection, request)."""
-    remarks: dict[tuple[int, int], list[str]] = {}
-    for mark in marks:
-        if mark.conn is not None and mark.request is not None:
-            text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
-            remarks.setdefault((mark.conn, mark.request), []).append(safe(text))
-    return remarks
-
-
 def _show_verdict(operation: Operation) -> None:
     """What the VMM and the runtime make of an operation, below its line."""
     if operation.msg_type is not None:
         opinion = verdict(operation.msg_type, operation.ret, operation.latency_ns)
         for line in textwrap.wrap(f"Dragonball: {opinion}", WIDTH - len(_VERDICT)):
             out(_VERDICT + line)
-
-
-def show_comments(remarks: dict[tuple[int, int], list[str]], operation: Operation) -> None:
-    """The remarks on an operation, below its line."""
-    for text in remarks.get((operation.conn, operation.request), ()):
-        for line in textwrap.wrap(safe(text), WIDTH - len(_REMARK)):
-            out(_REMARK + line)
-
-
-def show_operation(operation: Operation, as_json: bool = False) -> None:
-    """One operation as a line of text or JSON."""
-    if as_json:
-        out_json(operation_object(operation))
-    else:
-        colour = "red" if operation.failed else "yellow" if operation.anomalies else None
-        out(operation_text(operation), colour)
 
 
 def _keys(operations: Operations, wanted: Filter) -> set[tuple[int, int]]:

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from dissectors.services import ServiceReply
 
-from ..replay.report import reply_text, request_object, request_text
 from ..trace.script import Asked
+from ..views.messages import reply_text, request_object, request_text
 from ..views.text import WIDTH, safe
 from .aligning import Conversation, Pair
 from .replies import values

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Final
 
+from dissectors.layouts import REQUEST_FIELDS
+
 from ..errors import WrongUsage
 from ..trace.script import Asked, Script
-from ..transform.fields import REQUEST_FIELDS
 from .matchers import EVERY, FIELDS, Matchers, Rule
 from .replies import Difference, Got, differences, request_values
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from ..logs.evidence import Evidence
+
 
 class Severity(IntEnum):
     """How bad it is; ordered."""
@@ -31,20 +33,6 @@ class Ref(NamedTuple):
         if self.conn == 0:
             return f"operation {self.request} of the console"
         return f"request {self.conn}.{self.request}"
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a finding rests on: a request of the capture, or a line of a log.
-
-    `source` is `request`, `connection`, `console` or `vmm-log`; `line` counts from 1.
-    """
-
-    source: str
-    text: str
-    conn: int | None = None
-    request: int | None = None
-    line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,11 @@ from dissectors.messages import (
     pci_request,
 )
 
+from ..logs.evidence import Evidence
 from ..logs.guest_console import ConsoleOperation, arch_of
 from ..logs.vmm import Said, VmmLine
 from .causes import learn, of_reply, of_silence
-from .finding import Evidence, Finding, Ref, Severity, Told
+from .finding import Finding, Ref, Severity, Told
 from .history import History
 from .log_decisions import decide
 from .rules.registry import rules

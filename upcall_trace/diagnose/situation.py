@@ -16,9 +16,10 @@ from dissectors.messages import (
     Request,
 )
 
+from ..logs.evidence import Evidence
 from ..trace.decoding import Connection
 from ..views.text import fields_text
-from .finding import Evidence, Ref
+from .finding import Ref
 from .history import History
 
 if TYPE_CHECKING:  # logs are matched with situations, so they know these and not the reverse

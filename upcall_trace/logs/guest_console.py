@@ -14,7 +14,7 @@ from typing import Final
 
 from dissectors.constants import EBUSY, ENODEV, EPERM, Arch, MessageType
 
-from ..diagnose.finding import Evidence
+from .evidence import Evidence
 from .lines import LogLine, read_lines
 
 _WANTED: Final = re.compile(

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from ..diagnose.finding import Evidence
+from .evidence import Evidence
 from .lines import LogLine, read_lines
 
 _KEPT: Final = 100_000

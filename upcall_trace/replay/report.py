@@ -8,16 +8,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from dissectors.constants import errno_name, op_name, result_meaning
-from dissectors.messages import Reply, Request
-from dissectors.services import ServiceReply, ServiceRequest
+from dissectors.constants import errno_name, op_name
 
 from ..compare.replies import Difference, values
 from ..diagnose.finding import Finding
 from ..kernel.outcome import Fate
 from ..simulated.rehearsal import Rehearsed
 from ..trace.script import Asked, Key, key_name
-from ..views.text import WIDTH, duration, fields_text, safe
+from ..views.messages import reply_text, request_object, request_text
+from ..views.text import WIDTH, duration, safe
 from .plan import Danger
 from .player import Parted
 from .run import Replay
@@ -31,34 +30,6 @@ _SILENCE: Final = {
     Fate.HANGS: "silence: it waits for ever",
     Fate.CUT_OFF: "silence: nobody is there",
 }
-
-
-def request_text(message: ServiceRequest) -> str:
-    """`add_mmio 0xe0006000+0x2000 irq=5`."""
-    return f"{safe(message.op)} {fields_text(message.fields())}".rstrip()
-
-
-def request_object(asked: Asked) -> dict[str, Any]:
-    """A request as every JSON object of replays has it."""
-    return {
-        "conn": asked.conn,
-        "request": asked.request,
-        "op": asked.message.op,
-        "fields": dict(asked.message.fields()),
-    }
-
-
-def reply_text(message: ServiceRequest, reply: ServiceReply | None) -> str:
-    """`ok`, `EEXIST (-17) window or IRQ already taken`, `no answer`."""
-    if reply is None:
-        return "no answer"
-    if reply.ret == 0:
-        load = reply.fields() if isinstance(reply, Reply) and reply.msg_size else {}
-        return " ".join(["ok", *(f"{name}={value}" for name, value in load.items())])
-    name = errno_name(reply.ret)
-    number = f"{name} ({reply.ret})" if name else f"ret {reply.ret}"
-    meaning = result_meaning(message.msg_type, reply.ret) if isinstance(message, Request) else ""
-    return f"{number} {meaning}".rstrip()
 
 
 def plan_lines(replay: Replay, allowed: Collection[str]) -> Iterator[str]:

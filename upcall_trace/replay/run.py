@@ -26,7 +26,7 @@ from ..trace.decoding import Session
 from ..trace.filters import Filter
 from ..trace.opening import Capture, build_index, capture_of
 from ..trace.script import Act, Asked, Key, Script, read_script
-from ..transform.composing import distinct_connections, with_dependencies
+from ..trace.streams import distinct_connections, with_dependencies
 from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .pace import Pace
 from .plan import Plan, make_plan

@@ -20,11 +20,11 @@ from dissectors.services import DEVICE_MANAGER, Service, ServiceRequest, service
 
 from ..capture.records import Begins, Header, How, Open, Record
 from ..compare.replies import request_values
-from ..replay.report import request_text
 from ..trace.decoding import Connection, Session
 from ..trace.operations import NoTable
 from ..trace.script import Asked, read_script
-from ..transform.composing import distinct_connections
+from ..trace.streams import distinct_connections
+from ..views.messages import request_text
 from .machine import Pace, Step
 
 _OK: Final = ok_line(1 << 30).raw

@@ -13,12 +13,13 @@ from itertools import zip_longest
 
 from ..capture.records import Chunk, Close, GaveUp, Open, Record
 from ..compare.replies import Got, differences
-from ..replay.report import divergence_lines, request_text
+from ..replay.report import divergence_lines
 from ..replay.run import Recording, Replay
 from ..replay.target import Target
 from ..replay.verdict import Divergence
 from ..sources import open_source
 from ..trace.script import Asked
+from ..views.messages import request_text
 from ..views.text import safe
 
 

@@ -7,7 +7,7 @@ from the reply's header, so no model of the guest is needed. No IO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 
@@ -24,8 +24,10 @@ from dissectors.constants import (
     Arch,
     MessageType,
 )
-from dissectors.events import Lost, ReplyReceived, RequestReceived
+from dissectors.events import Event, Lost, ReplyReceived, RequestReceived
 from dissectors.messages import CpuRequestArm, Reply, Request
+
+from ..capture.records import Begins, Chunk, Close, Gap, Header, How, Open, Record
 
 Kind = Literal["fresh", "stale", "padding", "unknown"]
 """Written for this message; left over from an earlier one; zero since the connection began; or not
@@ -240,3 +242,40 @@ def _of_nobody(runs: list[Run], left_over: list[bool]) -> list[Run]:
         for at, stale in enumerate(stretch, start=run.offset):
             _join(sorted_out, Run(at, 1, "stale" if stale else "unknown", None))
     return sorted_out
+
+
+class Origins:
+    """The provenance of every connection's bytes."""
+
+    def __init__(self, header: Header) -> None:
+        known = {arch.value: arch for arch in Arch}
+        self._arch = known.get(header.arch or "")
+        self._connections: dict[int, Provenance] = {}
+
+    def feed(self, record: Record, events: Sequence[Event]) -> list[tuple[Run, ...]]:
+        """The runs of each of a record's events."""
+        match record:
+            case Open(conn=conn, begins=begins):
+                whole = begins is not Begins.MIDDLE
+                self._connections[conn] = Provenance(whole, self._arch)
+            case Gap(conn=0):
+                for connection in self._connections.values():
+                    connection.missing()
+            case Chunk(conn=conn) | Gap(conn=conn):
+                if conn not in self._connections:
+                    self._connections[conn] = Provenance(from_start=False, arch=self._arch)
+                return [_runs_of(self._connections[conn], event) for event in events]
+            case Close(conn=conn, how=how) if how is not How.HALF:
+                self._connections.pop(conn, None)
+        return [()] * len(events)
+
+
+def _runs_of(connection: Provenance, event: Event) -> tuple[Run, ...]:
+    match event:
+        case RequestReceived():
+            return tuple(connection.request(event))
+        case ReplyReceived():
+            return tuple(connection.reply(event))
+        case Lost():
+            connection.lost(event)
+    return ()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UnreadableInput
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _PLACES = (_PACKAGE / "samples", _PACKAGE.parent / "captures")
 """In an installed package, and in a checkout."""
 

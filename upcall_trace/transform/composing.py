@@ -6,12 +6,9 @@ import dataclasses
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 
-from dissectors.constants import MESSAGE_SIZE
 from dissectors.events import Event, RequestReceived
 
-from ..capture.reader import CaptureReader
 from ..capture.records import (
-    DAMAGED,
     LEFT_OUT,
     TIME_LIMIT,
     Chunk,
@@ -23,66 +20,8 @@ from ..capture.records import (
     Record,
     Vmm,
 )
-from ..sources import Source
 from ..trace.decoding import Session
-from ..trace.filters import Mask
-from ..trace.operations import ANOMALY_BIT, OTHER_SERVICE, Operations
-
-_PIECES = sum(ANOMALY_BIT[name] for name in ("short-request", "split-request", "over-long-request"))
-
-
-def all_records(source: Source) -> Iterator[Record]:
-    """Every record of an open source but its end; what could not be read follows as gaps.
-
-    So a capture that is made from a torn one does not claim to have everything.
-    """
-    last_ns = 0
-    for _, record in source.records():
-        if not isinstance(record, End):
-            last_ns = getattr(record, "t_ns", last_ns)
-            yield record
-    has_told = isinstance(source, CaptureReader)  # of damage in the middle, where it stands
-    for damage in source.damage:
-        if damage.at_end or not has_told:
-            yield Gap(last_ns, 0, False, damage.size, DAMAGED)
-
-
-def distinct_connections(records: Iterable[Record]) -> list[Record]:
-    """The records with a number of its own for each connection: one that is used again gets a new.
-
-    Marks stay with the first one of a number.
-    """
-    kept = list(records)
-    highest = max((getattr(record, "conn", None) or 0 for record in kept), default=0)
-    seen: set[int] = set()
-    renamed: dict[int, int] = {}
-    for place, record in enumerate(kept):
-        conn = getattr(record, "conn", None)
-        if not conn or isinstance(record, (Mark, Header, End)):
-            continue
-        if isinstance(record, Open) and conn in seen:
-            highest += 1
-            renamed[conn] = highest
-        seen.add(conn)
-        if conn in renamed:
-            kept[place] = dataclasses.replace(record, conn=renamed[conn])
-    return kept
-
-
-def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:
-    """The records of some connections, and those of none.
-
-    Those are what the VMM did, marks without a connection, and gaps of which nobody knows whose
-    bytes are missing.
-    """
-    for record in records:
-        match record:
-            case End():
-                continue
-            case Vmm() | Mark(conn=None) | Gap(conn=0):
-                yield record
-            case _ if getattr(record, "conn", None) in conns:
-                yield record
+from ..trace.streams import keep_connections
 
 
 def merge(sources: Sequence[tuple[Header, Iterable[Record]]]) -> tuple[Header, Iterator[Record]]:
@@ -144,27 +83,6 @@ def _shifted(
             # heapq.merge needs order; a clock that steps back keeps the file's order.
             now = max(now, record.t_ns)
         yield now, place, record
-
-
-def with_dependencies(operations: Operations, mask: Mask) -> set[tuple[int, int]]:
-    """(connection, request) of the operations in `mask` and of those they were executed over.
-
-    The guest lays a request that arrives short over the one before (docs/protocol.md section 4).
-    """
-    conns = operations.column("conn").tolist()
-    requests = operations.column("request").tolist()
-    # How long another service's requests are is not known here; that one is not whole is.
-    in_pieces = (operations.column("anomalies") & _PIECES) != 0
-    other = (operations.column("layout") == OTHER_SERVICE) & ~in_pieces
-    whole = ((operations.column("size") >= MESSAGE_SIZE) | other).tolist()
-    wanted: set[tuple[int, int]] = set()
-    needs_earlier: set[int] = set()
-    for row in range(len(conns) - 1, -1, -1):
-        conn = conns[row]
-        if mask[row] or conn in needs_earlier:
-            wanted.add((conn, requests[row]))
-            (needs_earlier.discard if whole[row] else needs_earlier.add)(conn)
-    return wanted
 
 
 def keep_operations(

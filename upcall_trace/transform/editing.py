@@ -18,10 +18,10 @@ from ..capture.records import LEFT_OUT, Chunk, End, Gap, GaveUp, Header, Mark, R
 from ..compare.matchers import MARK, Rule
 from ..compare.replies import request_values
 from ..errors import WrongUsage
-from ..replay.report import request_text
 from ..trace.decoding import Session
 from ..trace.operations import NoTable
 from ..trace.script import Key, Script, read_script
+from ..views.messages import request_text
 from .fields import Setting, set_in_reply, set_in_request
 
 EDITED_FROM: Final = "edited-from"

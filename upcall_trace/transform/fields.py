@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dissectors.constants import MESSAGE_SIZE, Arch
+from dissectors.layouts import _HEADER, REPLY_FIELDS, REQUEST_FIELDS
 from dissectors.messages import CpuRequestX86, Reply, Request, decode_request
 
 from ..compare.matchers import parse_key
@@ -18,26 +19,6 @@ from ..compare.replies import request_values
 from ..errors import WrongUsage
 from ..trace.script import Asked, Key
 
-_HEADER: Final = {
-    "magic_version": (0, "<I"),
-    "msg_size": (4, "<I"),
-    "msg_type": (8, "<I"),
-    "msg_flags": (12, "<I"),
-}
-REQUEST_FIELDS: Final = _HEADER | {
-    "mmio_base": (16, "<Q"),
-    "mmio_size": (24, "<Q"),
-    "mmio_irq": (32, "<I"),
-    "count": (16, "<B"),
-    "apic_ver": (17, "<B"),
-    "apic_ids": (18, "<B"),
-    "busno": (16, "<B"),
-    "devfn": (17, "<B"),
-    "slot": (17, "<B"),
-    "function": (17, "<B"),
-}
-REPLY_FIELDS: Final = _HEADER | {"ret": (16, "<i"), "apic_index": (20, "<I"), "cpu_id": (20, "<I")}
-"""Where a field begins, and its type as `struct` writes it."""
 _LIMITS: Final = {"slot": 31, "function": 7}
 _COUNT_AT: Final = 16
 _SETTING: Final = re.compile(r"(?:(request|reply)\.)?([a-z_]+)=(\S*)")

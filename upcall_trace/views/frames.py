@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dissectors.constants import Arch
 from dissectors.events import (
     ConnectLine,
     Event,
@@ -36,7 +35,7 @@ from ..capture.records import (
 )
 from ..sources import Source
 from ..trace.decoding import Session
-from ..trace.provenance import Provenance, Run
+from ..trace.provenance import Origins, Run
 from .text import duration, fields_text, safe
 
 
@@ -77,43 +76,6 @@ def frames(source: Source, with_provenance: bool = False) -> Iterator[Frame]:
             text = _of_record(record)[1]
             yield Frame(number, record.t_ns - (session.first_ns or 0), record.conn, "", text)
             number += 1
-
-
-class Origins:
-    """The provenance of every connection's bytes."""
-
-    def __init__(self, header: Header) -> None:
-        known = {arch.value: arch for arch in Arch}
-        self._arch = known.get(header.arch or "")
-        self._connections: dict[int, Provenance] = {}
-
-    def feed(self, record: Record, events: Sequence[Event]) -> list[tuple[Run, ...]]:
-        """The runs of each of a record's events."""
-        match record:
-            case Open(conn=conn, begins=begins):
-                whole = begins is not Begins.MIDDLE
-                self._connections[conn] = Provenance(whole, self._arch)
-            case Gap(conn=0):
-                for connection in self._connections.values():
-                    connection.missing()
-            case Chunk(conn=conn) | Gap(conn=conn):
-                if conn not in self._connections:
-                    self._connections[conn] = Provenance(from_start=False, arch=self._arch)
-                return [_runs_of(self._connections[conn], event) for event in events]
-            case Close(conn=conn, how=how) if how is not How.HALF:
-                self._connections.pop(conn, None)
-        return [()] * len(events)
-
-
-def _runs_of(connection: Provenance, event: Event) -> tuple[Run, ...]:
-    match event:
-        case RequestReceived():
-            return tuple(connection.request(event))
-        case ReplyReceived():
-            return tuple(connection.reply(event))
-        case Lost():
-            connection.lost(event)
-    return ()
 
 
 _Shown = tuple[str, str, bytes, int | None]

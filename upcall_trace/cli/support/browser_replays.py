@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ...kernel.world import World
 from ...replay.player import Answered, NotSent, Patience
-from ...replay.report import plan_lines, reply_text, request_text, verdict_lines
+from ...replay.report import plan_lines, verdict_lines
 from ...replay.run import Recording, Replay, Terms, patience_with, read_recording, select
 from ...replay.target import arch_of, look_at
 from ...sockets.addresses import check_reachable, parse_address
+from ...views.messages import reply_text, request_text
 
 
 class FilePlan:

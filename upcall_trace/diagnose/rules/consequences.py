@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ...logs.evidence import Evidence
 from ...views.text import safe
-from ..finding import Evidence, Severity, Told
+from ..finding import Severity, Told
 from ..situation import Situation
 from .registry import rule
 

@@ -6,8 +6,9 @@ from typing import Final
 
 from dissectors.messages import CpuReplyArm
 
+from ...logs.evidence import Evidence
 from ...views.text import duration
-from ..finding import Evidence, Ref, Severity, Told
+from ..finding import Ref, Severity, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import LOCK_LOST, apic, pointing, refused, unanswered, up_since

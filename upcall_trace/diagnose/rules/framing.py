@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dissectors.constants import MESSAGE_SIZE
 
-from ..finding import Evidence, Ref, Severity, Told
+from ...logs.evidence import Evidence
+from ..finding import Ref, Severity, Told
 from ..situation import ConnectionSituation, Situation
 from .registry import rule
 from .wording import pointing

@@ -7,7 +7,8 @@ from typing import Final
 from dissectors.constants import Arch, MessageType
 
 from ...kernel.world import Window
-from ..finding import Evidence, Ref, Severity, Told
+from ...logs.evidence import Evidence
+from ..finding import Ref, Severity, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..finding import Evidence, Ref, Severity, Told
+from ...logs.evidence import Evidence
+from ..finding import Ref, Severity, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import (

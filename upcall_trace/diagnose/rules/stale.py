@@ -6,7 +6,8 @@ from typing import Final
 
 from dissectors.constants import ENODEV, EPERM, MAGIC_VERSION, REPLY_LOAD_OFFSET, Arch
 
-from ..finding import Evidence, Ref, Severity, Told
+from ...logs.evidence import Evidence
+from ..finding import Ref, Severity, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import pointing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dissectors.constants import CALLER_TIMEOUT_NS
 
+from ...logs.evidence import Evidence
 from ...views.text import duration
-from ..finding import Evidence, Severity, Told
+from ..finding import Severity, Told
 from ..situation import Situation
 from .registry import rule
 

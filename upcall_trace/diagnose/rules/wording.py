@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from ...logs.evidence import Evidence
 from ...views.text import safe
-from ..finding import Evidence, Ref
+from ..finding import Ref
 from ..situation import Situation
 
 ADD_LOST: Final = (

@@ -15,7 +15,8 @@ from ...errors import NothingRun, WrongUsage
 from ...sources import open_source
 from ...trace.opening import build_index
 from ...trace.operations import Operations
-from ...transform.composing import all_records, keep_operations, with_dependencies
+from ...trace.streams import all_records, with_dependencies
+from ...transform.composing import keep_operations
 from ...views.json_objects import operation_object
 from ...views.text import HEADING, operation_text, safe
 from .order import Rows

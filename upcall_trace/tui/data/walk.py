@@ -28,8 +28,7 @@ from ...diagnose.state import Following, State
 from ...kernel.world import World
 from ...sources import Source, open_source
 from ...trace.operations import Operation, Operations
-from ...trace.provenance import Run
-from ...views.frames import Origins
+from ...trace.provenance import Origins, Run
 
 _PLACE_EVERY: Final = 4000
 _PLACE_SHARE: Final = 20

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from ...capture.records import COMMENT, Mark
-from ...diagnose.finding import Evidence, Finding
+from ...diagnose.finding import Finding
+from ...logs.evidence import Evidence
 from ...views.text import safe
 from .line_view import LineView
 from .pieces import SEVERITY_LOOKS, SIGNS, Line, Piece

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from dissectors import wire
+from dissectors import layouts
 from dissectors.constants import MAGIC_VERSION, Arch, errno_name, op_name
 
 from ...trace.operations import CPU_ARM, Operation
@@ -34,7 +34,7 @@ def request_fields(operation: Operation, message: Message, arm: bool) -> list[Sh
         return []
     arch = Arch.AARCH64 if arm else Arch.X86_64
     msg_size = int.from_bytes(message.raw[4:8], "little")
-    return list(_fields(wire.request_format(operation.msg_type, msg_size, arch), message))
+    return list(_fields(layouts.request_format(operation.msg_type, msg_size, arch), message))
 
 
 def reply_fields(operation: Operation, message: Message, arm: bool) -> list[ShownField]:
@@ -42,7 +42,7 @@ def reply_fields(operation: Operation, message: Message, arm: bool) -> list[Show
     if operation.msg_type is None or operation.reply is None:
         return []
     arch = Arch.AARCH64 if arm else Arch.X86_64
-    return list(_fields(wire.reply_format(operation.reply["msg_type"], arch), message))
+    return list(_fields(layouts.reply_format(operation.reply["msg_type"], arch), message))
 
 
 def is_arm(layout: int, header_arch: str | None) -> bool:
@@ -52,7 +52,7 @@ def is_arm(layout: int, header_arch: str | None) -> bool:
 
 def _fields(fmt: object, message: Message) -> Iterator[ShownField]:
     count = message.raw[16] if len(message.raw) > 16 else 0
-    for row in wire.layout(fmt):
+    for row in layouts.layout(fmt):
         raw = message.raw[row.offset : row.offset + row.size]
         if not raw:
             continue
@@ -60,7 +60,7 @@ def _fields(fmt: object, message: Message) -> Iterator[ShownField]:
         yield ShownField(row.name, row.offset, len(raw), value, _kinds(message, row.offset, raw))
 
 
-def _value(row: wire.FieldLayout, raw: bytes, count: int) -> str:
+def _value(row: layouts.FieldLayout, raw: bytes, count: int) -> str:
     if row.name == "apic_ids":
         return id_list(list(raw[:count]))
     if row.type_name.startswith("u8["):

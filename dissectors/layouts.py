@@ -202,3 +202,29 @@ def layout(fmt: Construct, start_offset: int = 0) -> list[FieldLayout]:
         rows.append(FieldLayout(offset, size, field.name, type_name, field.docs))
         offset += size
     return rows
+
+
+_HEADER: Final = {
+    "magic_version": (0, "<I"),
+    "msg_size": (4, "<I"),
+    "msg_type": (8, "<I"),
+    "msg_flags": (12, "<I"),
+}
+
+
+REQUEST_FIELDS: Final = _HEADER | {
+    "mmio_base": (16, "<Q"),
+    "mmio_size": (24, "<Q"),
+    "mmio_irq": (32, "<I"),
+    "count": (16, "<B"),
+    "apic_ver": (17, "<B"),
+    "apic_ids": (18, "<B"),
+    "busno": (16, "<B"),
+    "devfn": (17, "<B"),
+    "slot": (17, "<B"),
+    "function": (17, "<B"),
+}
+
+
+REPLY_FIELDS: Final = _HEADER | {"ret": (16, "<i"), "apic_index": (20, "<I"), "cpu_id": (20, "<I")}
+"""Where a field begins, and its type as `struct` writes it."""

@@ -1,4 +1,4 @@
-"""wire.py against section 3's tables, and against the two other places that state the format."""
+"""layouts.py against section 3's tables, and against the two other places that state the format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from scapy.config import conf
 from scapy.packet import NoPayload, Packet
 
-from dissectors import wire
+from dissectors import layouts
 from dissectors.constants import MAGIC_VERSION, MESSAGE_SIZE, Arch
 from dissectors.messages import decode_reply, decode_request
 from dissectors.scapy_layers import UpcallReply, UpcallRequest
@@ -93,19 +93,19 @@ def test_a_message_of_each_type(
     fill: bytes,
 ) -> None:
     header = (MAGIC_VERSION, msg_size, msg_type, 0)
-    start = wire.HEADER.build(dict(zip(HEADER_FIELDS, header, strict=True)))
+    start = layouts.HEADER.build(dict(zip(HEADER_FIELDS, header, strict=True)))
     start += bytes.fromhex(load_hex)
     padding = fill * (MESSAGE_SIZE - len(start))
     if to_guest:
-        fmt = wire.request_format(msg_type, msg_size, arch)
+        fmt = layouts.request_format(msg_type, msg_size, arch)
     else:
-        fmt = wire.reply_format(msg_type, arch)
+        fmt = layouts.reply_format(msg_type, arch)
     roundtrip(fmt, start + padding, fields(*header, padding=padding, **load))
 
 
 def test_the_headers_of_a_vsockmon_packet() -> None:
     roundtrip(
-        wire.VSOCKMON_HEADER,
+        layouts.VSOCKMON_HEADER,
         bytes.fromhex("0200000000000000 0300000000000000 00040000 db000000 0400 0200 2c00 0000"),
         {
             "src_cid": 2, "dst_cid": 3, "src_port": 1024, "dst_port": 219,
@@ -113,7 +113,7 @@ def test_the_headers_of_a_vsockmon_packet() -> None:
         },
     )  # fmt: skip
     roundtrip(
-        wire.VIRTIO_VSOCK_HEADER,
+        layouts.VIRTIO_VSOCK_HEADER,
         bytes.fromhex(
             "0200000000000000 0300000000000000 00040000 db000000 00040000 0100 0500"
             "03000000 00000400 01040000"
@@ -126,34 +126,34 @@ def test_the_headers_of_a_vsockmon_packet() -> None:
 
 
 LAYOUTS: list[tuple[Any, list[tuple[int, int, str, str]]]] = [
-    (wire.BARE_REQUEST, [(16, 1008, "padding", "u8[1008]")]),
+    (layouts.BARE_REQUEST, [(16, 1008, "padding", "u8[1008]")]),
     (
-        wire.CPU_REQUEST_X86,
+        layouts.CPU_REQUEST_X86,
         [
             (16, 1, "count", "u8"), (17, 1, "apic_ver", "u8"), (18, 256, "apic_ids", "u8[256]"),
             (274, 750, "padding", "u8[750]"),
         ],
     ),
-    (wire.CPU_REQUEST_ARM, [(16, 1, "count", "u8"), (17, 1007, "padding", "u8[1007]")]),
+    (layouts.CPU_REQUEST_ARM, [(16, 1, "count", "u8"), (17, 1007, "padding", "u8[1007]")]),
     (
-        wire.MMIO_REQUEST,
+        layouts.MMIO_REQUEST,
         [
             (16, 8, "mmio_base", "u64"), (24, 8, "mmio_size", "u64"), (32, 4, "mmio_irq", "u32"),
             (36, 4, "alignment", "u8[4]"), (40, 984, "padding", "u8[984]"),
         ],
     ),
     (
-        wire.PCI_REQUEST,
+        layouts.PCI_REQUEST,
         [(16, 1, "busno", "u8"), (17, 1, "devfn", "u8"), (18, 1006, "padding", "u8[1006]")],
     ),
-    (wire.CONNECT, [(16, 4, "ret", "i32"), (20, 1004, "padding", "u8[1004]")]),
-    (wire.REPLY, [(16, 4, "ret", "i32"), (20, 1004, "padding", "u8[1004]")]),
+    (layouts.CONNECT, [(16, 4, "ret", "i32"), (20, 1004, "padding", "u8[1004]")]),
+    (layouts.REPLY, [(16, 4, "ret", "i32"), (20, 1004, "padding", "u8[1004]")]),
     (
-        wire.CPU_REPLY_X86,
+        layouts.CPU_REPLY_X86,
         [(16, 4, "ret", "i32"), (20, 4, "apic_index", "u32"), (24, 1000, "padding", "u8[1000]")],
     ),
     (
-        wire.CPU_REPLY_ARM,
+        layouts.CPU_REPLY_ARM,
         [(16, 4, "ret", "i32"), (20, 4, "cpu_id", "u32"), (24, 1000, "padding", "u8[1000]")],
     ),
 ]  # fmt: skip
@@ -164,19 +164,19 @@ def test_the_layout_of_a_format_is_section_3s_table(
     fmt: Any, expected: list[tuple[int, int, str, str]]
 ) -> None:
     header = [(4 * n, 4, name, "u32") for n, name in enumerate(HEADER_FIELDS)]
-    assert [row[:4] for row in wire.layout(fmt)] == header + expected
+    assert [row[:4] for row in layouts.layout(fmt)] == header + expected
 
 
 def test_a_layout_can_start_within_something_larger() -> None:
-    rows = wire.layout(wire.VIRTIO_VSOCK_HEADER, wire.VSOCKMON_HEADER.sizeof())
+    rows = layouts.layout(layouts.VIRTIO_VSOCK_HEADER, layouts.VSOCKMON_HEADER.sizeof())
     assert rows[0][:4] == (32, 8, "src_cid", "u64")
     assert rows[-1][:4] == (72, 4, "fwd_cnt", "u32")
 
 
-@pytest.mark.parametrize("title", wire.FORMATS)
+@pytest.mark.parametrize("title", layouts.FORMATS)
 def test_every_format_is_laid_out_without_gaps_and_explained(title: str) -> None:
-    fmt = wire.FORMATS[title]
-    rows = wire.layout(fmt)
+    fmt = layouts.FORMATS[title]
+    rows = layouts.layout(fmt)
     ends = [row.offset + row.size for row in rows]
     assert [row.offset for row in rows] == [0, *ends[:-1]]
     assert ends[-1] == fmt.sizeof()
@@ -185,7 +185,7 @@ def test_every_format_is_laid_out_without_gaps_and_explained(title: str) -> None
 
 def test_half_a_message_does_not_parse() -> None:
     with pytest.raises(StreamError):
-        wire.BARE_REQUEST.parse(bytes(MESSAGE_SIZE - 1))
+        layouts.BARE_REQUEST.parse(bytes(MESSAGE_SIZE - 1))
 
 
 def by_struct(sample: Sample) -> dict[str, object]:
@@ -195,10 +195,10 @@ def by_struct(sample: Sample) -> dict[str, object]:
 
 
 def fmt_of(sample: Sample) -> Any:
-    header = wire.HEADER.parse(sample.raw)
+    header = layouts.HEADER.parse(sample.raw)
     if sample.to_guest:
-        return wire.request_format(header.msg_type, header.msg_size, sample.arch)
-    return wire.reply_format(header.msg_type, sample.arch)
+        return layouts.request_format(header.msg_type, header.msg_size, sample.arch)
+    return layouts.reply_format(header.msg_type, sample.arch)
 
 
 def by_construct(sample: Sample) -> dict[str, object]:
@@ -227,7 +227,7 @@ def _restore_scapy_arch() -> Iterator[None]:
 
 def test_the_seeded_messages_use_every_format() -> None:
     used = {id(fmt_of(sample)) for sample in seeded(500)}
-    messages = [fmt for fmt in wire.FORMATS.values() if fmt.sizeof() == MESSAGE_SIZE]
+    messages = [fmt for fmt in layouts.FORMATS.values() if fmt.sizeof() == MESSAGE_SIZE]
     assert used == {id(fmt) for fmt in messages}
 
 
