@@ -16,7 +16,12 @@ class Wing(NamedTuple):
     """The folders whose modules it may import. What those may import, it may, too."""
 
 
-EVERYBODYS: Final = ("upcall_trace", "upcall_trace.errors", "upcall_trace.plugins")
+EVERYBODYS: Final = (
+    "upcall_trace",
+    "upcall_trace.errors",
+    "upcall_trace.codes",
+    "upcall_trace.plugins",
+)
 """Modules that every folder of `upcall_trace/` may import."""
 
 WINGS: Final[dict[str, Wing]] = {
