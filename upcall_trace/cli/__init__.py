@@ -14,6 +14,7 @@ from dissectors.services import ServiceConflict
 
 from .. import __version__
 from ..errors import ExitCode, UserError
+from ..plugins import take_noted
 from .support.output import talk
 
 # numpy holds columns here; the threads of its linear algebra only make every start slower.
@@ -114,6 +115,9 @@ def main(arguments: list[str] | None = None) -> Any:
         talk(f"upcall-trace: the output cannot be written: {error.strerror or error}")
         _give_up_stdout()
         code = ExitCode.LOST
+    for trouble in take_noted():
+        talk(f"upcall-trace: {trouble}")
+        code = code or ExitCode.LOST  # what the plugin would have said is missing
     sys.exit(int(code or 0))
 
 
