@@ -11,7 +11,7 @@ from dissectors.constants import MessageType
 from dissectors.messages import Request, cpu_request, hello, mmio_request, pci_request
 from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
 from upcall_trace.diagnose.engine import Diagnosis
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.world import World, kata_pod
 
 OPERATIONS = 100_000
@@ -42,7 +42,7 @@ def records(operations: int, world: World, faulty: bool) -> Iterator[Record]:
         yield Chunk(t_ns + 400, conn, False, _reply(connection, sent))
 
 
-def _reply(connection: Connection, sent: bytes) -> bytes:
+def _reply(connection: ServiceThread, sent: bytes) -> bytes:
     reply = connection.receive(sent).reply
     assert reply is not None  # none of these kills the thread
     return reply

@@ -15,9 +15,9 @@ from dissectors.constants import MessageType
 from dissectors.messages import hello, mmio_request
 from upcall_trace.capture.records import Chunk, Close, Header, Open
 from upcall_trace.capture.writer import CaptureWriter
-from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import look_at
+from upcall_trace.replay.tempo import Tempo
 from upcall_trace.sockets.addresses import UnixAddress
 
 from .relays import start
@@ -42,7 +42,7 @@ def run() -> Iterator[str]:
                 rate = replay.verdict.same / (perf_counter() - begun)
             yield f"--speed {what:<14} {rate:7,.0f} requests a second"
         punctual = read_recording(_recording(directory / "punctual.upcap", PUNCTUAL))
-        with Replay(punctual, target, terms=Terms(Pace(1.0))) as replay:
+        with Replay(punctual, target, terms=Terms(Tempo(1.0))) as replay:
             for _ in replay.play():
                 pass
             late = np.array(replay.late_ns) / 1e6

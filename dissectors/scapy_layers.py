@@ -56,7 +56,7 @@ from .constants import (
 )
 from .messages import cpu_arch
 from .services import DEVICE_MANAGER
-from .vsockmon import VIRTIO_SIZE, Operation, Transport, VirtioOp
+from .vsockmon import VIRTIO_SIZE, MonitorOp, Transport, VirtioOp
 
 conf.contribs.setdefault("upcall", {"arch": Arch.X86_64})
 
@@ -85,7 +85,7 @@ class VsockMon(_Addressed):
         LELongField("dst_cid", 0),
         LEIntField("src_port", 0),
         LEIntField("dst_port", 0),
-        LEShortEnumField("op", Operation.PAYLOAD, Operation),
+        LEShortEnumField("op", MonitorOp.PAYLOAD, MonitorOp),
         LEShortEnumField("t", Transport.UNKNOWN, Transport),
         LEShortField("len", 0),
         StrFixedLenField("reserved", b"", 2),
@@ -382,5 +382,5 @@ bind_layers(VsockMon, VirtioVsock, t=Transport.VIRTIO, len=VIRTIO_SIZE)
 bind_layers(VirtioVsock, UpcallRequest, op=VirtioOp.RW, dst_port=UPCALL_PORT)
 bind_layers(VirtioVsock, UpcallReply, op=VirtioOp.RW, src_port=UPCALL_PORT)
 # Other transports: nothing between vsockmon's own header and the payload.
-bind_layers(VsockMon, UpcallRequest, op=Operation.PAYLOAD, len=0, dst_port=UPCALL_PORT)
-bind_layers(VsockMon, UpcallReply, op=Operation.PAYLOAD, len=0, src_port=UPCALL_PORT)
+bind_layers(VsockMon, UpcallRequest, op=MonitorOp.PAYLOAD, len=0, dst_port=UPCALL_PORT)
+bind_layers(VsockMon, UpcallReply, op=MonitorOp.PAYLOAD, len=0, src_port=UPCALL_PORT)

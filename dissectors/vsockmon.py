@@ -19,7 +19,7 @@ VSOCKMON_SIZE = _VSOCKMON.size
 VIRTIO_SIZE = _VIRTIO.size
 
 
-class Operation(IntEnum):
+class MonitorOp(IntEnum):
     """`op` of af_vsockmon_hdr."""
 
     UNKNOWN = 0
@@ -88,7 +88,7 @@ def decode_packet(raw: bytes, original_size: int | None = None) -> Packet:
     virtio_op = virtio_flags = None
     if t == Transport.VIRTIO and header_size >= VIRTIO_SIZE:
         size, _, virtio_op, virtio_flags = _VIRTIO.unpack_from(raw, VSOCKMON_SIZE)[4:8]
-        if virtio_op == VirtioOp.RW and op == Operation.PAYLOAD:
+        if virtio_op == VirtioOp.RW and op == MonitorOp.PAYLOAD:
             missing = max(missing, size - len(payload))
     return Packet(
         src_cid, dst_cid, src_port, dst_port, op, virtio_op, virtio_flags, payload, missing
@@ -158,27 +158,27 @@ class Connections:
             connection = self._open(key, server=dst, accepted=False)
             return [Opened(connection.number, packet.dst_port, seen=True)]
         if connection is None:
-            if packet.op == Operation.DISCONNECT:
+            if packet.op == MonitorOp.DISCONNECT:
                 return []
             server = src if packet.src_port == self._upcall_port else dst
             connection = self._open(key, server, accepted=True)
             events.append(Opened(connection.number, server[1], seen=False))
         from_server = src == connection.server
         match packet.op:
-            case Operation.CONNECT if from_server and not connection.accepted:
+            case MonitorOp.CONNECT if from_server and not connection.accepted:
                 connection.accepted = True
                 events.append(Accepted(connection.number))
-            case Operation.PAYLOAD if connection.server[1] == self._upcall_port:
+            case MonitorOp.PAYLOAD if connection.server[1] == self._upcall_port:
                 if packet.payload or packet.missing:
                     events.append(
                         Carried(connection.number, not from_server, packet.payload, packet.missing)
                     )
-            case Operation.DISCONNECT:
+            case MonitorOp.DISCONNECT:
                 events += self._end(key, connection, packet, from_server)
         return events
 
     def _is_first(self, packet: Packet, connection: _Connection | None) -> bool:
-        if packet.op != Operation.CONNECT:
+        if packet.op != MonitorOp.CONNECT:
             return False
         if packet.virtio_op is not None:
             return packet.virtio_op == VirtioOp.REQUEST

@@ -280,3 +280,12 @@ def test_the_decoder_loads_nothing_but_itself() -> None:
     packages = loaded("import dissectors.observer, dissectors.channel, dissectors.vsockmon")
     assert "dissectors" in packages
     assert not packages & {*HEAVY, "click", "upcall_trace"}
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    found: dict[str, list[str]] = {}
+    for name, path in SOURCES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}

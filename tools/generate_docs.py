@@ -29,7 +29,7 @@ from dissectors.constants import (
     result_meaning,
 )
 from dissectors.messages import mmio_request
-from dissectors.vsockmon import Operation, Transport, VirtioOp
+from dissectors.vsockmon import MonitorOp, Transport, VirtioOp
 
 from . import (
     capture_blocks,
@@ -155,7 +155,7 @@ def virtio_vsock_hdr() -> str:
 def vsockmon_values() -> str:
     """The values of the enumerated fields of both headers."""
     fields = (
-        ("af_vsockmon_hdr", "op", Operation),
+        ("af_vsockmon_hdr", "op", MonitorOp),
         ("af_vsockmon_hdr", "t", Transport),
         ("virtio_vsock_hdr", "op", VirtioOp),
     )

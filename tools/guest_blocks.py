@@ -22,7 +22,7 @@ from dissectors.messages import (
 )
 from upcall_trace.control.orders import BadOrder
 from upcall_trace.kernel.faults import ACTIONS, CONDITIONS
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
 from upcall_trace.simulated.machine import Machine
@@ -278,7 +278,7 @@ def _last(steps: Sequence[Step], world: World) -> Outcome:
     return outcome
 
 
-def _send(connection: Connection, sent: bytes) -> Outcome:
+def _send(connection: ServiceThread, sent: bytes) -> Outcome:
     """What comes of the last receive of a send."""
     pieces = [sent[at : at + MESSAGE_SIZE] for at in range(0, len(sent), MESSAGE_SIZE)]
     return [connection.receive(piece) for piece in pieces][-1]

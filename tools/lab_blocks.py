@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tools.markdown import code, fenced, table
-from upcall_trace.lab.console import GuestState
+from upcall_trace.lab.console import SeenState
 from upcall_trace.lab.machines import MACHINES, MICROVM, PC, Boot, hidden_disks, transport, world
 from upcall_trace.lab.vmm import ORDERS
 
@@ -54,7 +54,7 @@ def orders() -> str:
 
 def state() -> str:
     """What `lab vmm state` prints, a line for each key."""
-    seen = GuestState((0, 1), (0, 1), ("vda", "vdb"), ("virtio0", "virtio1"), 413188)
+    seen = SeenState((0, 1), (0, 1), ("vda", "vdb"), ("virtio0", "virtio1"), 413188)
     plugged = {
         "vcpus_running": [0, 1],
         "pci_plugged": [{"bus": 0, "slot": 3}],

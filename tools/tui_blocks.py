@@ -13,8 +13,8 @@ from upcall_trace.diagnose.finding import Severity
 from upcall_trace.tui.panes.bars import key_name
 from upcall_trace.tui.panes.detail import HexDump
 from upcall_trace.tui.panes.line_view import LineView
-from upcall_trace.tui.panes.pieces import DEADLINES, SIGNS
 from upcall_trace.tui.panes.prompt import Prompt
+from upcall_trace.tui.panes.styled import DEADLINES, SIGNS
 from upcall_trace.tui.screens.capture_keys import APP_KEYS, CAPTURE_KEYS
 from upcall_trace.tui.screens.replaying import ReplayScreen
 

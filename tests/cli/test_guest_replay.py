@@ -12,7 +12,7 @@ from dissectors.messages import cpu_request
 from tests.guests import GuestProcess, ask, connected, dial, guest_process, receive, says_nothing
 from tests.replay.modelled import ADD_MEM, TWO_CPUS, T, disk, file_of, overlapping
 from tests.support import golden, run
-from upcall_trace.control.target_note import read_nameplate
+from upcall_trace.control.target_note import read_target_note
 from upcall_trace.errors import ExitCode
 
 
@@ -100,9 +100,9 @@ def test_silence_and_other_ports(tmp_path: Path) -> None:
 
 def test_a_recording_replayed_to_its_own_guest_is_as_recorded(tmp_path: Path) -> None:
     with playing(tmp_path, golden("stale_results")) as guest:
-        plate = read_nameplate(guest.path)
-        assert plate is not None
-        assert (plate.kind, plate.backend) == ("simulated", "recording")
+        note = read_target_note(guest.path)
+        assert note is not None
+        assert (note.kind, note.backend) == ("simulated", "recording")
         told = run("replay", golden("stale_results"), "--to", guest.path, "--live", "--bytes")
         assert (told.code, told.err) == (ExitCode.EXPECTED, "")
         assert guest.end() == ExitCode.EXPECTED

@@ -35,7 +35,7 @@ from upcall_trace.capture.records import Close, Header, Record
 from upcall_trace.errors import ExitCode
 from upcall_trace.kernel.world import kata_pod
 from upcall_trace.simulated.on_socket import SimulatedGuest
-from upcall_trace.sockets.serving import Server
+from upcall_trace.sockets.serving import StreamServer
 from upcall_trace.trace.opening import load
 
 OOPS = golden("guest_oops")
@@ -95,7 +95,7 @@ def test_a_plan_as_json(microvm: SimulatedGuest) -> None:
 def test_a_danger_is_refused_by_name_and_nothing_is_sent(recording: str, tmp_path: Path) -> None:
     # On the wire: whoever listens here hears of every connection, and of every byte.
     heard: list[bytes] = []
-    with Server(tmp_path / "wire", lambda stream: heard.append(stream.recv(64))):
+    with StreamServer(tmp_path / "wire", lambda stream: heard.append(stream.recv(64))):
         told = run("replay", golden(recording), "--to", tmp_path / "wire", "--live",
                    "--world", GOLDEN / "worlds.toml", "--allow", "real-guest")  # fmt: skip
     assert told.code == ExitCode.USAGE

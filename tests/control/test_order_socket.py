@@ -16,7 +16,7 @@ from tests.guests import receive_line
 from upcall_trace.control.order_socket import give_order, serve_orders
 from upcall_trace.control.orders import BadOrder
 from upcall_trace.errors import Unreachable
-from upcall_trace.sockets.serving import Server
+from upcall_trace.sockets.serving import StreamServer
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def answering(path: Path, *pieces: bytes) -> Iterator[Path]:
         for piece in pieces:
             stream.sendall(piece)
 
-    with Server(path, answer):
+    with StreamServer(path, answer):
         yield path
 
 
@@ -107,7 +107,7 @@ def test_an_order_is_given_and_its_answer_returned(tmp_path: Path) -> None:
         heard.append(order)
         return {"ok": True, "state": {"cpus_online": [0, 1]}}
 
-    with Server(tmp_path / "control", lambda stream: serve_orders(stream, follow)):
+    with StreamServer(tmp_path / "control", lambda stream: serve_orders(stream, follow)):
         answer = give_order(tmp_path / "control", {"state": True}, 10)
     assert answer == {"ok": True, "state": {"cpus_online": [0, 1]}}
     assert heard == [{"state": True}]
@@ -155,7 +155,7 @@ def test_a_control_socket_that_does_not_answer_is_not_waited_for(tmp_path: Path)
     def serve(_: socket.socket) -> None:
         over.wait(10)
 
-    with Server(tmp_path / "control", serve):
+    with StreamServer(tmp_path / "control", serve):
         with pytest.raises(Unreachable, match="cannot be used: no answer in time"):
             give_order(tmp_path / "control", {"state": True}, 0.05)
         over.set()

@@ -29,7 +29,7 @@ from upcall_trace.capture.records import (
     Vmm,
 )
 from upcall_trace.diagnose.finding import Ref
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Outcome
 from upcall_trace.kernel.world import World
 
@@ -68,7 +68,7 @@ class _Talk:
     """One connection as the generator sees it."""
 
     number: int
-    connection: Connection
+    connection: ServiceThread
     buffer: bytes = bytes(MESSAGE_SIZE)
     requests: int = 0
     waiting: deque[tuple[Ref, bytes]] = field(default_factory=deque)

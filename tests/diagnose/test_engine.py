@@ -46,7 +46,7 @@ from upcall_trace.diagnose.engine import Diagnosis, sort_key
 from upcall_trace.diagnose.finding import Finding
 from upcall_trace.diagnose.run import diagnose
 from upcall_trace.kernel.faults import parse_fault
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.world import PciDevice, Window, World
 from upcall_trace.simulated.in_process import MemoryGuest
 
@@ -77,7 +77,7 @@ class Scene:
         self.guest = Guest(world)
         self.records: list[Record] = []
         self.now_ns = 0
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, ServiceThread] = {}
 
     def connect(self, conn: int) -> None:
         self.records += connect(conn, self.now_ns)

@@ -31,7 +31,7 @@ from upcall_trace.diagnose.ledger import (
     Pci,
     Thing,
 )
-from upcall_trace.diagnose.state import Device, Following, State, Waiting, state_of
+from upcall_trace.diagnose.state import Device, Following, GuestState, Waiting, state_of
 from upcall_trace.kernel.model import Guest
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
 from upcall_trace.trace.opening import load
@@ -44,11 +44,11 @@ ADD_MMIO, DEL_MMIO = MessageType.ADD_MMIO, MessageType.DEL_MMIO
 ADD_PCI, DEL_PCI = MessageType.ADD_PCI, MessageType.DEL_PCI
 
 
-def things(state: State, there: bool = True) -> set[Thing]:
+def things(state: GuestState, there: bool = True) -> set[Thing]:
     return {entry.thing for entry in state.entries if entry.there is there}
 
 
-def as_guest(state: State) -> Guest:
+def as_guest(state: GuestState) -> Guest:
     """The state in the shape that `sample` looks at."""
     found = things(state)
     guest = SimpleNamespace(
@@ -73,7 +73,7 @@ def of_guest(guest: Guest) -> dict[str, Any]:
     return {key: told[key] for key in ("cpus_online", "apic_ids", "mmio", "pci", "hotplug_lock")}
 
 
-def of_state(state: State) -> dict[str, Any]:
+def of_state(state: GuestState) -> dict[str, Any]:
     """The same of a state."""
     found = [entry.thing for entry in state.entries if entry.there]
     cpus = sorted((t for t in found if isinstance(t, Cpu)), key=lambda cpu: cpu.number or 0)
@@ -134,7 +134,7 @@ def test_without_a_world_nothing_is_known_that_is_not_so(recording: Path) -> Non
         check_against(told, things(state_of(recording, capture, row, world)))
 
 
-def check_against(told: State, true: set[Thing]) -> int:
+def check_against(told: GuestState, true: set[Thing]) -> int:
     """What is known without a world has to be true; returns how much that is."""
     known = [entry for entry in told.entries if not entry.why]
     for entry in known:
@@ -225,7 +225,7 @@ Asked = tuple[Request, int | None] | Request
 """A request with the `ret` of its answer; None or nothing but the request: no answer."""
 
 
-def told(*asked: Asked, header: Header = X86, load_word: int | None = None) -> State:
+def told(*asked: Asked, header: Header = X86, load_word: int | None = None) -> GuestState:
     """The state after one connection's requests."""
     following = Following(header)
     for record in conversation(asked, load_word):
@@ -244,15 +244,15 @@ def conversation(asked: Iterable[Asked], load_word: int | None = None) -> list[R
     return records
 
 
-def known(state: State) -> dict[Thing, tuple[bool | None, Ref | None]]:
+def known(state: GuestState) -> dict[Thing, tuple[bool | None, Ref | None]]:
     return {e.thing: (e.there, e.since) for e in state.entries if not e.why}
 
 
-def inferred(state: State) -> dict[Thing, tuple[bool | None, Ref | None]]:
+def inferred(state: GuestState) -> dict[Thing, tuple[bool | None, Ref | None]]:
     return {e.thing: (e.there, e.since) for e in state.entries if e.why}
 
 
-def why(state: State, thing: Thing) -> str:
+def why(state: GuestState, thing: Thing) -> str:
     (found,) = (entry.why for entry in state.entries if entry.thing == thing)
     return found
 
@@ -414,7 +414,9 @@ def test_what_was_seen_after_an_unanswered_request_counts_more() -> None:
     assert [dead.since for dead in state.dead] == [R[0]]
 
 
-def at(records: Iterable[Record], before: int, world: World | None = None, **more: Any) -> State:
+def at(
+    records: Iterable[Record], before: int, world: World | None = None, **more: Any
+) -> GuestState:
     """The state before an operation of the records."""
     following = Following(X86, world, before=before, **more)
     for record in records:

@@ -23,9 +23,9 @@ from dissectors.vsockmon import (
     Carried,
     Connections,
     Ended,
+    MonitorOp,
     NotAPacket,
     Opened,
-    Operation,
     Packet,
     StreamEvent,
     Transport,
@@ -37,13 +37,13 @@ from tests.dissectors.recordings import TRANSCRIPTS, recorded
 from tests.dissectors.strategies import GOLDEN
 
 MONITORED = {
-    VirtioOp.REQUEST: Operation.CONNECT,
-    VirtioOp.RESPONSE: Operation.CONNECT,
-    VirtioOp.RST: Operation.DISCONNECT,
-    VirtioOp.SHUTDOWN: Operation.DISCONNECT,
-    VirtioOp.RW: Operation.PAYLOAD,
-    VirtioOp.CREDIT_UPDATE: Operation.CONTROL,
-    VirtioOp.CREDIT_REQUEST: Operation.CONTROL,
+    VirtioOp.REQUEST: MonitorOp.CONNECT,
+    VirtioOp.RESPONSE: MonitorOp.CONNECT,
+    VirtioOp.RST: MonitorOp.DISCONNECT,
+    VirtioOp.SHUTDOWN: MonitorOp.DISCONNECT,
+    VirtioOp.RW: MonitorOp.PAYLOAD,
+    VirtioOp.CREDIT_UPDATE: MonitorOp.CONTROL,
+    VirtioOp.CREDIT_REQUEST: MonitorOp.CONTROL,
 }
 """The `op` that the guest gives a virtio packet in the vsockmon header."""
 BOTH = 3
@@ -67,7 +67,7 @@ def virtio(
     src: tuple[int, int], dst: tuple[int, int], op: int, payload: bytes = b"", flags: int = 0
 ) -> bytes:
     """A packet of a virtio guest."""
-    monitored = MONITORED.get(VirtioOp(op), Operation.UNKNOWN)
+    monitored = MONITORED.get(VirtioOp(op), MonitorOp.UNKNOWN)
     header: bytes = layouts.VIRTIO_VSOCK_HEADER.build(
         {"src_cid": src[0], "dst_cid": dst[0], "src_port": src[1], "dst_port": dst[1],
          "len": len(payload), "type": 1, "op": op, "flags": flags, "buf_alloc": 1 << 18,
@@ -113,7 +113,7 @@ def test_a_virtio_packet_of_each_operation(op: VirtioOp) -> None:
 
 
 @pytest.mark.parametrize("t", [Transport.UNKNOWN, Transport.NO_INFO, 9])
-@pytest.mark.parametrize("op", [*Operation, 77])
+@pytest.mark.parametrize("op", [*MonitorOp, 77])
 @pytest.mark.parametrize("size", [0, 5, VIRTIO_SIZE])
 def test_a_packet_of_another_transport(t: int, op: int, size: int) -> None:
     raw = monitor_header((2, 1024), GUEST, op, t, size) + bytes(size) + b"abc"
@@ -124,7 +124,7 @@ def test_a_packet_of_another_transport(t: int, op: int, size: int) -> None:
 
 
 def test_a_virtio_header_that_is_too_small_is_passed_over() -> None:
-    raw = monitor_header((2, 1024), GUEST, Operation.PAYLOAD, Transport.VIRTIO, 43) + bytes(43)
+    raw = monitor_header((2, 1024), GUEST, MonitorOp.PAYLOAD, Transport.VIRTIO, 43) + bytes(43)
     assert decode_packet(raw + b"abc").virtio_op is None
     assert decode_packet(raw + b"abc").payload == b"abc"
 
@@ -146,7 +146,7 @@ def test_what_a_captures_packet_limit_cut_off_is_missing() -> None:
 
 
 def test_without_a_virtio_header_only_the_length_on_the_wire_tells_what_is_missing() -> None:
-    raw = monitor_header((2, 1024), GUEST, Operation.PAYLOAD, Transport.NO_INFO, 0) + b"abc"
+    raw = monitor_header((2, 1024), GUEST, MonitorOp.PAYLOAD, Transport.NO_INFO, 0) + b"abc"
     assert decode_packet(raw).missing == 0
     assert decode_packet(raw, len(raw) + 7).missing == 7
 
@@ -263,18 +263,18 @@ def test_the_upcall_port_can_be_another() -> None:
 def test_a_transport_that_says_nothing_of_itself() -> None:
     client = (2, 1024)
 
-    def packet(to_guest: bool, op: Operation, payload: bytes = b"") -> bytes:
+    def packet(to_guest: bool, op: MonitorOp, payload: bytes = b"") -> bytes:
         src, dst = (client, GUEST) if to_guest else (GUEST, client)
         return monitor_header(src, dst, op, Transport.NO_INFO, 0) + payload
 
     events = follow(
         [
-            packet(True, Operation.CONNECT),
-            packet(False, Operation.CONNECT),
-            packet(True, Operation.PAYLOAD, b"d"),
-            packet(True, Operation.PAYLOAD),
-            packet(False, Operation.DISCONNECT),
-            packet(True, Operation.CONNECT),
+            packet(True, MonitorOp.CONNECT),
+            packet(False, MonitorOp.CONNECT),
+            packet(True, MonitorOp.PAYLOAD, b"d"),
+            packet(True, MonitorOp.PAYLOAD),
+            packet(False, MonitorOp.DISCONNECT),
+            packet(True, MonitorOp.CONNECT),
         ]
     )
     assert events[:3] == [*OPENED, Carried(1, True, b"d", 0)]
@@ -390,7 +390,7 @@ packets = st.builds(
     dst_cid=st.sampled_from([2, 3]),
     src_port=st.sampled_from([219, 1024, 1025]),
     dst_port=st.sampled_from([219, 1024]),
-    op=st.sampled_from([*Operation, 9]),
+    op=st.sampled_from([*MonitorOp, 9]),
     virtio_op=st.none() | st.sampled_from([*VirtioOp, 0]),
     virtio_flags=st.integers(0, 3),
     payload=st.binary(max_size=4),

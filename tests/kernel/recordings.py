@@ -14,7 +14,7 @@ from typing import NamedTuple
 from dissectors.constants import MESSAGE_SIZE
 from tests.support import GOLDEN, TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Begins, Chunk, Open, Record, Vmm
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Outcome
 from upcall_trace.kernel.world import World, load_worlds
 
@@ -146,7 +146,7 @@ def replay(recording: Path) -> Replayed:
     replayed.states.append(sample(machine, replayed.guest))
     lines: set[int] = set()
     answered: set[int] = set()
-    connections: dict[int, Connection] = {}
+    connections: dict[int, ServiceThread] = {}
     counts: dict[int, int] = defaultdict(int)
     for record in records:
         vcpu = created_vcpu(record)

@@ -22,7 +22,7 @@ from dissectors.messages import (
 )
 from tests.kernel.recordings import RECORDINGS, console_samples, labels, name_of, replay
 from upcall_trace.kernel.cpus import CPU_START_LIMIT_NS
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World
 
@@ -144,7 +144,7 @@ class Scene:
 
     def __init__(self, world: World) -> None:
         self.guest = Guest(world)
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, ServiceThread] = {}
 
     def receive(self, piece: bytes, conn: int = 1) -> Outcome:
         if conn not in self._connections:

@@ -15,7 +15,7 @@ from tests.kernel import random_guests
 from upcall_trace.control.orders import BadOrder
 from upcall_trace.kernel.cpus import X86Cpus
 from upcall_trace.kernel.faults import parse_fault
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World
 from upcall_trace.simulated.in_process import MemoryGuest, MemoryStream
@@ -80,7 +80,7 @@ class Visit:
     def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.guest = Guest(random_guests.world(rng))
-        self.connections: list[Connection] = [self.guest.connect() for _ in range(CONNECTIONS)]
+        self.connections: list[ServiceThread] = [self.guest.connect() for _ in range(CONNECTIONS)]
         check_cpus(self.guest)
 
     def step(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.kernel.recordings import console_samples
 from tests.support import GOLDEN
-from upcall_trace.lab.console import Console, GuestState, is_ready, last_words, states, trouble
+from upcall_trace.lab.console import Console, SeenState, is_ready, last_words, states, trouble
 
 CONSOLES = sorted(GOLDEN.glob("*.console.log"))
 STATE: Final = "STATE cpus=0,2-3 present=0-3 blk=vda,vdb, virtio=virtio0,virtio1, mem=503592\n"
@@ -28,7 +28,7 @@ def cpus_of(text: str) -> list[tuple[int, ...]]:
 
 def test_a_state_has_numbers_and_names() -> None:
     (state,) = states(STATE)
-    assert state == GuestState(
+    assert state == SeenState(
         (0, 2, 3), (0, 1, 2, 3), ("vda", "vdb"), ("virtio0", "virtio1"), 503592
     )
     assert json.loads(json.dumps(state.as_json())) == {
@@ -39,7 +39,7 @@ def test_a_state_has_numbers_and_names() -> None:
         "memory_kib": 503592,
     }
     (bare,) = states(ONE_CPU)
-    assert bare == GuestState((0,), (0,), (), ("virtio0",), 503612)
+    assert bare == SeenState((0,), (0,), (), ("virtio0",), 503612)
 
 
 @pytest.mark.parametrize("log", CONSOLES, ids=lambda path: path.name.split(".")[0])

@@ -29,7 +29,7 @@ from upcall_trace.kernel.world import PciDevice, World
 from upcall_trace.lab.gate import Gate, needs
 from upcall_trace.simulated.machine import Habits
 from upcall_trace.simulated.on_socket import SimulatedGuest
-from upcall_trace.sockets.serving import Server
+from upcall_trace.sockets.serving import StreamServer
 
 ECHO: Final = 7
 MACHINE: Final = World(nr_cpu_ids=4, pci=(PciDevice(0, 0), PciDevice(0, 4)))
@@ -49,7 +49,7 @@ def guest() -> Iterator[SimulatedGuest]:
 def gate_to(upstream: Path, follow: Follow, said: list[str] | None = None) -> Iterator[Path]:
     """A gate that listens beside `upstream`."""
     gate = Gate(upstream, follow, (said if said is not None else []).append)
-    with Server(upstream.with_name("gate"), gate.serve):
+    with StreamServer(upstream.with_name("gate"), gate.serve):
         yield upstream.with_name("gate")
 
 
@@ -300,7 +300,7 @@ def test_an_unfinished_first_line_reaches_what_is_behind(tmp_path: Path) -> None
         came.append(stream.recv(64, socket.MSG_WAITALL))
 
     with (
-        Server(tmp_path / "behind", listen),
+        StreamServer(tmp_path / "behind", listen),
         gate_to(tmp_path / "behind", ignore) as path,
         dial(path, b"CONNECT 21") as client,
     ):

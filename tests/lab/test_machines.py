@@ -26,7 +26,7 @@ from upcall_trace.lab.machines import (
     MODULES,
     PC,
     Boot,
-    Machine,
+    LabMachine,
     command_line,
     hidden_disks,
     qemu_arguments,
@@ -295,7 +295,7 @@ def test_a_comma_in_a_path_is_no_end_of_a_value() -> None:
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=list(MACHINES))
 def test_the_stock_guest_loads_this_machines_modules_and_a_users_kernel_none(
-    machine: Machine,
+    machine: LabMachine,
 ) -> None:
     stock, own = words(BOOTS[machine.name]), words(OWN[machine.name])
     assert stock["lab_modules"] == [",".join(machine.modules)]

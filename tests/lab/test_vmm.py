@@ -20,7 +20,7 @@ from upcall_trace.lab.machines import (
     MICROVM,
     PC,
     Boot,
-    Machine,
+    LabMachine,
     hidden_disks,
     qemu_arguments,
     world,
@@ -57,7 +57,7 @@ class RecordingMonitor(Monitor):
 class Lab:
     """The VMM's side of one machine, before a monitor that does nothing."""
 
-    def __init__(self, machine: Machine, cpus: int = 4, own_kernel: bool = False) -> None:
+    def __init__(self, machine: LabMachine, cpus: int = 4, own_kernel: bool = False) -> None:
         self.boot = Boot(machine, Path("vmlinuz"), Path("initramfs"), cpus, own_kernel)
         self.monitor = RecordingMonitor()
         self.notes: list[str] = []

@@ -23,7 +23,7 @@ from dissectors.messages import (
     mmio_request,
     pci_request,
 )
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Fate
 from upcall_trace.kernel.world import PciDevice, World
 from upcall_trace.lab.machines import TRANSPORT_SIZE, hidden_disks
@@ -69,7 +69,7 @@ class Writer:
         self.rations = rations
         self.guest = Guest(world)
         self.steps: list[Order | Send] = []
-        self.connections: dict[int, Connection] = {}
+        self.connections: dict[int, ServiceThread] = {}
         self.conn = 0
         self.has_pci = bool(world.pci)
 

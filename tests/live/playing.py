@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.player import Answered, Patience
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import look_at
+from upcall_trace.replay.tempo import Tempo
 from upcall_trace.sockets.addresses import UnixAddress
 
 
@@ -22,7 +22,7 @@ def replay(
     target = look_at(UnixAddress(guest.address))
     assert target.kind == "lab"
     patience = Patience(silence_s=1.0)
-    terms = Terms(Pace(speed), patience, whole_bytes=True, allow=DANGERS)
+    terms = Terms(Tempo(speed), patience, whole_bytes=True, allow=DANGERS)
     with Replay(read_recording(recording), target, terms=terms) as played:
         happened = list(played.play())
     return played, [answered for answered in happened if isinstance(answered, Answered)]

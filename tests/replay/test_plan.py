@@ -19,7 +19,7 @@ from upcall_trace.replay.plan import OTHER_TARGET, REAL_GUEST, Plan, make_plan
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import TIED_TO, dangers, look_at, parse_fingerprint
 from upcall_trace.sockets.addresses import UnixAddress, VsockAddress
-from upcall_trace.sockets.serving import Server
+from upcall_trace.sockets.serving import StreamServer
 
 _T = MessageType
 UNPLUG = mmio_request(_T.DEL_MMIO, 0xE0008000, 0x2000, 5)
@@ -165,7 +165,7 @@ def test_a_second_round_without_a_reset_meets_what_the_first_one_left(tmp_path: 
 def test_nothing_is_played_that_was_not_allowed(tmp_path: Path) -> None:
     recording = recording_of(tmp_path / "a.upcap", [*connect(1), ask(UNPLUG, 1)])
     heard: list[bytes] = []
-    with Server(tmp_path / "wire", lambda stream: heard.append(stream.recv(9))):
+    with StreamServer(tmp_path / "wire", lambda stream: heard.append(stream.recv(9))):
         terms = Terms(output=tmp_path / "out.upcap")
         replay = Replay(recording, look_at(UnixAddress(tmp_path / "wire")), terms=terms)
         with replay, pytest.raises(WrongUsage, match=r"refused: .* may be a real guest"):

@@ -18,16 +18,16 @@ from upcall_trace.capture.records import Begins, Chunk, Close, GaveUp, Open, Rec
 from upcall_trace.compare.matchers import Matchers
 from upcall_trace.errors import ExitCode, Unreachable
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.player import Answered, Parted, Patience
 from upcall_trace.replay.run import Recording, Replay, Terms
 from upcall_trace.replay.target import look_at
+from upcall_trace.replay.tempo import Tempo
 from upcall_trace.sockets.addresses import UnixAddress
-from upcall_trace.sockets.serving import Server
+from upcall_trace.sockets.serving import StreamServer
 from upcall_trace.trace.opening import load
 
-ANY_PACE = Pace()
+ANY_PACE = Tempo()
 IMPATIENT = replace(QUICK, reply_s=0.2)
 
 
@@ -55,11 +55,11 @@ def odd_guest(
         behave(stream)
 
     path = directory / "odd"
-    with Server(path, serve):
+    with StreamServer(path, serve):
         yield path
 
 
-def play_to(path: Path, recording: Recording, output: Path, pace: Pace = ANY_PACE) -> Replay:
+def play_to(path: Path, recording: Recording, output: Path, pace: Tempo = ANY_PACE) -> Replay:
     terms = Terms(pace, IMPATIENT, output=output, allow=DANGERS, keep_going=True)
     with Replay(recording, look_at(UnixAddress(path)), terms=terms) as replay:
         for _ in replay.play():
@@ -173,7 +173,7 @@ def test_a_guest_that_closes_though_it_had_not_is_told(tmp_path: Path) -> None:
         stream.close()
 
     with odd_guest(tmp_path, answers_and_closes) as path:
-        replay = play_to(path, recording, tmp_path / "happened.upcap", Pace(10.0))
+        replay = play_to(path, recording, tmp_path / "happened.upcap", Tempo(10.0))
     assert replay.verdict.same == 1
     assert replay.verdict.parted == [
         Parted(1, "open until the client closed", "closed by the guest")
@@ -229,7 +229,7 @@ def test_another_guest_at_the_same_address_gets_nothing(tmp_path: Path) -> None:
             happening = replay.play()
             next(happening)
             guest.close()
-            with Server(guest.path, lambda stream: heard.append(stream.recv(64))):
+            with StreamServer(guest.path, lambda stream: heard.append(stream.recv(64))):
                 assert not any(isinstance(each, Answered) for each in happening)
     assert "is not the guest any more that the plan was made for" in replay.verdict.ended
     assert b"".join(heard) == b""

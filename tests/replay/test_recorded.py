@@ -12,9 +12,9 @@ from dissectors.messages import Request
 from tests.replay.playing import QUICK, differing, guest_like, played
 from tests.replay.test_rebase import ELSEWHERE, POD, SESSION
 from upcall_trace.kernel.world import World
-from upcall_trace.replay.pace import Pace
 from upcall_trace.replay.rebase import work_out
 from upcall_trace.replay.run import Recording, Terms, read_recording
+from upcall_trace.replay.tempo import Tempo
 from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.sockets.addresses import UnixAddress
 from upcall_trace.sockets.client import UpcallClient
@@ -53,8 +53,8 @@ def recording(tmp_path: Path) -> Recording:
     return read_recording(path)
 
 
-@pytest.mark.parametrize("pace", [Pace(), Pace(1.0), Pace(keep_splits=True)])
-def test_where_it_was_made(recording: Recording, pace: Pace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pace", [Tempo(), Tempo(1.0), Tempo(keep_splits=True)])
+def test_where_it_was_made(recording: Recording, pace: Tempo, tmp_path: Path) -> None:
     terms = Terms(pace, QUICK, whole_bytes=True)
     with guest_like(POD, tmp_path) as guest:
         replay = played(recording, guest, terms)

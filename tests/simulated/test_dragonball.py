@@ -22,9 +22,9 @@ from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World, kata_pod
 from upcall_trace.simulated.dragonball import (
     Action,
-    Answered,
+    CalledBack,
     ClientState,
-    Connect,
+    Dial,
     DragonballClient,
     Reset,
     UpcallBusyError,
@@ -75,7 +75,7 @@ class Vm:
 
     @property
     def rets(self) -> list[int]:
-        return [decode_reply(one.reply).ret for one in self.called if isinstance(one, Answered)]
+        return [decode_reply(one.reply).ret for one in self.called if isinstance(one, CalledBack)]
 
     def _pump(self) -> None:
         """Hand over whatever has happened by now, until nothing more does."""
@@ -97,7 +97,7 @@ class Vm:
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Connect():
+                case Dial():
                     self._connect_at, self._line = action.at_ns, action.line
                 case Write():
                     assert self._stream is not None
@@ -115,7 +115,7 @@ def test_it_connects(backend: Backend) -> None:
     vm.send(PLUG)
     vm.send(PLUG)
     assert vm.rets == [0, -17]
-    assert vm.called[0] == Answered(PLUG.reply().encode())
+    assert vm.called[0] == CalledBack(PLUG.reply().encode())
 
 
 def test_before_it_is_connected_nothing_can_be_sent() -> None:
@@ -218,7 +218,7 @@ def test_garbage_is_accepted_unchecked() -> None:
     vm = Vm("any:garbage:when=1")
     vm.send(PLUG)
     (answered,) = vm.called
-    assert isinstance(answered, Answered)
+    assert isinstance(answered, CalledBack)
     assert len(answered.reply) == 1024
     assert decode_reply(answered.reply).msg_type != MessageType.ADD_MMIO
     vm.send(PLUG)
@@ -241,8 +241,8 @@ def test_a_reply_in_two_pieces() -> None:
 )
 def test_anything_but_ok_within_50_bytes_is_a_failure(text: bytes) -> None:
     client = DragonballClient()
-    assert client.start(7) == [Connect(7, b"CONNECT 219\n")]
-    assert client.received(text, 20) == [Connect(20 + 10 * MS, b"CONNECT 219\n")]
+    assert client.start(7) == [Dial(7, b"CONNECT 219\n")]
+    assert client.received(text, 20) == [Dial(20 + 10 * MS, b"CONNECT 219\n")]
     assert client.state is ClientState.WAITING_SERVER
 
 
@@ -262,7 +262,7 @@ def test_a_connect_message_is_checked(field: str, value: int) -> None:
     client.received(b"OK 1\n", 0)
     wrong = replace(hello(), **{field: value}).encode()  # type: ignore[arg-type]
     assert client.received(wrong[:500], 5) == []
-    assert client.received(wrong[500:], 5) == [Connect(5 + 10 * MS, b"CONNECT 219\n")]
+    assert client.received(wrong[500:], 5) == [Dial(5 + 10 * MS, b"CONNECT 219\n")]
     client.received(b"OK 1\n", 0)
     assert client.received(replace(hello(), ret=-5).encode(), 0) == []
     assert client.is_ready
@@ -272,7 +272,7 @@ def test_an_end_instead_of_the_connect_message() -> None:
     client = DragonballClient()
     client.received(b"OK 1\n", 0)
     client.received(hello().encode()[:1000], 0)
-    assert client.received(b"", 3) == [Connect(3 + 10 * MS, b"CONNECT 219\n")]
+    assert client.received(b"", 3) == [Dial(3 + 10 * MS, b"CONNECT 219\n")]
     client.received(b"OK 1\n", 4)
     assert client.received(hello().encode(), 4) == []  # what came before is forgotten
     assert client.is_ready

@@ -17,7 +17,7 @@ from tests.guests import dial, receive_line, says_nothing, wait_until
 from tests.vmm import descriptors_as_before
 from upcall_trace.errors import WrongUsage
 from upcall_trace.sockets import serving
-from upcall_trace.sockets.serving import Server
+from upcall_trace.sockets.serving import StreamServer
 
 
 def greet(stream: socket.socket) -> None:
@@ -55,7 +55,7 @@ def no_descriptors() -> Iterator[None]:
 
 
 def test_connections_are_served_at_the_same_time(tmp_path: Path) -> None:
-    with Server(tmp_path / "s", greet):
+    with StreamServer(tmp_path / "s", greet):
         streams = [served(tmp_path / "s") for _ in range(10)]
         for number, stream in enumerate(reversed(streams)):
             stream.sendall(b"%d\n" % number)
@@ -64,7 +64,7 @@ def test_connections_are_served_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
-    with Server(tmp_path / "s", greet) as server:
+    with StreamServer(tmp_path / "s", greet) as server:
         served(tmp_path / "s").close()
         threads = threading.active_count()
         with descriptors_as_before():
@@ -78,7 +78,7 @@ def test_its_stream_is_closed_when_serve_returns(tmp_path: Path) -> None:
     def serve(stream: socket.socket) -> None:
         stream.sendall(b"bye\n")
 
-    with Server(tmp_path / "s", serve), dial(tmp_path / "s") as stream:
+    with StreamServer(tmp_path / "s", serve), dial(tmp_path / "s") as stream:
         assert receive_line(stream) == b"bye\n"
         assert stream.recv(1) == b""
 
@@ -91,7 +91,7 @@ def test_a_peer_that_went_away_is_no_error_and_others_are_served_on(tmp_path: Pa
         gone.set()
         raise ConnectionResetError
 
-    with Server(tmp_path / "s", serve), served(tmp_path / "s") as other:
+    with StreamServer(tmp_path / "s", serve), served(tmp_path / "s") as other:
         served(tmp_path / "s").close()
         assert gone.wait(10)
         other.sendall(b"still here\n")
@@ -100,7 +100,7 @@ def test_a_peer_that_went_away_is_no_error_and_others_are_served_on(tmp_path: Pa
 
 
 def test_ending_connections_does_not_end_the_listening(tmp_path: Path) -> None:
-    with Server(tmp_path / "s", greet) as server:
+    with StreamServer(tmp_path / "s", greet) as server:
         streams = [served(tmp_path / "s") for _ in range(3)]
         server.end_connections()
         assert [stream.recv(1) for stream in streams] == [b""] * 3
@@ -121,7 +121,7 @@ def test_closing_ends_connections_and_waits_for_what_their_threads_still_do(
         time.sleep(0.1)
         finished.append(True)
 
-    server = Server(tmp_path / "s", serve)
+    server = StreamServer(tmp_path / "s", serve)
     streams = [served(tmp_path / "s") for _ in range(3)]
     server.close()
     assert finished == [True] * 3
@@ -133,7 +133,7 @@ def test_closing_ends_connections_and_waits_for_what_their_threads_still_do(
 
 def test_a_server_leaves_nothing_behind(tmp_path: Path) -> None:
     threads = threading.active_count()
-    with descriptors_as_before(), Server(tmp_path / "s", greet), served(tmp_path / "s"):
+    with descriptors_as_before(), StreamServer(tmp_path / "s", greet), served(tmp_path / "s"):
         assert (tmp_path / "s").is_socket()
     assert list(tmp_path.iterdir()) == []
     wait_until(lambda: threading.active_count() <= threads)
@@ -146,7 +146,7 @@ def test_closing_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monk
     def serve(_: socket.socket) -> None:
         over.wait(10)
 
-    server = Server(tmp_path / "s", serve)
+    server = StreamServer(tmp_path / "s", serve)
     with dial(tmp_path / "s"):
         wait_until(lambda: server._threads)
         begun = time.monotonic()
@@ -163,7 +163,7 @@ def test_a_connection_can_close_its_server_without_waiting_for_itself(tmp_path: 
         server.close()
         took.append(time.monotonic() - begun)
 
-    server = Server(tmp_path / "s", serve)
+    server = StreamServer(tmp_path / "s", serve)
     with dial(tmp_path / "s") as stream:
         assert stream.recv(1) == b""
     wait_until(lambda: took)
@@ -171,17 +171,17 @@ def test_a_connection_can_close_its_server_without_waiting_for_itself(tmp_path: 
 
 
 def test_a_path_that_is_served_already_is_refused_and_costs_nothing(tmp_path: Path) -> None:
-    with Server(tmp_path / "s", greet):
+    with StreamServer(tmp_path / "s", greet):
         threads = threading.active_count()
         with descriptors_as_before(), pytest.raises(WrongUsage, match="somebody listens"):
-            Server(tmp_path / "s", greet)
+            StreamServer(tmp_path / "s", greet)
         assert threading.active_count() <= threads
         served(tmp_path / "s").close()
 
 
 def test_without_descriptors_a_client_waits_until_there_are_some(tmp_path: Path) -> None:
     with (
-        Server(tmp_path / "s", greet),
+        StreamServer(tmp_path / "s", greet),
         socket.socket(socket.AF_UNIX) as lucky,
         socket.socket(socket.AF_UNIX) as waiting,
     ):
@@ -200,7 +200,7 @@ def test_without_a_thread_a_connection_is_closed_and_the_next_one_served(
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    with Server(tmp_path / "s", greet):
+    with StreamServer(tmp_path / "s", greet):
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             with dial(tmp_path / "s") as refused:

@@ -18,7 +18,7 @@ from dissectors.messages import Request, bare_request, cpu_request, mmio_request
 from dissectors.observer import Observer, Start
 from tests.kernel import random_guests
 from tests.support import each_recording, golden
-from upcall_trace.kernel.model import Connection, Guest
+from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.world import PciDevice, World
 from upcall_trace.sources import open_source
 from upcall_trace.trace.provenance import Provenance, Run
@@ -153,7 +153,7 @@ class Wire:
         return runs
 
 
-def written(connection: Connection, piece: bytes) -> tuple[bytes | None, list[bool]]:
+def written(connection: ServiceThread, piece: bytes) -> tuple[bytes | None, list[bool]]:
     """The guest's reply, and of each byte whether the guest wrote it for this request.
 
     A copy of the guest works on the same request with every byte of its reply buffer turned

@@ -17,7 +17,7 @@ from ..capture.reader import CaptureReader
 from ..capture.records import Header, Mark, Record
 from ..compare.matchers import (
     MARK,
-    Rule,
+    MatchRule,
     beside,
     parse_key,
     parse_matcher,
@@ -38,7 +38,7 @@ from .support.output import talk
 _RANGE: Final = re.compile(r"([0-9.]+)(?:-|\.\.)([0-9.]+)")
 _MOVE: Final = re.compile(r"([0-9.]+):(after|before):([0-9.]+)")
 _PLACE: Final = re.compile(r"[0-9]+\.[0-9]+")
-_Given = list[tuple[str, tuple[Rule, ...]]]
+_Given = list[tuple[str, tuple[MatchRule, ...]]]
 
 
 @click.command("edit")
@@ -176,7 +176,9 @@ def _match(capture: Path, given: _Given) -> ExitCode:
     return tell_losses(capture, opened)
 
 
-def _mark(capture: Path, opened: Capture, given: Iterable[tuple[str, tuple[Rule, ...]]]) -> bool:
+def _mark(
+    capture: Path, opened: Capture, given: Iterable[tuple[str, tuple[MatchRule, ...]]]
+) -> bool:
     """Add them to the capture as marks; False where that cannot be."""
     with open_source(capture) as source:
         ours = isinstance(source, CaptureReader)

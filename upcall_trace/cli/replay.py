@@ -15,13 +15,13 @@ from ..compare.matchers import beside, parse_key, parse_matcher, read_matchers, 
 from ..errors import ExitCode, NothingRun, WrongUsage
 from ..kernel.world import World, choose_world, load_worlds
 from ..replay.learn import learn
-from ..replay.pace import Pace, parse_speed
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, NotSent
 from ..replay.rebase import Rebase, read_map, work_out
 from ..replay.report import plan_lines, plan_object, verdict_lines, verdict_object
 from ..replay.run import Recording, Replay, Terms, patience_with, read_recording, select
 from ..replay.target import arch_of, look_at, parse_fingerprint
+from ..replay.tempo import Tempo, parse_speed
 from ..sockets.addresses import check_reachable, parse_address
 from ..trace.filters import parse
 from ..trace.script import Asked, Script
@@ -119,7 +119,7 @@ def replay_command(
     given = [parse_matcher(text) for text in matchers]
     first, last = (parse_key(text) if text else None for text in (start, until))
     gap_ns = None if max_gap is None else round(max_gap * 1e9)
-    pace = Pace(parse_speed(speed), gap_ns, keep_splits)
+    pace = Tempo(parse_speed(speed), gap_ns, keep_splits)
     if rebase and map_file:
         raise WrongUsage("--rebase works out what --map says: give one of them")
     if learning and (not live or step or rounds > 1 or as_json):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from ..diagnose.state import State, state_of
+from ..diagnose.state import GuestState, state_of
 from ..diagnose.state_report import VERSION, as_text, state_object
 from ..errors import ExitCode, WrongUsage
 from ..kernel.world import find_world
@@ -94,7 +94,7 @@ def _heading(operation: Operation | None, count: int) -> str:
     return f"before {operation.conn}.{operation.request} {what} ({when})"
 
 
-def _object(state: State, operation: Operation | None, count: int) -> dict[str, Any]:
+def _object(state: GuestState, operation: Operation | None, count: int) -> dict[str, Any]:
     at = operation and {
         "operation": operation.row,
         "conn": operation.conn,

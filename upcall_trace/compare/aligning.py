@@ -17,7 +17,7 @@ from dissectors.layouts import REQUEST_FIELDS
 
 from ..errors import WrongUsage
 from ..trace.script import Asked, Script
-from .matchers import EVERY, FIELDS, Matchers, Rule
+from .matchers import EVERY, FIELDS, Matchers, MatchRule
 from .replies import Difference, Got, differences, request_values
 
 _SAME: Final = {"devfn": {"slot", "function"}, "slot": {"devfn"}, "function": {"devfn"}}
@@ -69,7 +69,7 @@ def align(
     if unknown:
         known = ", ".join(dict.fromkeys((*REQUEST_FIELDS, *FIELDS)))
         raise WrongUsage(f"{unknown[0]!r} is no field; there are {known}")
-    allowed = Matchers({EVERY: [Rule(name, "any") for name in ignored if name in FIELDS]})
+    allowed = Matchers({EVERY: [MatchRule(name, "any") for name in ignored if name in FIELDS]})
     dropped = set(ignored).union(*(_SAME.get(name, ()) for name in ignored))
     for one, other in zip_longest(_by_connection(a), _by_connection(b), fillvalue=()):
         pairs = [

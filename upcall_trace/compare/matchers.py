@@ -63,7 +63,7 @@ _FILE_LIMIT: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class MatchRule:
     """One field's. `kind` is `any`, `exact`, `class`, `one of`, `range` or `at most`.
 
     `values` are the numbers of `one of`, the ends of a `range`, the nanoseconds of `at most`.
@@ -108,7 +108,7 @@ def _class(ret: object) -> object:
     return next((name for name, numbers in ERRNO_CLASSES.items() if ret in numbers), ret)
 
 
-def parse_rules(text: str) -> tuple[Rule, ...]:
+def parse_rules(text: str) -> tuple[MatchRule, ...]:
     """The rules of a text such as `ret=0|-17 latency<=250ms`; raises WrongUsage."""
     words = text.split()
     if not words:
@@ -116,7 +116,7 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     return tuple(_rule(word) for word in words)
 
 
-def _rule(word: str) -> Rule:
+def _rule(word: str) -> MatchRule:
     found = _RULE.fullmatch(word)
     if not found:
         raise WrongUsage(f"{word!r} is no rule: ret=any, ret=0|-17, ret=class, latency<=250ms")
@@ -127,20 +127,20 @@ def _rule(word: str) -> Rule:
         duration = _DURATION.fullmatch(value)
         if name != "latency" or not duration:
             raise WrongUsage(f"{word!r}: only latency has a limit, such as latency<=250ms")
-        return Rule(name, "at most", (round(float(duration[1]) * _UNITS_NS[duration[2]]),))
+        return MatchRule(name, "at most", (round(float(duration[1]) * _UNITS_NS[duration[2]]),))
     if value in ("any", "exact") or (value == "class" and name == "ret"):
-        return Rule(name, value)
+        return MatchRule(name, value)
     if name in ("latency", "bytes"):
         raise WrongUsage(f"{word!r}: {name} can be any, exact, or for latency <=250ms")
     if limits := _RANGE.fullmatch(value):
         low, high = int(limits[1], 0), int(limits[2], 0)
         if low > high:
             raise WrongUsage(f"{word!r}: the range is empty")
-        return Rule(name, "range", (low, high))
+        return MatchRule(name, "range", (low, high))
     numbers = value.split("|")
     if not all(re.fullmatch(_NUMBER, number) for number in numbers):
         raise WrongUsage(f"{word!r}: {value} is no number, 1..5, 0|-17, any, exact or class")
-    return Rule(name, "one of", tuple(int(number, 0) for number in numbers))
+    return MatchRule(name, "one of", tuple(int(number, 0) for number in numbers))
 
 
 class Matchers:
@@ -149,7 +149,7 @@ class Matchers:
     The nearest one to an operation decides on a field.
     """
 
-    def __init__(self, rules: Mapping[str, Iterable[Rule]] | None = None) -> None:
+    def __init__(self, rules: Mapping[str, Iterable[MatchRule]] | None = None) -> None:
         self._rules = {
             place: {rule.field: rule for rule in of} for place, of in (rules or {}).items()
         }
@@ -157,7 +157,7 @@ class Matchers:
     def __bool__(self) -> bool:
         return any(self._rules.values())
 
-    def add(self, place: str, rules: Iterable[Rule]) -> None:
+    def add(self, place: str, rules: Iterable[MatchRule]) -> None:
         """More rules for a place; they replace those of the same field there."""
         self._rules.setdefault(place, {}).update({rule.field: rule for rule in rules})
 
@@ -177,11 +177,11 @@ class Matchers:
             }
         )
 
-    def of(self, asked: Asked) -> dict[str, Rule]:
+    def of(self, asked: Asked) -> dict[str, MatchRule]:
         """The rules for an operation, by field."""
         if not self._rules:
             return {}
-        found: dict[str, Rule] = {}
+        found: dict[str, MatchRule] = {}
         for place in (EVERY, asked.message.op, asked.name):
             found |= self._rules.get(place, {})
         return found
@@ -200,7 +200,7 @@ class Matchers:
         return "\n".join(lines) + "\n"
 
 
-def parse_matcher(text: str) -> tuple[str, tuple[Rule, ...]]:
+def parse_matcher(text: str) -> tuple[str, tuple[MatchRule, ...]]:
     """A place and its rules: `1.3 ret=any`, `add_cpu apic_index=any`; raises WrongUsage."""
     place, _, rules = text.strip().partition(" ")
     if not _is_place(place):

@@ -13,7 +13,7 @@ from dissectors.messages import Reply, Request
 from dissectors.services import ServiceReply, ServiceRequest
 
 from ..trace.script import Asked
-from .matchers import Matchers, Rule
+from .matchers import Matchers, MatchRule
 
 Values = dict[str, int | str | None]
 """A reply's fields by name; `answer` is 1, or 0 for silence, and then it is the only one."""
@@ -39,7 +39,7 @@ class Difference:
     field: str
     recorded: int | str | None
     got: int | str | None
-    rule: Rule | None = None
+    rule: MatchRule | None = None
 
 
 def request_values(message: ServiceRequest) -> dict[str, object]:
@@ -96,7 +96,7 @@ def differences(
     return tuple(found)
 
 
-def _accepted(rule: Rule | None, recorded: object, came: object) -> bool:
+def _accepted(rule: MatchRule | None, recorded: object, came: object) -> bool:
     return recorded == came if rule is None else rule.accepts(recorded, came)
 
 

@@ -27,7 +27,7 @@ KINDS: Final = ("simulated", "lab")
 
 
 @dataclass(frozen=True, slots=True)
-class Nameplate:
+class TargetNote:
     """What the guest behind a socket is.
 
     `world` is what it looks like when it boots; `control` is the path of its VMM's side, if it has
@@ -41,10 +41,10 @@ class Nameplate:
     control: str | None = None
 
 
-class HungNameplate:
+class PostedNote:
     """The note beside `socket`, until `close`; a context manager. Raises OSError."""
 
-    def __init__(self, socket: Path, nameplate: Nameplate) -> None:
+    def __init__(self, socket: Path, note: TargetNote) -> None:
         self._path = _beside(socket)
         if _is_a_note(self._path):  # of a guest that was killed
             self._path.unlink()
@@ -53,21 +53,21 @@ class HungNameplate:
         )
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            self.hang(socket, nameplate)
+            self.write(socket, note)
         except BaseException:
             self.close()
             raise
 
-    def hang(self, socket: Path, nameplate: Nameplate) -> None:
+    def write(self, socket: Path, note: TargetNote) -> None:
         """Write it, for the socket that is there now."""
         told = {
             "v": 1,
             "socket": _identity(socket.stat()),
-            "kind": nameplate.kind,
-            "backend": nameplate.backend,
-            "name": nameplate.name,
-            "world": world_table(nameplate.world),
-            "control": nameplate.control,
+            "kind": note.kind,
+            "backend": note.backend,
+            "name": note.name,
+            "world": world_table(note.world),
+            "control": note.control,
         }
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(told).encode(), 0)
@@ -89,7 +89,7 @@ class HungNameplate:
         self.close()
 
 
-def read_nameplate(socket: Path) -> Nameplate | None:
+def read_target_note(socket: Path) -> TargetNote | None:
     """What the guest behind `socket` says it is; None unless it can be believed."""
     try:
         descriptor = os.open(_beside(socket), _READ)
@@ -106,14 +106,14 @@ def read_nameplate(socket: Path) -> Nameplate | None:
         if told.pop("v") != 1 or told.pop("socket") != _identity(behind):
             return None
         world = parse_world("world", told.pop("world"))
-        nameplate = Nameplate(**told, world=world)
+        note = TargetNote(**told, world=world)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     finally:
         os.close(descriptor)
-    texts = [nameplate.backend, nameplate.name, nameplate.control or ""]
-    believable = nameplate.kind in KINDS and all(isinstance(text, str) for text in texts)
-    return nameplate if believable else None
+    texts = [note.backend, note.name, note.control or ""]
+    believable = note.kind in KINDS and all(isinstance(text, str) for text in texts)
+    return note if believable else None
 
 
 def _beside(socket: Path) -> Path:

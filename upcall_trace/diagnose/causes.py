@@ -25,7 +25,7 @@ from dissectors.constants import (
     MessageType,
 )
 
-from ..kernel.model import Connection, Guest
+from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate, Outcome
 from ..kernel.world import World
 from .finding import Ref
@@ -63,7 +63,7 @@ class ModelGuest:
 
     def __init__(self, world: World) -> None:
         self._guest: Guest | None = Guest(world)
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, ServiceThread] = {}
         self._outcomes: dict[Ref, Outcome] = {}
 
     @property

@@ -54,7 +54,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class GuestState:
     """What the guest had.
 
     `model` is None without a world. Otherwise it is `in step`, `parted` when it does not predict
@@ -122,7 +122,7 @@ class Following:
         self._diagnosis = Diagnosis(header, world, dragonball, console)
         self._diagnosis.witness = self
         self._model = self._diagnosis.model
-        self.stopped_at: State | None = None
+        self.stopped_at: GuestState | None = None
         self.before = before
         self.answered = answered
         self._counted = self._diagnosis.session.table = _Counted()
@@ -197,7 +197,7 @@ class Following:
         self._open.pop(at.ref, None)
         self._ledger.take(at, (), answer_lost=True)
 
-    def state(self) -> State:
+    def state(self) -> GuestState:
         """What the guest has now."""
         self._settle(None)
         open_now = sorted(self._open.items(), key=lambda item: item[1][0])
@@ -220,7 +220,7 @@ class Following:
             model = "in step" if self._follows else model
         entries.sort(key=lambda entry: (KINDS.index(type(entry.thing)), entry.thing))
         in_order = tuple(dead[conn] for conn in sorted(dead))
-        return State(model, self._parted_at, tuple(entries), lock, in_order, waiting)
+        return GuestState(model, self._parted_at, tuple(entries), lock, in_order, waiting)
 
     def devices(self) -> tuple[Device, ...]:
         """Ends the recording: devices that were not removed, or that the VMM has alone."""
@@ -331,7 +331,7 @@ def state_of(
     world: World | None = None,
     dragonball: bool = True,
     progress: Progress | None = None,
-) -> State:
+) -> GuestState:
     """What the guest had before an operation of the capture at `path`, or with None at its end.
 
     The operation has to be there. Raises UnreadableInput.

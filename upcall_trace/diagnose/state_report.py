@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..views.text import WIDTH, fields_text, id_list, safe
 from .finding import Ref
 from .ledger import Cpu, CpusOnline, Dead, Entry, Lock, Mmio, Pci, Thing
-from .state import Device, State
+from .state import Device, GuestState
 
 VERSION: Final = 1
 _THERE: Final = {True: "there", False: "absent", None: "open"}
@@ -32,7 +32,7 @@ _DEVICES: Final = {
 _INDENT: Final = " " * 13
 
 
-def as_text(state: State) -> Iterator[str]:
+def as_text(state: GuestState) -> Iterator[str]:
     """What is known, what is inferred, what waits, and at the end what VMM and guest differ in."""
     told = _MODEL[state.model]
     yield told if state.parted is None else f"{told[:-1]}, since {_key(state.parted)}."
@@ -54,7 +54,7 @@ def as_text(state: State) -> Iterator[str]:
     yield from _section("devices to look at", devices)
 
 
-def _rows(state: State, inferred: bool, begin: str) -> Iterator[str]:
+def _rows(state: GuestState, inferred: bool, begin: str) -> Iterator[str]:
     """Everything that is known, or everything that is inferred."""
     for entries in _grouped([e for e in state.entries if bool(e.why) is inferred]):
         entry = entries[0]
@@ -116,7 +116,7 @@ def _key(ref: Ref) -> str:
     return f"{ref.conn}.{ref.request}"
 
 
-def state_object(state: State) -> dict[str, Any]:
+def state_object(state: GuestState) -> dict[str, Any]:
     """`state --json`, without what it says of the operation."""
     entries = [_entry_object(entry) for entry in state.entries]
     return {

@@ -81,9 +81,9 @@ class Guest:
         self.buses = {device.bus for device in world.pci} | set(world.pci_buses)
         self.cut_off = False
 
-    def connect(self) -> Connection:
+    def connect(self) -> ServiceThread:
         """A connection that the guest accepted, before its service byte."""
-        return Connection(self)
+        return ServiceThread(self)
 
     def start_vcpu(self, cpu: int) -> None:
         """The VMM's side: from now on it runs this vCPU."""
@@ -193,7 +193,7 @@ class Guest:
         raise FailedError(ENODEV, "UP403")
 
 
-class Connection:
+class ServiceThread:
     """One accepted connection with its own thread and buffers in the guest."""
 
     def __init__(self, guest: Guest) -> None:

@@ -21,7 +21,7 @@ _NEWEST: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class GuestState:
+class SeenState:
     """What the guest's init saw: CPU numbers, names of disks and virtio devices, MemTotal."""
 
     cpus_online: tuple[int, ...]
@@ -50,7 +50,7 @@ class Console:
         """Everything of this boot."""
         return self._read(self._mark)
 
-    def state(self) -> GuestState | None:
+    def state(self) -> SeenState | None:
         """The newest STATE, None before the first."""
         end = self.path.stat().st_size if self.path.exists() else 0
         for begin in (max(self._mark, end - _NEWEST), self._mark):
@@ -68,13 +68,13 @@ class Console:
             return ""
 
 
-def states(text: str) -> Iterator[GuestState]:
+def states(text: str) -> Iterator[SeenState]:
     """Every STATE line of a console, in order."""
     for line in text.split("\n")[:-1]:  # what follows the last newline may be half a line
         found = _STATE.search(line)
         if found:
             cpus, present, disks, virtio, memory = found.groups()
-            yield GuestState(
+            yield SeenState(
                 _numbers(cpus), _numbers(present), _names(disks), _names(virtio), int(memory)
             )
 

@@ -22,13 +22,13 @@ from dissectors.constants import Arch
 from ..capture.records import Vmm
 from ..control.order_socket import serve_orders
 from ..control.orders import BadOrder, name_and_value
-from ..control.target_note import HungNameplate, Nameplate
+from ..control.target_note import PostedNote, TargetNote
 from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
 from ..simulated.machine import Backend
 from ..sockets.addresses import UnixAddress, answers
 from ..sockets.client import UpcallClient
 from ..sockets.listening import Listener
-from ..sockets.serving import Server
+from ..sockets.serving import StreamServer
 from ..trace.opening import build_index
 from ..vantage.proxy import Proxy
 from ..vantage.recorder import OnStoreError, Recorder, live_header
@@ -102,19 +102,19 @@ class Lab:
         self.address = place / "upcall"
         """Where clients connect."""
         self.control = place / "control"
-        self._nameplate: HungNameplate | None = None
+        self._beside: PostedNote | None = None
         self.console = Console(place / "console.log")
         try:
             place.publish(self._status("booting"))
             if wishes.capture is not None:
                 dump = Path(f"{self.vsock}_{DUMP_PORT}")
-                self._back.enter_context(Server(dump, self._receive_dump))
+                self._back.enter_context(StreamServer(dump, self._receive_dump))
             self._boot()
             if wishes.capture is not None:
                 self._open_capture(wishes.capture)
             self._put_in_front()
-            self._front.enter_context(Server(self.control, self._serve_orders))
-            self._nameplate = self._back.enter_context(HungNameplate(self.address, self._told()))
+            self._front.enter_context(StreamServer(self.control, self._serve_orders))
+            self._beside = self._back.enter_context(PostedNote(self.address, self._told()))
         except BaseException:
             self._end()
             for path in self._dump_files():  # of a lab that never was
@@ -184,8 +184,8 @@ class Lab:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _told(self) -> Nameplate:
-        return Nameplate(
+    def _told(self) -> TargetNote:
+        return TargetNote(
             "lab", Backend.VHOST.value, self.boot.machine.name, world(self.boot), str(self.control)
         )
 
@@ -280,8 +280,8 @@ class Lab:
         self._stop()
         self._boot()
         self._note("the guest was booted anew")
-        if self._nameplate is not None:  # the backend's socket may be a new one
-            self._nameplate.hang(self.address, self._told())
+        if self._beside is not None:  # the backend's socket may be a new one
+            self._beside.write(self.address, self._told())
         self.place.publish(self._status("ready"))
         self._reset_asked.clear()
         self._was_reset.set()
@@ -297,7 +297,7 @@ class Lab:
             behind = path
         if self._wishes.auto:
             gate = Gate(behind, self.follow, self._talk)
-            self._front.enter_context(Server(self.address, gate.serve))
+            self._front.enter_context(StreamServer(self.address, gate.serve))
 
     def _open_capture(self, directory: Path) -> None:
         notes = {"machine": self.boot.machine.name, "guest": "lab"}

@@ -49,7 +49,7 @@ _DRIVERS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class LabMachine:
     """A machine that QEMU can be; `modules` are the stock kernel's, in the order to load them."""
 
     name: str
@@ -58,8 +58,8 @@ class Machine:
     most_cpus: int
 
 
-MICROVM: Final = Machine("microvm", (*_BUS, "virtio_mmio", *_DRIVERS), 1, 1)
-PC: Final = Machine(
+MICROVM: Final = LabMachine("microvm", (*_BUS, "virtio_mmio", *_DRIVERS), 1, 1)
+PC: Final = LabMachine(
     "pc",
     (*_BUS, "virtio_mmio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
      "virtio_mem", *_DRIVERS),
@@ -78,7 +78,7 @@ class Boot:
     kernel is a user's, with upcall built in, and brings all of its CPUs and none of our modules.
     """
 
-    machine: Machine
+    machine: LabMachine
     kernel: Path
     initramfs: Path
     cpus: int

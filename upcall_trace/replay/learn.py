@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..compare.matchers import Matchers, Rule
+from ..compare.matchers import Matchers, MatchRule
 from ..compare.replies import Values, values
 from ..errors import PeerDied
 from ..trace.script import Key
@@ -30,14 +30,14 @@ def learn(replay: Replay, stopped: Callable[[], bool]) -> tuple[Matchers, list[K
             always.append(key)
             continue
         recorded = values(asked.reply)
-        rules: list[Rule] = []
+        rules: list[MatchRule] = []
         for name in {**one, **other}:
             if one.get(name) == other.get(name):
                 continue
             numbers = {side.get(name) for side in (recorded, one, other)}
             whole = [number for number in numbers if isinstance(number, int)]
-            some = Rule(name, "one of", tuple(sorted(whole)))
-            rules.append(some if len(whole) == len(numbers) else Rule(name, "any"))
+            some = MatchRule(name, "one of", tuple(sorted(whole)))
+            rules.append(some if len(whole) == len(numbers) else MatchRule(name, "any"))
         if rules and not _NEVER_LEARNT & {rule.field for rule in rules}:
             learnt.add(f"{key[0]}.{key[1]}", rules)
         elif rules or (one != recorded and not asked.cut_off):

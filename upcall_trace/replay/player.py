@@ -24,7 +24,7 @@ from ..sockets.addresses import Address, UnixAddress, connect_unix, connect_vsoc
 from ..trace.decoding import Session
 from ..trace.operations import NoTable
 from ..trace.script import SILENCE_NS, Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
-from .pace import Pace
+from .tempo import Tempo
 
 _APART_NS: Final = 100_000_000
 """Between a short send and the next one, so that the guest receives them apart; and after one that
@@ -125,7 +125,7 @@ class Player:
         self,
         address: Address,
         script: Script,
-        pace: Pace,
+        pace: Tempo,
         patience: Patience,
         keep: Callable[[Record], None] = lambda _: None,
         order: Callable[[dict[str, object]], str | None] | None = None,

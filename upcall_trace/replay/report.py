@@ -38,7 +38,7 @@ def plan_lines(replay: Replay, allowed: Collection[str]) -> Iterator[str]:
     yield f"{len(plan.rehearsed)} requests to {safe(str(target.address))}, {_kind(target)}"
     if plan.guessed:
         yield "predictions are for a default Kata pod: --world FILE says what the target is like"
-    elif target.plate and target.plate.world != target.world:
+    elif target.note and target.note.world != target.world:
         yield "the world that was given is not the one that the target says it booted with"
     for change in replay.rebase.told() if replay.rebase else ():
         yield f"rebased: {change}"

@@ -28,11 +28,11 @@ from ..trace.opening import Capture, build_index, capture_of
 from ..trace.script import Act, Asked, Key, Script, read_script
 from ..trace.streams import distinct_connections, with_dependencies
 from ..vantage.recorder import OnStoreError, Recorder, live_header
-from .pace import Pace
 from .plan import Plan, make_plan
 from .player import Happening, Patience, Player
 from .rebase import Rebase
 from .target import Target, dangers
+from .tempo import Tempo
 from .verdict import Divergence, Verdict, judge
 
 _ORDER_S = 60.0
@@ -115,7 +115,7 @@ class Terms:
     difference on a guest that may be a real one, too. `rounds` is how often it will be played.
     """
 
-    pace: Pace = field(default_factory=Pace)
+    pace: Tempo = field(default_factory=Tempo)
     patience: Patience = field(default_factory=Patience)
     whole_bytes: bool = False
     reset: bool = False

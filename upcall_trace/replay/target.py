@@ -9,7 +9,7 @@ from pathlib import Path
 from dissectors.constants import Arch
 
 from ..capture.records import Header
-from ..control.target_note import Nameplate, read_nameplate
+from ..control.target_note import TargetNote, read_target_note
 from ..errors import UnreadableInput, WrongUsage
 from ..kernel.world import World, kata_pod
 from ..sockets.addresses import Address, UnixAddress
@@ -41,14 +41,14 @@ class Target:
     guessed: bool
     fingerprint: Mapping[str, str]
     control: Path | None = None
-    plate: Nameplate | None = None
+    note: TargetNote | None = None
     """The note that says what it is, when there is one."""
 
     def is_still_there(self) -> bool:
         """Whether what is behind the address now is what this was found out about."""
-        if self.plate is None or not isinstance(self.address, UnixAddress):
+        if self.note is None or not isinstance(self.address, UnixAddress):
             return True
-        return read_nameplate(self.address.path) == self.plate
+        return read_target_note(self.address.path) == self.note
 
 
 def look_at(
@@ -62,23 +62,23 @@ def look_at(
 
     Raises WrongUsage when that is not what the target says itself.
     """
-    plate: Nameplate | None = None
+    note: TargetNote | None = None
     if isinstance(address, UnixAddress):
-        plate = read_nameplate(address.path)
+        note = read_target_note(address.path)
     known: dict[str, str] = {}
-    if plate is not None:
-        known = {"arch": plate.world.arch.value, "backend": plate.backend, "name": plate.name}
-        if control is None and plate.control:
-            control = Path(plate.control)
+    if note is not None:
+        known = {"arch": note.world.arch.value, "backend": note.backend, "name": note.name}
+        if control is None and note.control:
+            control = Path(note.control)
     elif world is not None:
         known = {"arch": world.arch.value}
     for key, value in (told or {}).items():
         if known.get(key, value) != value:
             raise WrongUsage(f"--target says {key} is {value}; the target says {known[key]}")
-    guessed = world is None and plate is None
-    behind = world or (plate.world if plate else kata_pod(arch))
-    kind = plate.kind if plate else None
-    return Target(address, kind, behind, guessed, known | dict(told or {}), control, plate)
+    guessed = world is None and note is None
+    behind = world or (note.world if note else kata_pod(arch))
+    kind = note.kind if note else None
+    return Target(address, kind, behind, guessed, known | dict(told or {}), control, note)
 
 
 def dangers(target: Target, header: Header) -> list[Danger]:

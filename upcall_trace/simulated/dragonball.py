@@ -30,7 +30,7 @@ class ClientState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Connect:
+class Dial:
     """Open a new stream to the multiplexer and write this line, not before `at_ns`."""
 
     at_ns: int
@@ -50,13 +50,13 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class CalledBack:
     """The open request's callback is called with this reply."""
 
     reply: bytes
 
 
-Action = Connect | Write | Reset | Answered
+Action = Dial | Write | Reset | CalledBack
 
 
 class UpcallBusyError(Exception):
@@ -83,7 +83,7 @@ class DragonballClient:
 
     def start(self, now_ns: int) -> list[Action]:
         """The VM boots: connect for the first time."""
-        return [Connect(now_ns, connect_line().raw)]
+        return [Dial(now_ns, connect_line().raw)]
 
     @property
     def is_ready(self) -> bool:
@@ -120,7 +120,7 @@ class DragonballClient:
                 self.state = ClientState.SERVICE_CONNECTED
             case ClientState.SERVICE_BUSY if len(self._received) >= MESSAGE_SIZE:
                 self.state = ClientState.SERVICE_CONNECTED
-                return [Answered(self._take())]
+                return [CalledBack(self._take())]
         return []
 
     def _take(self) -> bytes:
@@ -138,4 +138,4 @@ class DragonballClient:
             self.gave_up = True
             return actions
         self.reconnects += 1
-        return [*actions, Connect(now_ns + RECONNECT_DELAY_NS, connect_line().raw)]
+        return [*actions, Dial(now_ns + RECONNECT_DELAY_NS, connect_line().raw)]

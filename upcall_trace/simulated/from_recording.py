@@ -143,7 +143,7 @@ def _identity(message: ServiceRequest) -> str:
     return f"{message.op} {request_values(message)}"
 
 
-class _Phase(Enum):
+class _RecordedPhase(Enum):
     LINE = auto()
     SERVICE = auto()
     REQUESTS = auto()
@@ -160,7 +160,7 @@ class RecordedLink:
         self._machine = machine
         self._recorded = Recorded(0)
         self._service: Service = DEVICE_MANAGER
-        self._phase = _Phase.LINE
+        self._phase = _RecordedPhase.LINE
         self._line = b""
         self._buffer = b""
         self._requests = -1
@@ -171,16 +171,16 @@ class RecordedLink:
     def read_size(self) -> int:
         """Bytes that the next read may take; 0 when nobody reads any more."""
         match self._phase:
-            case _Phase.LINE | _Phase.SERVICE:
+            case _RecordedPhase.LINE | _RecordedPhase.SERVICE:
                 return 1
-            case _Phase.REQUESTS:
+            case _RecordedPhase.REQUESTS:
                 return self._service.request_size
         return 0
 
     @property
     def silent(self) -> bool:
         """True when the connection stays open and says nothing more."""
-        return self._phase is _Phase.SILENT
+        return self._phase is _RecordedPhase.SILENT
 
     def receive(self, received: bytes, now_ns: int) -> list[Step]:
         """What comes of a read, or with `b""` of the client's end of file."""
@@ -188,11 +188,11 @@ class RecordedLink:
         if not received:
             return self._close()
         match self._phase:
-            case _Phase.LINE:
+            case _RecordedPhase.LINE:
                 return self._connect(received)
-            case _Phase.SERVICE:
+            case _RecordedPhase.SERVICE:
                 return self._greet(received[0])
-            case _Phase.REQUESTS:
+            case _RecordedPhase.REQUESTS:
                 return self._answer(received)
         return []
 
@@ -202,7 +202,7 @@ class RecordedLink:
         return self._close()
 
     def _close(self) -> list[Step]:
-        self._phase = _Phase.CLOSED
+        self._phase = _RecordedPhase.CLOSED
         return [Step(self._now_ns, None)]
 
     def _fault(self, what: str) -> list[Step]:
@@ -223,7 +223,7 @@ class RecordedLink:
         self._recorded = recorded
         if recorded.ok is None:
             return self._close()
-        self._phase = _Phase.SERVICE
+        self._phase = _RecordedPhase.SERVICE
         self.deadline_ns = self._now_ns + SERVICE_BYTE_LIMIT_NS
         return [Step(self._now_ns, recorded.ok)]
 
@@ -237,7 +237,7 @@ class RecordedLink:
             )
         self._service = service_for(value) or DEVICE_MANAGER
         self._buffer = bytes(self._service.request_size)
-        self._phase = _Phase.REQUESTS
+        self._phase = _RecordedPhase.REQUESTS
         steps = [Step(self._now_ns, recorded.greeting)] if recorded.greeting else []
         return steps + self._after(self._now_ns)
 
@@ -260,5 +260,5 @@ class RecordedLink:
         """The guest's end, where it came before the client's and nothing else is left."""
         if self._machine.matching or self._recorded.asked or not self._recorded.closed:
             return []
-        self._phase = _Phase.CLOSED
+        self._phase = _RecordedPhase.CLOSED
         return [Step(due_ns, None)]

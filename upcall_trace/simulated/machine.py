@@ -116,7 +116,7 @@ class Step:
     sent: bytes | None
 
 
-class _Phase(Enum):
+class _LinkPhase(Enum):
     LINE = auto()
     SERVICE = auto()
     REQUESTS = auto()
@@ -137,7 +137,7 @@ class Link:
         self.number = machine.links
         self._machine = machine
         self._connection = machine.guest.connect()
-        self._phase = _Phase.LINE
+        self._phase = _LinkPhase.LINE
         self._line = b""
         self._request = -1
         self._now_ns = now_ns
@@ -147,41 +147,41 @@ class Link:
     def read_size(self) -> int:
         """Bytes that the next read may take; 0 when nobody reads any more."""
         match self._phase:
-            case _Phase.REQUESTS:
+            case _LinkPhase.REQUESTS:
                 return MESSAGE_SIZE
-            case _Phase.LINE:
+            case _LinkPhase.LINE:
                 # Dragonball reads up to the newline, so what follows is left for the guest.
                 dragonball = self._machine.habits.backend is Backend.DRAGONBALL
                 return 1 if dragonball else _BULK_SIZE
-            case _Phase.SERVICE:
+            case _LinkPhase.SERVICE:
                 return 1
-            case _Phase.ECHO:
+            case _LinkPhase.ECHO:
                 return _BULK_SIZE
         return 0
 
     @property
     def silent(self) -> bool:
         """True when the guest's thread is gone: the connection stays open and says nothing."""
-        return self._phase is _Phase.SILENT
+        return self._phase is _LinkPhase.SILENT
 
     def receive(self, received: bytes, now_ns: int) -> list[Step]:
         """What comes of a read, or with `b""` of the client's end of file."""
         self._now_ns = now_ns
         if not received:
-            return self._close() if self._phase is not _Phase.CLOSED else []
+            return self._close() if self._phase is not _LinkPhase.CLOSED else []
         match self._phase:
-            case _Phase.REQUESTS:
+            case _LinkPhase.REQUESTS:
                 return self._answer(received)
-            case _Phase.LINE:
+            case _LinkPhase.LINE:
                 return self._connect(received)
-            case _Phase.SERVICE:
+            case _LinkPhase.SERVICE:
                 self.deadline_ns = None
                 greeting = self._connection.service(received[0])
                 if greeting is None or self._machine.guest.cut_off:
                     return self._close()
-                self._phase = _Phase.REQUESTS
+                self._phase = _LinkPhase.REQUESTS
                 return [Step(now_ns, greeting)]
-            case _Phase.ECHO if not self._machine.guest.cut_off:
+            case _LinkPhase.ECHO if not self._machine.guest.cut_off:
                 return [Step(now_ns, received)]
         return []
 
@@ -192,7 +192,7 @@ class Link:
         return self._close()
 
     def _close(self) -> list[Step]:
-        self._phase = _Phase.CLOSED
+        self._phase = _LinkPhase.CLOSED
         return [Step(self._now_ns, None)]
 
     def _connect(self, received: bytes) -> list[Step]:
@@ -206,10 +206,10 @@ class Link:
         if port not in listened or self._machine.guest.cut_off:
             return self._close()
         if port == habits.port:
-            self._phase = _Phase.SERVICE
+            self._phase = _LinkPhase.SERVICE
             self.deadline_ns = self._now_ns + SERVICE_BYTE_LIMIT_NS
         else:
-            self._phase = _Phase.ECHO
+            self._phase = _LinkPhase.ECHO
         dragonball = habits.backend is Backend.DRAGONBALL
         local_port = _FIRST_LOCAL_PORT + self.number - 1 if dragonball else port
         return [Step(self._now_ns, ok_line(local_port).raw)]
@@ -229,7 +229,7 @@ class Link:
         else:
             outcome = self._connection.receive(piece)
         if outcome.fate is not Fate.ANSWERED and not (fault and fault.action == "close"):
-            self._phase = _Phase.SILENT
+            self._phase = _LinkPhase.SILENT
             return []
         return self._steps(outcome, fault, self._due(outcome))
 

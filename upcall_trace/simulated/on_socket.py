@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ..control.order_socket import serve_orders
-from ..control.target_note import HungNameplate, Nameplate
+from ..control.target_note import PostedNote, TargetNote
 from ..errors import WrongUsage
 from ..kernel.faults import Fault
 from ..kernel.world import World, kata_pod
 from ..sockets.addresses import UNIX_PATH_LIMIT
-from ..sockets.serving import Server
+from ..sockets.serving import StreamServer
 from .machine import Habits, Link, Machine, Step
 
 
@@ -50,13 +50,13 @@ class SimulatedGuest:
         self._machine = Machine(world or kata_pod(), habits, faults, seed, talk)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._servers: list[Server] = []
-        self._nameplate: HungNameplate | None = None
+        self._servers: list[StreamServer] = []
+        self._note: PostedNote | None = None
         try:
-            self._servers.append(Server(self.path, self._serve))
-            self._nameplate = hang(self.path, _nameplate(self._machine, control))
+            self._servers.append(StreamServer(self.path, self._serve))
+            self._note = post_note(self.path, _note(self._machine, control))
             if control is not None:
-                self._servers.append(Server(control, self._serve_control))
+                self._servers.append(StreamServer(control, self._serve_control))
         except BaseException:
             self.close()
             raise
@@ -83,8 +83,8 @@ class SimulatedGuest:
     def close(self) -> None:
         """Stop listening and end every connection."""
         self._stopping.set()
-        if self._nameplate is not None:
-            self._nameplate.close()
+        if self._note is not None:
+            self._note.close()
         for server in self._servers:
             server.close()
         if self._directory is not None:
@@ -105,15 +105,15 @@ class SimulatedGuest:
         serve_orders(stream, self.control)
 
 
-def _nameplate(machine: Machine, control: Path | None) -> Nameplate:
+def _note(machine: Machine, control: Path | None) -> TargetNote:
     where = str(control.absolute()) if control else None
     if where and len(where.encode()) > UNIX_PATH_LIMIT:
         where = None  # it can only be reached by a relative path
     backend = machine.habits.backend.value
-    return Nameplate("simulated", backend, "simulated", machine.world, where)
+    return TargetNote("simulated", backend, "simulated", machine.world, where)
 
 
-class Conversation(Protocol):
+class Served(Protocol):
     """One end of a connection without its socket: `machine.Link`, or one like it."""
 
     deadline_ns: int | None
@@ -130,7 +130,7 @@ class Conversation(Protocol):
 
 
 def converse(
-    stream: socket.socket, link: Conversation, lock: threading.Lock, stopping: threading.Event
+    stream: socket.socket, link: Served, lock: threading.Lock, stopping: threading.Event
 ) -> None:
     """Serve a stream with what `link` says, until either side ends it; `lock` guards the link."""
     while True:
@@ -146,7 +146,7 @@ def converse(
                 return
 
 
-def _receive(stream: socket.socket, link: Conversation) -> bytes | None:
+def _receive(stream: socket.socket, link: Served) -> bytes | None:
     """What came, or None when the link's deadline passed before anything did."""
     if link.deadline_ns is None:
         return stream.recv(link.read_size)
@@ -171,10 +171,10 @@ def _take(stream: socket.socket, step: Step, stopping: threading.Event) -> bool:
     return True
 
 
-def hang(path: Path, told: Nameplate) -> HungNameplate:
+def post_note(path: Path, told: TargetNote) -> PostedNote:
     """Tell whoever looks at the socket that no real guest is behind it; raises WrongUsage."""
     try:
-        return HungNameplate(path, told)
+        return PostedNote(path, told)
     except OSError as error:
         raise WrongUsage(f"{path} cannot be told to be simulated: {error.strerror}") from None
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Self
 
-from ..control.target_note import Nameplate
+from ..control.target_note import TargetNote
 from ..kernel.world import kata_pod
-from ..sockets.serving import Server
+from ..sockets.serving import StreamServer
 from .from_recording import RecordedLink, RecordedMachine
-from .on_socket import converse, hang
+from .on_socket import converse, post_note
 
 
 class RecordedGuest:
@@ -25,11 +25,11 @@ class RecordedGuest:
         self._machine = machine
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._server = Server(path, self._serve)
+        self._server = StreamServer(path, self._serve)
         try:
             # What it looks like inside nobody knows; that nothing in it can break is certain.
-            told = Nameplate("simulated", "recording", "recording", kata_pod(machine.arch))
-            self._nameplate = hang(path, told)
+            told = TargetNote("simulated", "recording", "recording", kata_pod(machine.arch))
+            self._note = post_note(path, told)
         except BaseException:
             self._server.close()
             raise
@@ -37,7 +37,7 @@ class RecordedGuest:
     def close(self) -> None:
         """Stop listening and end every connection."""
         self._stopping.set()
-        self._nameplate.close()
+        self._note.close()
         self._server.close()
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ from dissectors.messages import (
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
 
 from ..control.orders import order_of
-from ..kernel.model import Connection, Guest
+from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
 from ..kernel.world import PciDevice, Window, World
 from ..trace.script import Act, Asked, Key, Send, Step
@@ -48,7 +48,7 @@ class Rehearsal:
 
     def __init__(self, world: World) -> None:
         self.guest = Guest(world)
-        self._connections: dict[int, Connection | None] = {}
+        self._connections: dict[int, ServiceThread | None] = {}
 
     def take(self, step: Step, asked: Mapping[Key, Asked]) -> Iterator[Rehearsed]:
         """What comes of a step; only sends with requests come to anything."""

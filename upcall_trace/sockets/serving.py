@@ -16,7 +16,7 @@ _ACCEPT_PAUSE_S: Final = 0.05
 _JOIN_S: Final = 2.0
 
 
-class Server:
+class StreamServer:
     """Listens at `path`; `serve` runs in a thread for each connection, which ends with it.
 
     An OSError out of `serve` means that the peer went away. Raises WrongUsage when the path cannot

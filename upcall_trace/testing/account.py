@@ -17,7 +17,7 @@ from .settings import SUFFIX, from_settings
 
 
 @dataclass(slots=True)
-class Done:
+class WorkDone:
     """What a test did with recordings since its last report.
 
     `folders` are directories that it had recordings looked up in. `code` is the exit code of its
@@ -31,12 +31,12 @@ class Done:
     code: int | None = None
 
 
-_DONE: Final = pytest.StashKey[Done]()
+_DONE: Final = pytest.StashKey[WorkDone]()
 
 
-def done_by(item: pytest.Item) -> Done:
+def done_by(item: pytest.Item) -> WorkDone:
     """To be added to by whoever does something."""
-    return item.stash.setdefault(_DONE, Done())
+    return item.stash.setdefault(_DONE, WorkDone())
 
 
 def send_along(item: pytest.Item, report: Any) -> None:
@@ -82,7 +82,7 @@ class Account:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """One phase of one test."""
-        done = Done(**getattr(report, "upcall", {}))
+        done = WorkDone(**getattr(report, "upcall", {}))
         if report.failed:
             self._codes.add(ExitCode.DIFFERENT if done.code is None else done.code)
         self._partly = self._partly or report.skipped

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from ..replay.run import Recording
     from ..replay.verdict import Verdict
     from ..simulated.on_socket import SimulatedGuest
-    from .channel import Channel
+    from .channel_under_test import ChannelUnderTest
 
-_CHANNEL: Final = pytest.StashKey["Channel"]()
+_CHANNEL: Final = pytest.StashKey["ChannelUnderTest"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -171,13 +171,13 @@ def upcall_replay(request: pytest.FixtureRequest) -> Callable[..., Verdict]:
 @pytest.fixture
 def upcall_channel(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Channel]:
+) -> Iterator[ChannelUnderTest]:
     """A socket for the test's own client at `.path`, behind it the guest.
 
     What passes is compared with the test's recording when the test has passed, or becomes that
     recording, as --upcall-record says. `.order` reaches the VMM's side.
     """
-    from .channel import Channel, Expected, Keep
+    from .channel_under_test import ChannelUnderTest, Expected, Keep
 
     item: pytest.Item = request.node
     with _as_failure():
@@ -188,7 +188,7 @@ def upcall_channel(
         recording = _read(item, path) if keep == Keep.NOTHING.value else None
         extra, unused = (verdict_of(item, name) == "fail" for name in ("extra", "unused"))
         traffic = tmp_path_factory.mktemp("upcall") / path.name
-        channel = Channel(
+        channel = ChannelUnderTest(
             choice_of(item), Expected(path, recording, extra, unused), Keep(keep), traffic
         )
     item.stash[_CHANNEL] = channel

@@ -54,7 +54,7 @@ class Run(NamedTuple):
     request: int | None
 
 
-class _Asked(NamedTuple):
+class _Shape(NamedTuple):
     """What a reply's bytes depend on."""
 
     executed: bool
@@ -77,7 +77,7 @@ class Provenance:
         self._request_owners = _Owners(owner)
         self._reply_owners = _Owners(owner)
         self._last_reply: bytes | None = bytes(MESSAGE_SIZE) if from_start else None
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, _Shape] = {}
 
     def request(self, event: RequestReceived) -> list[Run]:
         """The runs of a request as the guest saw it; none for a service that is not known here."""
@@ -85,7 +85,7 @@ class Provenance:
         if not isinstance(request, Request):
             return []
         if len(self._asked) < _KEPT_OPEN:
-            self._asked[event.number] = _Asked(
+            self._asked[event.number] = _Shape(
                 request.magic_version == MAGIC_VERSION,
                 request.msg_type,
                 isinstance(request, CpuRequestArm),
@@ -140,7 +140,7 @@ class Provenance:
         self._last_reply = None
         self._reply_owners.write(0, _LOAD_END, _UNKNOWN)
 
-    def _writes_ret(self, asked: _Asked | None, reply: Reply) -> bool | None:
+    def _writes_ret(self, asked: _Shape | None, reply: Reply) -> bool | None:
         """Whether the guest wrote `ret`; None when that cannot be told by the request."""
         if asked is None:
             return None
@@ -151,7 +151,7 @@ class Provenance:
             return None if reply.ret == ENODEV else False
         return True
 
-    def _writes_load(self, asked: _Asked | None, reply: Reply, raw: bytes) -> bool | None:
+    def _writes_load(self, asked: _Shape | None, reply: Reply, raw: bytes) -> bool | None:
         """Whether the guest wrote `apic_index` or `cpu_id`; None when that cannot be told."""
         if asked is None:
             return None

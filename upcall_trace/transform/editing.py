@@ -15,7 +15,7 @@ from typing import Final
 from dissectors.events import RequestReceived
 
 from ..capture.records import LEFT_OUT, Chunk, End, Gap, GaveUp, Header, Mark, Record, Vmm
-from ..compare.matchers import MARK, Rule
+from ..compare.matchers import MARK, MatchRule
 from ..compare.replies import request_values
 from ..errors import WrongUsage
 from ..trace.decoding import Session
@@ -50,7 +50,7 @@ class Edits:
     kept: Collection[Key] | None = None
     moves: Sequence[Move] = ()
     settings: Sequence[tuple[Key, Setting]] = ()
-    matchers: Sequence[tuple[Key, tuple[Rule, ...]]] = ()
+    matchers: Sequence[tuple[Key, tuple[MatchRule, ...]]] = ()
     answers: Mapping[Key, bytes | None] = field(default_factory=dict)
     without: Collection[int] = ()
 

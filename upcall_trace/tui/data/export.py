@@ -19,7 +19,7 @@ from ...trace.streams import all_records, with_dependencies
 from ...transform.composing import keep_operations
 from ...views.json_objects import operation_object
 from ...views.text import HEADING, operation_text, safe
-from .order import Rows
+from .line_order import Rows
 
 KINDS: Final = {
     ".txt": "text, as show prints it",

@@ -24,7 +24,7 @@ from ...diagnose.finding import Finding
 from ...diagnose.log_matching import ConsoleMatcher
 from ...diagnose.log_story import of_vmm_log
 from ...diagnose.run import Logs
-from ...diagnose.state import Following, State
+from ...diagnose.state import Following, GuestState
 from ...kernel.world import World
 from ...sources import Source, open_source
 from ...trace.operations import Operation, Operations
@@ -59,13 +59,13 @@ class Moment:
     """What is known around one operation; `after` and `reply` are None while it is unanswered."""
 
     row: int
-    before: State
-    after: State | None
+    before: GuestState
+    after: GuestState | None
     request: Message
     reply: Message | None
 
 
-class Told(NamedTuple):
+class WalkProgress(NamedTuple):
     """What the walk says now and then."""
 
     findings: list[Finding]
@@ -75,7 +75,7 @@ class Told(NamedTuple):
     ended: bool
 
 
-class _Place(NamedTuple):
+class _Halt(NamedTuple):
     records: int
     offset: int
     rows: int
@@ -89,12 +89,12 @@ class Walk:
         self,
         path: Path,
         world: World | None,
-        tell: Callable[[Told], None],
+        tell: Callable[[WalkProgress], None],
     ) -> None:
         self._path = path
         self._world = world
         self._tell = tell
-        self._places: list[_Place] = []
+        self._places: list[_Halt] = []
         self._for_logs: list[Finding] = []
         self._rests_until = 0.0
         self.passed = 0
@@ -160,7 +160,7 @@ class Walk:
 
     def _keep(self, following: Following, records: int, offset: int) -> None:
         packed = zlib.compress(pickle.dumps(following, pickle.HIGHEST_PROTOCOL), 1)
-        self._places.append(_Place(records, offset, following.rows, packed))
+        self._places.append(_Halt(records, offset, following.rows, packed))
 
     def _say(self, found: list[Finding], following: Following, offset: int, ended: bool) -> None:
         self.passed = following.rows
@@ -171,7 +171,7 @@ class Walk:
             if finding.code in _NEEDED_BY_LOGS
             and all(finding.code != known.code for known in self._for_logs)
         ]
-        self._tell(Told(found, self.passed, offset, ended))
+        self._tell(WalkProgress(found, self.passed, offset, ended))
 
     def moment(
         self, operations: Operations, row: int, cancelled: Callable[[], bool]

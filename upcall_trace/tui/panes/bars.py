@@ -9,7 +9,7 @@ from textual.widget import Widget
 
 from ...views.text import safe
 from .looks import look
-from .pieces import Line, cut
+from .styled import Line, cut
 
 
 class Bar(Widget):

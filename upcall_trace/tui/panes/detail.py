@@ -17,7 +17,7 @@ from ...trace.provenance import Run
 from ..data.walk import Message
 from .line_view import LineView, TextLines, plain
 from .message_fields import ShownField
-from .pieces import Line, Piece
+from .styled import Line, Styled
 
 _OFFSET: Final = 7
 _FOR_16: Final = _OFFSET + 3 * 16 + 2 + 16
@@ -51,7 +51,7 @@ class FieldTree(TextLines):
             sign = "".join(_SIGNS[kind] for kind in field.kinds)[-1:] or " "
             look = next((k for k in ("stale", "padding") if k in field.kinds), "")
             label = f"{sign}{field.name:<14}"
-            lines.append([Piece(" "), Piece(label, look or "heading"), Piece(field.value, look)])
+            lines.append([Styled(" "), Styled(label, look or "heading"), Styled(field.value, look)])
         lines += [plain(fact, "dim") for fact in facts]
         self.cursor = self._above_fields if fields else 0
         self.show(lines)
@@ -157,15 +157,15 @@ class HexDump(LineView):
             marked = self.byte <= at < self.byte + self.span
             look = "marked" if marked else kind
             gap = " " if at % self.row_size else ""
-            hexes += [Piece(gap, ""), Piece(f"{byte:02x}", look)]
-            letters.append(Piece(chr(byte) if 32 <= byte < 127 else ".", look))
+            hexes += [Styled(gap, ""), Styled(f"{byte:02x}", look)]
+            letters.append(Styled(chr(byte) if 32 <= byte < 127 else ".", look))
         room = self.row_size * 3 - 1
         filled = max(len(row) * 3 - 1, 0)
         return [
-            Piece(" "),
-            Piece(f"{begin:04x}  ", "dim"),
+            Styled(" "),
+            Styled(f"{begin:04x}  ", "dim"),
             *hexes,
-            Piece(" " * (room - filled + 2)),
+            Styled(" " * (room - filled + 2)),
             *letters,
         ]
 

@@ -11,7 +11,7 @@ from ...diagnose.finding import Finding
 from ...logs.evidence import Evidence
 from ...views.text import safe
 from .line_view import LineView
-from .pieces import SEVERITY_LOOKS, SIGNS, Line, Piece
+from .styled import SEVERITY_LOOKS, SIGNS, Line, Styled
 
 _LABEL: Final = 6
 _TEXT_LIMIT: Final = 4000
@@ -48,7 +48,7 @@ class FindingPane(LineView):
         told: list[_Told] = []
         for finding in self._findings:
             if told:
-                told.append(_Told([Piece("")]))
+                told.append(_Told([Styled("")]))
             told += _of_finding(finding, width)
         for mark in self._remarks:
             name = "" if mark.name == COMMENT else f"{mark.name} "
@@ -77,7 +77,9 @@ def _of_finding(finding: Finding, width: int) -> Iterable[_Told]:
     if finding.request is not None:
         place = f" at {finding.conn}.{finding.request}"
     head = f"{finding.severity.word}{possibly}: {finding.code} {finding.name}{place}"
-    yield _Told([Piece(" "), Piece(SIGNS[finding.severity], look), Piece(f" {safe(head)}", look)])
+    yield _Told(
+        [Styled(" "), Styled(SIGNS[finding.severity], look), Styled(f" {safe(head)}", look)]
+    )
     for label in _SENTENCES:
         yield from _wrapped(label, safe(getattr(finding, label)[:_TEXT_LIMIT]), width)
     for evidence in finding.evidence:
@@ -102,4 +104,4 @@ def _wrapped(label: str, text: str, width: int, kind: str = "") -> Iterable[_Tol
     lines = textwrap.wrap(text, max(width - len(head), 8)) or [""]
     for number, line in enumerate(lines):
         begin = head if number == 0 else " " * len(head)
-        yield _Told([Piece(" "), Piece(begin, "heading"), Piece(line, kind)])
+        yield _Told([Styled(" "), Styled(begin, "heading"), Styled(line, kind)])

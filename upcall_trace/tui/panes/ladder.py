@@ -10,18 +10,18 @@ from ...capture.records import COMMENT
 from ...diagnose.finding import Severity
 from ...trace.operations import Operation, Operations
 from ...views.text import safe
-from ..data.order import Line as Place
-from ..data.order import Order, Shows
-from ..data.recording import Arranged, Recording, Wanted
+from ..data.browsed import Arranged, BrowsedCapture, Wanted
+from ..data.line_order import Line as Place
+from ..data.line_order import Order, Shows
 from .ladder_lines import Beside, Clock, connection_line, heading, operation_line, time_text
 from .line_view import LineView, plain
-from .pieces import Line
+from .styled import Line
 
 
 class Ladder(LineView):
     """Draws the lines that `arranged` has; nothing is kept for a line that is not seen."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: BrowsedCapture) -> None:
         super().__init__(id="ladder")
         self.border_title = "2 ladder"
         self.recording = recording

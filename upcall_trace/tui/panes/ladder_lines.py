@@ -13,8 +13,8 @@ from ...diagnose.finding import Severity
 from ...trace.decoding import Connection
 from ...trace.operations import Operation
 from ...views.text import duration, fields_text, result_text, safe, seconds
-from ..data.order import Shows
-from .pieces import SEVERITY_LOOKS, SIGNS, Line, Piece, cut, deadline
+from ..data.line_order import Shows
+from .styled import SEVERITY_LOOKS, SIGNS, Line, Styled, cut, deadline
 
 GUTTER: Final = 4
 _TIME: Final = 13
@@ -73,7 +73,7 @@ class Beside:
 def heading(width: int) -> Line:
     """The line above the ladder."""
     text = f"{'req':>{GUTTER + _key(width) - 1}} {'time':>{_TIME - 1}} "
-    return [Piece(f"{text}VMM{'guest':>{_lane(width) - 1}}", "heading")]
+    return [Styled(f"{text}VMM{'guest':>{_lane(width) - 1}}", "heading")]
 
 
 def operation_line(shows: Shows, operation: Operation, width: int, beside: Beside) -> Line:
@@ -92,12 +92,14 @@ def _lane(width: int) -> int:
     return min(max(width - GUTTER - _key(width) - _TIME - 2, _LEAST_LANE), _WIDEST_LANE)
 
 
-def _gutter(beside: Beside) -> list[Piece]:
+def _gutter(beside: Beside) -> list[Styled]:
     return [
-        Piece(" "),
-        Piece(SIGNS[beside.severity], "dim" if beside.context else SEVERITY_LOOKS[beside.severity]),
-        Piece(beside.sign, "key"),
-        Piece("#" if beside.remarked else " ", "remark"),
+        Styled(" "),
+        Styled(
+            SIGNS[beside.severity], "dim" if beside.context else SEVERITY_LOOKS[beside.severity]
+        ),
+        Styled(beside.sign, "key"),
+        Styled("#" if beside.remarked else " ", "remark"),
     ]
 
 
@@ -108,8 +110,8 @@ def _laned(middle: Line, fill: str, end: Line, lane: int) -> Line:
     for piece in middle:
         text = cut(piece.text, room)
         room -= len(text)
-        line.append(Piece(text, piece.kind))
-    return [*line, Piece(fill * room, "dim"), *end]
+        line.append(Styled(text, piece.kind))
+    return [*line, Styled(fill * room, "dim"), *end]
 
 
 def _request(operation: Operation, width: int, beside: Beside) -> Line:
@@ -121,9 +123,9 @@ def _request(operation: Operation, width: int, beside: Beside) -> Line:
     said = f" {name} {fields}".rstrip() + " "
     return [
         *_gutter(beside),
-        Piece(f"{cut(key, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
-        Piece(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
-        *_laned([Piece("├─", "dim"), Piece(said, plain)], "─", [Piece("►│", "dim")], lane),
+        Styled(f"{cut(key, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
+        Styled(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
+        *_laned([Styled("├─", "dim"), Styled(said, plain)], "─", [Styled("►│", "dim")], lane),
     ]
 
 
@@ -140,16 +142,16 @@ def _reply(operation: Operation, width: int, beside: Beside) -> Line:
     least = len(tags[0]) + 2 if tags else 0
     notes = cut(f" {' '.join(tags)} " if tags else "", max(lane - len(result) - 3, least))
     result = cut(result, max(lane - len(notes) - 4, 0))
-    noted = Piece(notes, plain or SEVERITY_LOOKS.get(beside.severity, "") or "warning")
+    noted = Styled(notes, plain or SEVERITY_LOOKS.get(beside.severity, "") or "warning")
     if operation.ret is None:
-        arrow, fill, end = "✗", " ", [noted, Piece("│", "dim")]
+        arrow, fill, end = "✗", " ", [noted, Styled("│", "dim")]
     else:
-        arrow, fill, end = "◄", "─", [noted, Piece("─┤", "dim")]
+        arrow, fill, end = "◄", "─", [noted, Styled("─┤", "dim")]
     return [
         *_gutter(beside),
-        Piece(f"{sign:>{_key(width) - 1}} ", plain or (late.look if late else "")),
-        Piece(f"{latency:>{_TIME - 1}} ", plain or (late.look if late else "dim")),
-        *_laned([Piece("│", "dim"), Piece(f"{arrow} {result} ", look)], fill, end, lane),
+        Styled(f"{sign:>{_key(width) - 1}} ", plain or (late.look if late else "")),
+        Styled(f"{latency:>{_TIME - 1}} ", plain or (late.look if late else "dim")),
+        *_laned([Styled("│", "dim"), Styled(f"{arrow} {result} ", look)], fill, end, lane),
     ]
 
 
@@ -166,12 +168,12 @@ def connection_line(shows: Shows, connection: Connection, width: int, beside: Be
     look = plain or ("error" if severity >= Severity.ERROR else "dim")
     return [
         *_gutter(beside),
-        Piece(f"{cut(name, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
-        Piece(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
+        Styled(f"{cut(name, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
+        Styled(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
         *_laned(
-            [Piece("│", "dim"), Piece(f" {said} ", look)],
+            [Styled("│", "dim"), Styled(f" {said} ", look)],
             "·",
-            [Piece(notes, plain or SEVERITY_LOOKS.get(severity, "")), Piece("│", "dim")],
+            [Styled(notes, plain or SEVERITY_LOOKS.get(severity, "")), Styled("│", "dim")],
             _lane(width),
         ),
     ]

@@ -13,7 +13,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from .looks import CURSOR, look
-from .pieces import Line, Piece
+from .styled import Line, Styled
 
 _EMPTY: Final = Strip([])
 
@@ -191,4 +191,4 @@ class TextLines(LineView):
 
 def plain(text: str, kind: str = "") -> Line:
     """A line of one kind, behind the column for the cursor."""
-    return [Piece(" "), Piece(text, kind)]
+    return [Styled(" "), Styled(text, kind)]

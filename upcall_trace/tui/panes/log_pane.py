@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from ...logs.lines import read_lines
 from ...views.text import safe, seconds
 from .line_view import LineView
-from .pieces import Line, Piece, cut
+from .styled import Line, Styled, cut
 
 _ANY: Final = re.compile(b"")
 _KEPT: Final = 100_000
@@ -21,7 +21,7 @@ _SHOWN: Final = 2000
 _TIME: Final = 13
 
 
-class LogLine(NamedTuple):
+class LogRow(NamedTuple):
     """A line of a log. Its times are None where it has none; `wall_ns` is since 1970."""
 
     source: str
@@ -31,11 +31,11 @@ class LogLine(NamedTuple):
     wall_ns: int | None
 
 
-def read_log(path: Path, source: str) -> list[LogLine]:
+def read_log(path: Path, source: str) -> list[LogRow]:
     """The first lines of a log, as many as can be kept; raises UnreadableInput."""
     lines = read_lines(path, _ANY)
     return [
-        LogLine(source, line.number, safe(line.text[:_SHOWN]), line.guest_ns, line.wall_ns)
+        LogRow(source, line.number, safe(line.text[:_SHOWN]), line.guest_ns, line.wall_ns)
         for line in islice(lines, _KEPT)
     ]
 
@@ -46,11 +46,11 @@ class LogPane(LineView):
     def __init__(self) -> None:
         super().__init__(id="log")
         self.border_title = "7 log"
-        self._logs: Sequence[Sequence[LogLine]] = ()
-        self._lines: list[LogLine] = []
+        self._logs: Sequence[Sequence[LogRow]] = ()
+        self._lines: list[LogRow] = []
         self._times: list[int] = []
 
-    def take(self, logs: Sequence[Sequence[LogLine]]) -> None:
+    def take(self, logs: Sequence[Sequence[LogRow]]) -> None:
         """Show these logs from now on."""
         self._logs = logs
         self._lines = [line for log in logs for line in log]
@@ -93,21 +93,21 @@ class LogPane(LineView):
 
     def line(self, number: int, width: int) -> Line:
         if not self._lines:
-            return [Piece(" "), Piece("no log was given: --console FILE, --vmm-log FILE", "dim")]
+            return [Styled(" "), Styled("no log was given: --console FILE, --vmm-log FILE", "dim")]
         line = self._lines[number]
         time = seconds(self._times[number]) if self.t_ns is not None else ""
         vmm = line.source == "vmm-log"
         return [
-            Piece(" "),
-            Piece(f"{'vmm' if vmm else 'guest':<6}", "link" if vmm else "heading"),
-            Piece(f"{cut(time, _TIME - 1):>{_TIME - 1}} ", "dim"),
-            Piece(line.text[:width]),
+            Styled(" "),
+            Styled(f"{'vmm' if vmm else 'guest':<6}", "link" if vmm else "heading"),
+            Styled(f"{cut(time, _TIME - 1):>{_TIME - 1}} ", "dim"),
+            Styled(line.text[:width]),
         ]
 
 
 def _timed(
-    log: Sequence[LogLine], wall_ns: int | None, guest_offset_ns: int | None
-) -> Iterator[tuple[int, LogLine]]:
+    log: Sequence[LogRow], wall_ns: int | None, guest_offset_ns: int | None
+) -> Iterator[tuple[int, LogRow]]:
     t_ns = 0
     for line in log:
         if line.guest_ns is not None and guest_offset_ns is not None:

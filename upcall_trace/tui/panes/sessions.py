@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from ...views.text import duration
-from ..data.recording import Recording
+from ..data.browsed import BrowsedCapture
 from ..data.summary import Summary
 from .ladder_lines import state_text
 from .line_view import LineView
-from .pieces import Line, Piece, cut, deadline
+from .styled import Line, Styled, cut, deadline
 
 _WIDTHS: Final = (5, 9, 13, 7, 6, 7, 7)
 _HEADINGS: Final = ("conn", "opened", "state", "asked", "failed", "p50", "max")
@@ -18,7 +18,7 @@ _HEADINGS: Final = ("conn", "opened", "state", "asked", "failed", "p50", "max")
 class Sessions(LineView):
     """Line 0 stands for all connections, line n for the n-th of them."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: BrowsedCapture) -> None:
         super().__init__(id="sessions")
         self.border_title = "1 sessions"
         self.recording = recording
@@ -39,7 +39,7 @@ class Sessions(LineView):
             f"{text:{'<' if text == 'state' else '>'}{room}}"
             for text, room in zip(_HEADINGS, _WIDTHS, strict=True)
         ]
-        return [Piece("  " + " ".join(cells) + "  first finding", "heading")]
+        return [Styled("  " + " ".join(cells) + "  first finding", "heading")]
 
     def line(self, number: int, width: int) -> Line:
         if number == 0:
@@ -56,10 +56,10 @@ class Sessions(LineView):
         found = f"{finding.code} {finding.name}" if finding else ""
         look = "error" if failures else ""
         return [
-            Piece(" "),
-            Piece("●" if connection.number == self.chosen else " ", "key"),
+            Styled(" "),
+            Styled("●" if connection.number == self.chosen else " ", "key"),
             *self._joined(cells, look, summary),
-            Piece(cut(found, max(width - sum(_WIDTHS) - 10, 8)), failed or ""),
+            Styled(cut(found, max(width - sum(_WIDTHS) - 10, 8)), failed or ""),
         ]
 
     def _all(self, width: int) -> Line:
@@ -76,10 +76,10 @@ class Sessions(LineView):
             if count
         )
         return [
-            Piece(" "),
-            Piece("●" if self.chosen is None else " ", "key"),
+            Styled(" "),
+            Styled("●" if self.chosen is None else " ", "key"),
             *self._joined(cells, "error" if failed else "", whole),
-            Piece(cut(found, max(width - sum(_WIDTHS) - 10, 8))),
+            Styled(cut(found, max(width - sum(_WIDTHS) - 10, 8))),
         ]
 
     def _cells(
@@ -101,5 +101,5 @@ class Sessions(LineView):
         pieces = []
         for name, text, room, look in zip(_HEADINGS, cells, _WIDTHS, looks, strict=True):
             side = "<" if name == "state" else ">"
-            pieces.append(Piece(f"{cut(text, room):{side}{room}} ", look))
-        return [*pieces, Piece(" ")]
+            pieces.append(Styled(f"{cut(text, room):{side}{room}} ", look))
+        return [*pieces, Styled(" ")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Final
 
-from ...diagnose.state import State
+from ...diagnose.state import GuestState
 from ...diagnose.state_report import as_text
 from .line_view import TextLines, plain
 
@@ -20,7 +20,7 @@ class StatePane(TextLines):
         self.border_title = "5 guest state"
         self._told: list[tuple[str, str]] = []
 
-    def tell(self, key: str, before: State, after: State | None, is_reply: bool) -> None:
+    def tell(self, key: str, before: GuestState, after: GuestState | None, is_reply: bool) -> None:
         """The state around operation `key`: before it, or on its reply after it."""
         shown = after if is_reply and after is not None else before
         told = "after" if shown is after else "before"
@@ -56,7 +56,7 @@ class StatePane(TextLines):
         )
 
 
-def _changes(key: str, before: State, after: State) -> list[tuple[str, str]]:
+def _changes(key: str, before: GuestState, after: GuestState) -> list[tuple[str, str]]:
     """What an operation changed, as lines that go and lines that come."""
     old, new = list(as_text(before)), list(as_text(after))
     gone = [line for line in old if line.startswith("  ") and line not in new]

@@ -8,7 +8,7 @@ from typing import Final
 from ...views.text import duration, safe
 from ..data.summary import Summary
 from .line_view import TextLines
-from .pieces import DEADLINES, Line, Piece, cut, deadline
+from .styled import DEADLINES, Line, Styled, cut, deadline
 
 _NAME: Final = 14
 _WIDTHS: Final = (8, 7, 8, 8, 8)
@@ -34,16 +34,16 @@ class StatisticsPane(TextLines):
 
     def heading(self, width: int) -> Line | None:
         cells = " ".join(f"{text:>{room}}" for text, room in zip(_HEADINGS, _WIDTHS, strict=True))
-        return [Piece(f" {'operation':<{_NAME}} {cells}  █ ok ▒ failed", "heading")]
+        return [Styled(f" {'operation':<{_NAME}} {cells}  █ ok ▒ failed", "heading")]
 
     def _draw(self) -> None:
         width = self.scrollable_content_region.width
         room = max(width - _NAME - sum(_WIDTHS) - len(_WIDTHS) - 4, _LEAST_BAR)
         most = max((summary.count for summary in self._summaries), default=1)
         lines = [self._line(summary, room, most) for summary in self._summaries]
-        lines.append([Piece("")])
+        lines.append([Styled("")])
         lines += [
-            [Piece(" "), Piece(f"{each.sign:<8}", each.look), Piece(each.meaning, "dim")]
+            [Styled(" "), Styled(f"{each.sign:<8}", each.look), Styled(each.meaning, "dim")]
             for each in reversed(DEADLINES)
         ]
         self.show(lines)
@@ -51,21 +51,21 @@ class StatisticsPane(TextLines):
     def _line(self, summary: Summary, room: int, most: int) -> Line:
         times = (summary.p50_ns, summary.p99_ns, summary.max_ns)
         cells: Line = [
-            Piece(f"{summary.count:>{_WIDTHS[0]}} "),
-            Piece(f"{summary.failed:>{_WIDTHS[1]}} ", "error" if summary.failed else ""),
+            Styled(f"{summary.count:>{_WIDTHS[0]}} "),
+            Styled(f"{summary.failed:>{_WIDTHS[1]}} ", "error" if summary.failed else ""),
         ]
         for t_ns, column in zip(times, _WIDTHS[2:], strict=True):
             late = deadline(t_ns) if t_ns is not None else None
             text = "-" if t_ns is None else duration(t_ns)
-            cells.append(Piece(f"{text:>{column}} ", late.look if late else ""))
+            cells.append(Styled(f"{text:>{column}} ", late.look if late else ""))
         whole = max(round(room * summary.count / most), 1)
         failed = min(round(room * summary.failed / most), whole)
         failed = max(failed, 1) if summary.failed else 0
         return [
-            Piece(" "),
-            Piece(f"{cut(safe(summary.name), _NAME):<{_NAME}} ", "key"),
+            Styled(" "),
+            Styled(f"{cut(safe(summary.name), _NAME):<{_NAME}} ", "key"),
             *cells,
-            Piece(" "),
-            Piece("█" * (whole - failed), "ok"),
-            Piece("▒" * failed, "error"),
+            Styled(" "),
+            Styled("█" * (whole - failed), "ok"),
+            Styled("▒" * failed, "error"),
         ]

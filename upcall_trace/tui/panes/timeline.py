@@ -18,10 +18,10 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ...diagnose.finding import Severity
-from ..data.recording import Recording
+from ..data.browsed import BrowsedCapture
 from ..data.summary import worst_in
 from .looks import look
-from .pieces import DEADLINES, SEVERITY_LOOKS, SIGNS, Piece
+from .styled import DEADLINES, SEVERITY_LOOKS, SIGNS, Styled
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _LEAST_NS: Final = 100_000
@@ -38,7 +38,7 @@ class Timeline(Widget):
             super().__init__()
             self.row = row
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: BrowsedCapture) -> None:
         super().__init__(id="timeline")
         self.recording = recording
         self._worst: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -88,23 +88,23 @@ class Timeline(Widget):
         ]
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
-    def _bar(self, worst_ns: int) -> Piece:
+    def _bar(self, worst_ns: int) -> Styled:
         if worst_ns < 0:
-            return Piece(" ")
+            return Styled(" ")
         if worst_ns == _NEVER_NS:
-            return Piece("✗", "error")
+            return Styled("✗", "error")
         top = math.log(DEADLINES[0].limit_ns / _LEAST_NS)
         share = math.log(max(worst_ns, _LEAST_NS) / _LEAST_NS) / top
         bar = _BARS[min(int(share * (len(_BARS) - 1)), len(_BARS) - 1)]
         late = next((each.look for each in DEADLINES if worst_ns > each.limit_ns), "ok")
-        return Piece(bar, late)
+        return Styled(bar, late)
 
-    def _below(self, column: int) -> Piece:
+    def _below(self, column: int) -> Styled:
         begins, worst = self._begins, self.recording.findings.worst
         end = int(begins[column + 1]) if column + 1 < len(begins) else len(self.recording)
         stretch = worst[int(begins[column]) : end]
         severity = int(stretch.max()) if len(stretch) else 0
         if severity >= Severity.ERROR:
-            return Piece(SIGNS[severity], SEVERITY_LOOKS[severity])
+            return Styled(SIGNS[severity], SEVERITY_LOOKS[severity])
         inside = self._seen[0] <= column <= self._seen[1]
-        return Piece("━" if inside else "─", "key" if inside else "dim")
+        return Styled("━" if inside else "─", "key" if inside else "dim")

@@ -14,9 +14,9 @@ from ...diagnose.finding import Finding, Severity
 from ...trace.opening import Capture
 from ...trace.operations import Operation
 from ...views.text import fields_text, result_text, safe
+from ..data.browsed import Wanted
+from ..data.line_order import Shows
 from ..data.marks import marks_beside
-from ..data.order import Shows
-from ..data.recording import Wanted
 from ..data.walk import Moment
 from ..panes.bars import Bar, key_name
 from ..panes.detail import Detail
@@ -26,11 +26,11 @@ from ..panes.ladder_lines import connection_facts
 from ..panes.line_view import LineView
 from ..panes.log_pane import LogPane
 from ..panes.message_fields import is_arm, reply_fields, request_fields
-from ..panes.pieces import Line, Piece
 from ..panes.prompt import Asks, Prompt
 from ..panes.sessions import Sessions
 from ..panes.state_pane import StatePane
 from ..panes.statistics_pane import StatisticsPane
+from ..panes.styled import Line, Styled
 from ..panes.timeline import Timeline
 from .work import Given, Work
 
@@ -361,27 +361,27 @@ class CapturePanes(Work):
     def _tell_top(self) -> None:
         recording = self.recording
         arranged = self.ladder.arranged
-        pieces: Line = [Piece(f" {safe(self.given.path.name)} ", "key")]
+        pieces: Line = [Styled(f" {safe(self.given.path.name)} ", "key")]
         count = f" {len(recording)} operations"
         if arranged.wanted.filter is not None:
             count = (
                 f" {arranged.matches} of {len(recording)} match {safe(arranged.wanted.filter.text)}"
             )
-        pieces.append(Piece(count))
+        pieces.append(Styled(count))
         if arranged.wanted.conn is not None:
-            pieces.append(Piece(f" · connection {arranged.wanted.conn}", "key"))
+            pieces.append(Styled(f" · connection {arranged.wanted.conn}", "key"))
         if recording.live:
             held = sum(1 for _ in self.held)
             text = f" ‖ paused, {held} held" if self.paused else " ● recording"
-            pieces.append(Piece(text, "late" if self.paused else "ok"))
+            pieces.append(Styled(text, "late" if self.paused else "ok"))
         elif self.paused:
-            pieces.append(Piece(" ‖ paused", "late"))
+            pieces.append(Styled(" ‖ paused", "late"))
         if self.following:
-            pieces.append(Piece(" ↓ following", "ok"))
+            pieces.append(Styled(" ↓ following", "ok"))
         if recording.trouble:
-            pieces.append(Piece(f" ! {recording.trouble}", "warning"))
-        pieces.append(Piece(f" · time {self.ladder.clock.value}", "dim"))
-        pieces.append(Piece(self._progress(), "dim"))
+            pieces.append(Styled(f" ! {recording.trouble}", "warning"))
+        pieces.append(Styled(f" · time {self.ladder.clock.value}", "dim"))
+        pieces.append(Styled(self._progress(), "dim"))
         self.query_one("#top", Bar).show(pieces)
 
     def _progress(self) -> str:
@@ -395,7 +395,7 @@ class CapturePanes(Work):
     def _tell_bottom(self) -> None:
         bar = self.query_one("#bottom", Bar)
         if self.said:
-            bar.show([Piece(f" {self.said}", "key")])
+            bar.show([Styled(f" {self.said}", "key")])
         else:
             bar.show(self.hints())
 
@@ -408,6 +408,6 @@ class CapturePanes(Work):
         }
         pieces: Line = []
         for binding in reversed(shown.values()):
-            pieces += [Piece(f" {key_name(binding)}", "key")]
-            pieces += [Piece(f" {binding.description.lower()} ")]
+            pieces += [Styled(f" {key_name(binding)}", "key")]
+            pieces += [Styled(f" {binding.description.lower()} ")]
         return pieces

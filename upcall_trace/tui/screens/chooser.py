@@ -13,7 +13,7 @@ from ...views.text import safe
 from ..data.settings import recent
 from ..panes.bars import Bar
 from ..panes.line_view import LineView, plain
-from ..panes.pieces import Line, Piece, cut
+from ..panes.styled import Line, Styled, cut
 
 
 class Choices(LineView):
@@ -37,7 +37,7 @@ class Choices(LineView):
         self._choices.append((plain(title, "heading"), None))
         for path in paths:
             name = f"   {cut(safe(path.stem), 30):<32}"
-            line = [Piece(name, "key"), Piece(safe(os.fspath(path.parent)), "dim")]
+            line = [Styled(name, "key"), Styled(safe(os.fspath(path.parent)), "dim")]
             self._choices.append((line, path))
         self._choices.append((plain(""), None))
 
@@ -69,7 +69,7 @@ class ChooserScreen(Screen[Path]):
         self.query_one(Choices).focus()
         hints: Line = []
         for key, told in (("enter", "open"), ("j k", "move"), ("?", "help"), ("q", "quit")):
-            hints += [Piece(f" {key}", "key"), Piece(f" {told} ")]
+            hints += [Styled(f" {key}", "key"), Styled(f" {told} ")]
         self.query_one(Bar).show(hints)
 
     def on_line_view_chosen(self, event: LineView.Chosen) -> None:

@@ -12,12 +12,12 @@ from textual.screen import ModalScreen
 from ...trace.operations import Operation
 from ...views.text import duration, fields_text, id_list, result_text, safe, seconds
 from ..panes.line_view import LineView, TextLines
-from ..panes.pieces import Line, Piece, cut
+from ..panes.styled import Line, Styled, cut
 
 _NAME: Final = 14
 
 
-class Comparison(TextLines):
+class ComparedLines(TextLines):
     """One line a field: its name, both values, and a sign where they differ."""
 
     def __init__(self, one: Operation, other: Operation) -> None:
@@ -38,7 +38,7 @@ class CompareScreen(ModalScreen[None]):
     ]
     DEFAULT_CSS = """
     CompareScreen { align: center middle; }
-    CompareScreen Comparison {
+    CompareScreen ComparedLines {
         width: 90%; max-width: 120; height: 80%; border: round $accent; background: $surface;
     }
     """
@@ -48,7 +48,7 @@ class CompareScreen(ModalScreen[None]):
         self._pair = one, other
 
     def compose(self) -> ComposeResult:
-        yield Comparison(*self._pair)
+        yield ComparedLines(*self._pair)
 
     def on_line_view_left(self, event: LineView.Left) -> None:
         self.dismiss()
@@ -90,9 +90,9 @@ def _line(name: str, left: str, right: str, room: int) -> Line:
     differs = left != right
     look = "warning" if differs else ""
     return [
-        Piece(" "),
-        Piece("≠ " if differs else "  ", look),
-        Piece(f"{cut(name, _NAME - 1):<{_NAME}}", "heading"),
-        Piece(f"{cut(left, room):<{room}} ", look),
-        Piece(cut(right, room), look),
+        Styled(" "),
+        Styled("≠ " if differs else "  ", look),
+        Styled(f"{cut(name, _NAME - 1):<{_NAME}}", "heading"),
+        Styled(f"{cut(left, room):<{room}} ", look),
+        Styled(cut(right, room), look),
     ]

@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from ..panes.bars import key_name
 from ..panes.line_view import LineView, TextLines, plain
-from ..panes.pieces import Line, Piece
+from ..panes.styled import Line, Styled
 
 _KEYS: Final = 16
 
@@ -66,7 +66,7 @@ class HelpScreen(ModalScreen[None]):
 
     def on_mount(self) -> None:
         lines: list[Line] = [
-            [Piece(" "), Piece(f"{' '.join(keys):>{_KEYS}}  ", "key"), Piece(told)]
+            [Styled(" "), Styled(f"{' '.join(keys):>{_KEYS}}  ", "key"), Styled(told)]
             for _, keys, told in self._keys
         ]
         lines += [plain(""), plain("  arrows: ─► a request, ◄─ its answer, ✗ no answer", "dim")]

@@ -23,7 +23,7 @@ from textual.widgets import Input, Static
 from ...errors import UserError
 from ...views.text import safe
 from ..panes.line_view import LineView, TextLines, plain
-from ..panes.pieces import Line
+from ..panes.styled import Line
 
 SEND: Final = "send"
 STEP: Final = "step"
@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 """Takes one line of what happens."""
 
 
-class Plan(Protocol):
+class ShownPlan(Protocol):
     """A plan for one target."""
 
     @property
@@ -56,7 +56,7 @@ class Plan(Protocol):
 class Replays(Protocol):
     """What can plan to send a capture again."""
 
-    def plan(self, address: str, conn: int, request: int) -> Plan:
+    def plan(self, address: str, conn: int, request: int) -> ShownPlan:
         """A plan for everything from this operation on; raises UserError, and sends nothing."""
         ...
 
@@ -95,7 +95,7 @@ class ReplayScreen(ModalScreen[None]):
     class Planned(Message):
         """There is a plan."""
 
-        def __init__(self, plan: Plan) -> None:
+        def __init__(self, plan: ShownPlan) -> None:
             super().__init__()
             self.plan = plan
 
@@ -120,7 +120,7 @@ class ReplayScreen(ModalScreen[None]):
         self._first = conn, request
         self._address = address
         self._stepping = step
-        self._plan: Plan | None = None
+        self._plan: ShownPlan | None = None
         self._pace: _Pace | None = None
         self._lines: list[Line] = []
 
@@ -183,7 +183,7 @@ class ReplayScreen(ModalScreen[None]):
         word = STEP if self._stepping else SEND
         self._ask(f"to send {plan.requests} requests type {word}{named}; escape sends nothing")
 
-    def _confirm(self, text: str, plan: Plan) -> None:
+    def _confirm(self, text: str, plan: ShownPlan) -> None:
         word, *codes = text.split() or [""]
         if word not in (SEND, STEP) or set(codes) != set(plan.codes):
             named = " ".join(["", *plan.codes])
@@ -198,7 +198,7 @@ class ReplayScreen(ModalScreen[None]):
             partial(self._play, plan, codes, self._pace), thread=True, exit_on_error=False
         )
 
-    def _play(self, plan: Plan, allowed: Sequence[str], pace: _Pace) -> None:
+    def _play(self, plan: ShownPlan, allowed: Sequence[str], pace: _Pace) -> None:
         def tell(text: str) -> None:
             self.post_message(self.Told(text))
 

@@ -23,14 +23,14 @@ from ...trace.filters import Filter
 from ...trace.opening import Capture
 from ...trace.operations import Operations
 from ...views.text import safe
+from ..data.browsed import Arranged, BrowsedCapture, Wanted, arrange
 from ..data.export import export
 from ..data.findings import Batch
-from ..data.order import Rows
+from ..data.line_order import Rows
 from ..data.reading import Grown, read
-from ..data.recording import Arranged, Recording, Wanted, arrange
 from ..data.summary import Summary, by_connection, by_operation
-from ..data.walk import Moment, Told, Walk
-from ..panes.log_pane import LogLine, read_log
+from ..data.walk import Moment, Walk, WalkProgress
+from ..panes.log_pane import LogRow, read_log
 
 _READERS: Final = 2
 
@@ -62,7 +62,7 @@ class Work(Screen[None], inherit_bindings=False):
     class Walked(Message):
         """The diagnosis has come on."""
 
-        def __init__(self, batch: Batch | None, told: Told) -> None:
+        def __init__(self, batch: Batch | None, told: WalkProgress) -> None:
             super().__init__()
             self.batch = batch
             self.passed, self.offset, self.ended = told.passed, told.offset, told.ended
@@ -93,7 +93,7 @@ class Work(Screen[None], inherit_bindings=False):
     class LogsRead(Message):
         """The logs are there."""
 
-        def __init__(self, logs: Sequence[Sequence[LogLine]]) -> None:
+        def __init__(self, logs: Sequence[Sequence[LogRow]]) -> None:
             super().__init__()
             self.logs = logs
 
@@ -116,7 +116,7 @@ class Work(Screen[None], inherit_bindings=False):
     def __init__(self, given: Given) -> None:
         super().__init__()
         self.given = given
-        self.recording = Recording(given.path)
+        self.recording = BrowsedCapture(given.path)
         self.walk: Walk | None = None
         self._laying: Wanted | None = None
         self._lay_again: Wanted | None = None
@@ -223,7 +223,7 @@ class Work(Screen[None], inherit_bindings=False):
         assert self.walk is not None  # it was made before the worker
         self.walk.run(logs, lambda: worker.is_cancelled)
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: WalkProgress) -> None:
         batch = Batch.of(told.findings) if told.findings else None
         self.post_message(self.Walked(batch, told))
 

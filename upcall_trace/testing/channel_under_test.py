@@ -55,7 +55,7 @@ class Expected:
     unused: bool = True
 
 
-class Channel:
+class ChannelUnderTest:
     """A socket at `path` behind which the chosen guest answers.
 
     `settle` is for a test that has passed so far, and raises ReplayFailed if the traffic is not as

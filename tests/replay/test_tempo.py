@@ -13,8 +13,8 @@ from tests.support import DISK, answer, ask, connect
 from upcall_trace.capture.records import Chunk, Close, Record
 from upcall_trace.errors import WrongUsage
 from upcall_trace.kernel.world import kata_pod
-from upcall_trace.replay.pace import Pace, parse_speed
 from upcall_trace.replay.run import Terms
+from upcall_trace.replay.tempo import Tempo, parse_speed
 from upcall_trace.trace.script import Act
 
 MS = 1_000_000
@@ -24,15 +24,15 @@ STEPS = [Act(at * MS, "") for at in (100, 110, 310, 312)]
 @pytest.mark.parametrize(
     ("pace", "due_ms"),
     [
-        (Pace(), [0, 0, 0, 0]),
-        (Pace(1.0), [0, 10, 210, 212]),
-        (Pace(2.0), [0, 5, 105, 106]),
-        (Pace(0.5), [0, 20, 420, 424]),
-        (Pace(1.0, max_gap_ns=50 * MS), [0, 10, 60, 62]),
-        (Pace(None, max_gap_ns=50 * MS), [0, 0, 0, 0]),
+        (Tempo(), [0, 0, 0, 0]),
+        (Tempo(1.0), [0, 10, 210, 212]),
+        (Tempo(2.0), [0, 5, 105, 106]),
+        (Tempo(0.5), [0, 20, 420, 424]),
+        (Tempo(1.0, max_gap_ns=50 * MS), [0, 10, 60, 62]),
+        (Tempo(None, max_gap_ns=50 * MS), [0, 0, 0, 0]),
     ],
 )
-def test_when_each_step_is_due(pace: Pace, due_ms: list[int]) -> None:
+def test_when_each_step_is_due(pace: Tempo, due_ms: list[int]) -> None:
     assert [due // MS for due in pace.due(STEPS)] == due_ms
 
 
@@ -63,7 +63,7 @@ def spaced(requests: int, gap_ns: int) -> list[Record]:
 def test_no_request_leaves_before_its_moment(tmp_path: Path) -> None:
     recording = recording_of(tmp_path / "a.upcap", spaced(30, 10 * MS))
     with guest_like(kata_pod(), tmp_path) as guest:
-        replay = played(recording, guest, Terms(Pace(2.0)))
+        replay = played(recording, guest, Terms(Tempo(2.0)))
     assert replay.verdict.exit_code == 0
     assert len(replay.late_ns) == 30
     assert min(replay.late_ns) >= 0
@@ -81,6 +81,6 @@ def test_pieces_keep_their_gap_when_asked_to(
     records = [*connect(1), ask(raw[:500], 0), ask(raw[500:], 150 * MS), *late_answers]
     recording = recording_of(tmp_path / "a.upcap", records)
     with guest_like(kata_pod(), tmp_path) as guest:
-        replay = played(recording, guest, Terms(Pace(keep_splits=keep)))
+        replay = played(recording, guest, Terms(Tempo(keep_splits=keep)))
     sent = [r.t_ns for r in replay.happened if isinstance(r, Chunk) and len(r.data) in (500, 524)]
     assert least_ms * MS <= sent[1] - sent[0] < most_ms * MS

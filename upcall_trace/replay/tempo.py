@@ -13,7 +13,7 @@ _FACTOR = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)x")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Tempo:
     """`speed` times as fast as recorded, None for as fast as answers come.
 
     `max_gap_ns` shortens every longer pause of the recording. With `keep_splits` the pieces of a

@@ -16,11 +16,11 @@ from ...trace.opening import Capture
 from ...trace.operations import Operations
 from .columns import GrowingColumns, RowsByConnection
 from .findings import Batch, FindingStore
-from .order import Order
+from .line_order import Order
 from .reading import Grown
 
 
-class Recording:
+class BrowsedCapture:
     """A capture, its findings so far, and the marks that were added to it."""
 
     def __init__(self, path: Path) -> None:
@@ -129,7 +129,7 @@ class Arranged:
     rows: int
 
 
-def arrange(recording: Recording, wanted: Wanted) -> Arranged:
+def arrange(recording: BrowsedCapture, wanted: Wanted) -> Arranged:
     """Work out the lines; for a worker: it reads and changes nothing."""
     operations, connections = recording.operations, recording.connections
     count = len(operations)

@@ -12,14 +12,14 @@ from dissectors.constants import CALLER_TIMEOUT_NS
 from ...diagnose.finding import Severity
 
 
-class Piece(NamedTuple):
+class Styled(NamedTuple):
     """Some text of one kind, as `looks` names them; empty for plain text."""
 
     text: str
     kind: str = ""
 
 
-Line = list[Piece]
+Line = list[Styled]
 
 SIGNS: Final[dict[int, str]] = {
     0: " ",
