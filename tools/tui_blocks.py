@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from textual.binding import Binding, BindingType
 
-from upcall_trace.diagnose.finding import Severity
+from upcall_trace.codes import Severity
 from upcall_trace.tui.panes.bars import key_name
 from upcall_trace.tui.panes.detail import HexDump
 from upcall_trace.tui.panes.line_view import LineView

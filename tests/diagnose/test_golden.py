@@ -13,8 +13,9 @@ import pytest
 
 from tests.kernel.recordings import REAL_CLIENT, RECORDINGS, labels, name_of, worlds
 from tests.support import GOLDEN, PCAPS, TRANSCRIPTS, golden, records_of
+from upcall_trace.codes import Severity
 from upcall_trace.diagnose.engine import Diagnosis
-from upcall_trace.diagnose.finding import Finding, Severity
+from upcall_trace.diagnose.finding import Finding
 from upcall_trace.diagnose.run import diagnose
 from upcall_trace.kernel.world import World
 

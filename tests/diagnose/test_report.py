@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from upcall_trace.diagnose.finding import Finding, Severity
+from upcall_trace.codes import Severity
+from upcall_trace.diagnose.finding import Finding
 from upcall_trace.diagnose.report import (
     as_github,
     as_json,
@@ -42,7 +43,7 @@ def finding(
 ) -> Finding:
     rule = rules()[code]
     return Finding(
-        code, rule.name, severity or rule.severity, conn, request, inferred,
+        rule.code, rule.name, severity or rule.severity, conn, request, inferred,
         f"what {words}.", f"why {words}.", f"so {words}.", f"next {words}.", evidence,
     )  # fmt: skip
 

@@ -17,7 +17,8 @@ from dissectors.messages import (
     mmio_request,
     pci_request,
 )
-from upcall_trace.diagnose.finding import Ref, Severity, Told
+from upcall_trace.codes import Severity
+from upcall_trace.diagnose.finding import Ref, Told
 from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import cpus, mmio, pci
 from upcall_trace.diagnose.rules.registry import rules

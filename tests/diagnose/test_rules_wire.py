@@ -21,7 +21,8 @@ from dissectors.messages import (
     pci_request,
 )
 from upcall_trace.capture.records import Begins, How
-from upcall_trace.diagnose.finding import Ref, Severity, Told
+from upcall_trace.codes import Severity
+from upcall_trace.diagnose.finding import Ref, Told
 from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import framing, handshake, stale, types
 from upcall_trace.diagnose.rules.registry import _RULES, Rule

@@ -11,7 +11,7 @@ import click
 
 from ..bundle.archive import Inputs, Packed, pack
 from ..bundle.redaction import Redactor
-from ..diagnose.finding import Severity
+from ..codes import Severity
 from ..errors import ExitCode, WrongUsage
 from .support.files import CAPTURE, replacing, tell_losses
 from .support.output import out, progress, talk

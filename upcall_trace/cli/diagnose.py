@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ..diagnose.finding import Finding, Severity
+from ..codes import Severity
+from ..diagnose.finding import Finding
 from ..diagnose.report import (
     as_github,
     as_json,

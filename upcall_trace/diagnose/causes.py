@@ -25,6 +25,8 @@ from dissectors.constants import (
     MessageType,
 )
 
+from .. import codes
+from ..codes import Code
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate, Outcome
 from ..kernel.world import World
@@ -40,16 +42,16 @@ _KEPT_REMOVED = 4096
 class Cause(NamedTuple):
     """A code, and whether it is one of several or rests on earlier requests."""
 
-    code: str
+    code: Code
     inferred: bool = False
 
 
-def _sure(*codes: str) -> list[Cause]:
-    return [Cause(code) for code in codes]
+def _sure(*told: Code) -> list[Cause]:
+    return [Cause(code) for code in told]
 
 
-def _maybe(*codes: str) -> list[Cause]:
-    return [Cause(code, inferred=True) for code in codes]
+def _maybe(*told: Code) -> list[Cause]:
+    return [Cause(code, inferred=True) for code in told]
 
 
 def softened(causes: list[Cause], sure: list[Cause]) -> list[Cause]:
@@ -113,7 +115,7 @@ class ModelGuest:
         if outcome.reply != raw:
             self.part()
             return None
-        return _sure(*(code for code in outcome.causes if code != "UP503"))
+        return _sure(*(code for code in outcome.causes if code != codes.STALE_LOAD))
 
     def silence(self, ref: Ref) -> list[Cause] | None:
         """Causes of a recorded silence; None when the model expected a reply."""
@@ -128,10 +130,14 @@ def of_reply(at: Situation) -> list[Cause]:
     ret = at.ret
     assert ret is not None  # silence is of_silence's
     if at.request.magic_version != MAGIC_VERSION:
-        return _sure("UP512", "UP502" if ret else "UP501")
+        return _sure(codes.BAD_MAGIC, codes.STALE_ERROR if ret else codes.STALE_SUCCESS)
     if ret == EPERM and not (at.is_pci and at.last_ret in (ret, None)):
         # Also what a kernel without one of the hotplug options answers to a type it knows.
-        return _sure("UP511" if at.request.msg_type in RESERVED_TYPES else "UP504")
+        return _sure(
+            codes.RESERVED_MEMORY_OP
+            if at.request.msg_type in RESERVED_TYPES
+            else codes.UNKNOWN_TYPE
+        )
     match at.request.msg_type:
         case MessageType.ADD_CPU:
             return _add_cpu(at, ret)
@@ -141,26 +147,30 @@ def of_reply(at: Situation) -> list[Cause]:
             return _mmio(at, ret)
         case MessageType.ADD_PCI | MessageType.DEL_PCI:
             return _pci(at, ret)
-    return _sure("UP599")
+    return _sure(codes.UNEXPLAINED_RESULT)
 
 
 def _add_cpu(at: Situation, ret: int) -> list[Cause]:
-    partly = _maybe("UP209") if at.cpu is not None and at.cpu.count > 1 else []
+    partly = _maybe(codes.PARTIAL_CPU_ADD) if at.cpu is not None and at.cpu.count > 1 else []
     match ret:
         case 0:
             return []
         case _ if ret == EINVAL and at.arch is Arch.X86_64:
             if at.history.unsure:
-                return _maybe("UP202", "UP203") + partly
+                return _maybe(codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER) + partly
             if any(cpu in at.history.cpus for cpu in at.apic_ids):
                 maybe_hidden = at.history.unplugged_numbers
-                return _maybe("UP202", "UP203") + partly if maybe_hidden else _maybe("UP202")
+                return (
+                    _maybe(codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER) + partly
+                    if maybe_hidden
+                    else _maybe(codes.CPU_ALREADY_KNOWN)
+                )
             if at.apic_ids and all(cpu in at.history.removed_cpus for cpu in at.apic_ids):
-                return _maybe("UP203") + partly
-            return _maybe("UP202", "UP203") + partly
+                return _maybe(codes.NO_CPU_NUMBER) + partly
+            return _maybe(codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER) + partly
         case _ if ret == EIO:
-            return _sure("UP201") + partly
-    return _sure("UP599")
+            return _sure(codes.VCPU_NOT_STARTED) + partly
+    return _sure(codes.UNEXPLAINED_RESULT)
 
 
 def _del_cpu(at: Situation, ret: int) -> list[Cause]:
@@ -168,15 +178,19 @@ def _del_cpu(at: Situation, ret: int) -> list[Cause]:
         case 0:
             return []
         case _ if ret == EBUSY:
-            return _sure("UP208")
+            return _sure(codes.CPU_BUSY)
         case _ if ret != EINVAL:
-            return _sure("UP599")
+            return _sure(codes.UNEXPLAINED_RESULT)
     load = next(iter(at.reply.fields().values()), 0) if at.reply else 0
     if at.arch is Arch.AARCH64:
-        return _sure("UP204")
+        return _sure(codes.REMOVE_ALL_CPUS)
     if load:  # the refusal to remove all would have written a zero there
-        return _sure("UP205" if 0 in at.apic_ids else "UP599")
-    return _sure("UP204") if at.last_load or 0 not in at.apic_ids else _maybe("UP204", "UP205")
+        return _sure(codes.REMOVE_BOOT_CPU if 0 in at.apic_ids else codes.UNEXPLAINED_RESULT)
+    return (
+        _sure(codes.REMOVE_ALL_CPUS)
+        if at.last_load or 0 not in at.apic_ids
+        else _maybe(codes.REMOVE_ALL_CPUS, codes.REMOVE_BOOT_CPU)
+    )
 
 
 def _mmio(at: Situation, ret: int) -> list[Cause]:
@@ -186,24 +200,30 @@ def _mmio(at: Situation, ret: int) -> list[Cause]:
         return []
     if ret == EINVAL:
         if mmio.msg_size != MMIO_MSG_SIZE:
-            return _sure("UP303")
+            return _sure(codes.MMIO_BAD_SIZE_FIELD)
         if mmio.mmio_irq and not at.arch_told:
             at.arch = Arch.AARCH64  # x86-64 refuses no other number than 0
-            return _maybe("UP304")
+            return _maybe(codes.MMIO_BAD_IRQ)
         refusable = mmio.mmio_irq == 0 or at.arch is Arch.AARCH64
-        return _sure("UP304" if refusable else "UP599")
+        return _sure(codes.MMIO_BAD_IRQ if refusable else codes.UNEXPLAINED_RESULT)
     if at.request.msg_type == MessageType.DEL_MMIO:
-        return _sure("UP306" if ret == ENODEV else "UP599")
+        return _sure(codes.MMIO_NO_SUCH_DEVICE if ret == ENODEV else codes.UNEXPLAINED_RESULT)
     if ret == EBUSY:
-        return _sure("UP305")
+        return _sure(codes.MMIO_RESOURCE_BUSY)
     if ret != EEXIST:
-        return _sure("UP599")
+        return _sure(codes.UNEXPLAINED_RESULT)
     if mmio.mmio_irq == _SHAREABLE_IRQ:
-        return _sure("UP301")
+        return _sure(codes.MMIO_OVERLAP)
     if at.history.overlapping(mmio.mmio_base, mmio.mmio_size):
-        return _maybe("UP301", "UP302") if at.history.unsure else _maybe("UP301")
+        return (
+            _maybe(codes.MMIO_OVERLAP, codes.IRQ_CONFLICT)
+            if at.history.unsure
+            else _maybe(codes.MMIO_OVERLAP)
+        )
     return (
-        _maybe("UP302", "UP301") if at.history.on_irq(mmio.mmio_irq) else _maybe("UP301", "UP302")
+        _maybe(codes.IRQ_CONFLICT, codes.MMIO_OVERLAP)
+        if at.history.on_irq(mmio.mmio_irq)
+        else _maybe(codes.MMIO_OVERLAP, codes.IRQ_CONFLICT)
     )
 
 
@@ -213,19 +233,25 @@ def _pci(at: Situation, ret: int) -> list[Cause]:
         return []
     if ret != ENODEV:
         if ret == EPERM:
-            return _maybe("UP502", "UP504")
+            return _maybe(codes.STALE_ERROR, codes.UNKNOWN_TYPE)
         # The kernel itself gives no other: what is there was left over, if something was.
-        return _sure("UP502") if at.last_ret in (ret, None) else _sure("UP599")
+        return (
+            _sure(codes.STALE_ERROR)
+            if at.last_ret in (ret, None)
+            else _sure(codes.UNEXPLAINED_RESULT)
+        )
     pci = at.pci
     assert pci is not None  # the type says so
-    real = ["UP402", "UP401"] if adding else ["UP403"]
+    real = (
+        [codes.PCI_NOTHING_THERE, codes.PCI_NO_SUCH_BUS] if adding else [codes.PCI_NO_SUCH_DEVICE]
+    )
     if at.last_ret is not None and at.last_ret != ret:
-        return _sure("UP403") if not adding else _maybe(*real)
+        return _sure(codes.PCI_NO_SUCH_DEVICE) if not adding else _maybe(*real)
     present = (pci.busno, pci.devfn) in at.history.pci
     gone = (pci.busno, pci.devfn) in at.history.removed_pci
     if not adding and gone and not present:
-        return _maybe("UP403", "UP502")
-    return _maybe("UP502", *real)
+        return _maybe(codes.PCI_NO_SUCH_DEVICE, codes.STALE_ERROR)
+    return _maybe(codes.STALE_ERROR, *real)
 
 
 def of_silence(at: Situation) -> list[Cause]:
@@ -233,30 +259,38 @@ def of_silence(at: Situation) -> list[Cause]:
     if at.ref.conn in at.history.died:
         return []
     arm = at.arch is Arch.AARCH64
-    codes: list[str] = []
+    likely: list[Code] = []
     match at.request.msg_type:
         case MessageType.DEL_CPU if not arm and at.apic_ids:
             falling = all(a > b for a, b in pairwise(at.apic_ids))
-            codes = ["UP206", "UP207"] if falling else ["UP207", "UP206"]
-            codes = codes if len(at.apic_ids) > 1 else ["UP206"]
+            likely = (
+                [codes.REMOVE_UNFINDABLE_CPU, codes.REMOVAL_ORDER]
+                if falling
+                else [codes.REMOVAL_ORDER, codes.REMOVE_UNFINDABLE_CPU]
+            )
+            likely = likely if len(at.apic_ids) > 1 else [codes.REMOVE_UNFINDABLE_CPU]
         case MessageType.ADD_CPU if arm:
-            codes = ["UP210"]
+            likely = [codes.ADD_BEYOND_POSSIBLE]
         case MessageType.ADD_MMIO if not at.history.windows and not at.history.removed_windows:
-            codes = ["UP309"]
+            likely = [codes.MMIO_WITHOUT_BOOT_DEVICE]
         case MessageType.DEL_MMIO | MessageType.DEL_PCI:
-            codes = ["UP308"]
+            likely = [codes.CHANNEL_REMOVED]
     if at.is_cpu or at.is_mmio:
-        codes = ["UP603", *codes] if at.history.stuck_by else [*codes, "UP603"]
+        likely = (
+            [codes.HOTPLUG_LOCK_STUCK, *likely]
+            if at.history.stuck_by
+            else [*likely, codes.HOTPLUG_LOCK_STUCK]
+        )
     if at.request.magic_version != MAGIC_VERSION:
         return []
-    return _maybe(*codes)
+    return _maybe(*likely)
 
 
 def learn(history: History, at: Situation, causes: list[Cause]) -> None:
     """Take into the history what the reply shows to have happened."""
     if at.request.magic_version != MAGIC_VERSION or at.reply is None:
         return
-    worked = at.ret == 0 or causes == _sure("UP502")
+    worked = at.ret == 0 or causes == _sure(codes.STALE_ERROR)
     if at.is_cpu:
         (_learn_cpus if worked else _learn_failed_cpus)(history, at)
     elif not worked:

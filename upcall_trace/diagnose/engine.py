@@ -37,6 +37,7 @@ from dissectors.messages import (
 )
 from dissectors.services import DEVICE_MANAGER
 
+from .. import codes
 from ..capture.records import (
     Begins,
     Chunk,
@@ -51,6 +52,7 @@ from ..capture.records import (
     Record,
     Vmm,
 )
+from ..codes import Code
 from ..kernel.world import World
 from ..trace.decoding import Connection, Session
 from ..trace.operations import NoTable
@@ -68,11 +70,28 @@ _LOOP_INTERVAL_NS: Final = 100_000_000
 _LOOP_LENGTH: Final = 3
 _NEARLY: Final = 9 / 10
 _KEPT_BUSY: Final = 64
-LOCK_HOLDERS: Final = frozenset({"UP207", "UP210", "UP309"})
+LOCK_HOLDERS: Final = frozenset(
+    {codes.REMOVAL_ORDER, codes.ADD_BEYOND_POSSIBLE, codes.MMIO_WITHOUT_BOOT_DEVICE}
+)
 _SEEN_IN_CONSOLE: Final = frozenset(
-    {"UP201", "UP202", "UP203", "UP204", "UP205", "UP206", "UP207", "UP208", "UP209", "UP210",
-     "UP305", "UP401", "UP402", "UP403", "UP502"}
-)  # fmt: skip
+    {
+        codes.VCPU_NOT_STARTED,
+        codes.CPU_ALREADY_KNOWN,
+        codes.NO_CPU_NUMBER,
+        codes.REMOVE_ALL_CPUS,
+        codes.REMOVE_BOOT_CPU,
+        codes.REMOVE_UNFINDABLE_CPU,
+        codes.REMOVAL_ORDER,
+        codes.CPU_BUSY,
+        codes.PARTIAL_CPU_ADD,
+        codes.ADD_BEYOND_POSSIBLE,
+        codes.MMIO_RESOURCE_BUSY,
+        codes.PCI_NO_SUCH_BUS,
+        codes.PCI_NOTHING_THERE,
+        codes.PCI_NO_SUCH_DEVICE,
+        codes.STALE_ERROR,
+    }
+)
 
 
 @dataclass(slots=True)
@@ -192,9 +211,9 @@ class Diagnosis:
         for conn in list(self._watched):
             found += self._over(conn, closed_by_guest=False, at_end=True)
         if self._loop is not None:
-            found.append(self._of_connection("UP102", self._loop))
+            found.append(self._of_connection(codes.CONNECT_REFUSED_LOOP, self._loop))
         for situation in self._added.values():
-            found.append(self._of_request(Cause("UP704"), situation))
+            found.append(self._of_request(Cause(codes.DEVICE_LEAKED), situation))
         return found
 
     @property
@@ -253,17 +272,17 @@ class Diagnosis:
         if connection.accepted and watched.ok_ns is None:
             watched.ok_ns = self._now_ns
             if self._loop is not None:
-                yield self._of_connection("UP102", self._loop)
+                yield self._of_connection(codes.CONNECT_REFUSED_LOOP, self._loop)
             self._refusals, self._refused_ns, self._loop = 0, None, None
         if isinstance(event, ServiceByte):
             if event.service is DEVICE_MANAGER and self._model:
                 self._model.connect(conn, from_start=True)
             if event.early and not watched.early_told:
                 watched.early_told = True
-                yield self._of_connection("UP108", ConnectionSituation(connection))
+                yield self._of_connection(codes.EARLY_SERVICE_BYTE, ConnectionSituation(connection))
         if connection.hello is False and not watched.hello_told:
             watched.hello_told = True
-            yield self._of_connection("UP107", ConnectionSituation(connection))
+            yield self._of_connection(codes.BAD_HELLO, ConnectionSituation(connection))
 
     def _request(self, conn: int, watched: _Watched, event: RequestReceived) -> Iterator[Finding]:
         request = event.message
@@ -298,14 +317,14 @@ class Diagnosis:
             situation.console = self._console.find(situation)
         short, watched.short = watched.short, None
         if short is not None and event.continues != short.ref.request:
-            yield self._of_request(Cause("UP506"), short)
+            yield self._of_request(Cause(codes.SHORT_REQUEST), short)
         if event.continues is not None:
-            yield self._of_request(Cause("UP505"), situation)
+            yield self._of_request(Cause(codes.SPLIT_REQUEST), situation)
         elif event.rest_of is not None:
-            yield self._of_request(Cause("UP508"), situation)
+            yield self._of_request(Cause(codes.OVER_LONG_REQUEST), situation)
         else:
             if event.overlaps is not None:
-                yield self._of_request(Cause("UP507"), situation)
+                yield self._of_request(Cause(codes.OVERLAPPING_REQUESTS), situation)
             if event.size < len(event.raw):
                 watched.short = situation  # unless its rest follows
 
@@ -318,7 +337,7 @@ class Diagnosis:
             if event.number is None and not watched.unsolicited_told:
                 watched.unsolicited_told = True
                 connection = self.session.connections[conn]
-                yield self._of_connection("UP510", ConnectionSituation(connection))
+                yield self._of_connection(codes.UNSOLICITED_REPLY, ConnectionSituation(connection))
             # After a gap it may be no message at all, but parts of two.
             watched.last_ret = None if watched.torn else reply.ret
             watched.last_load = None
@@ -350,13 +369,13 @@ class Diagnosis:
         for cause in causes:
             yield self._of_request(cause, at)
         if any(at.reply_raw[REPLY_LOAD_OFFSET + reply.msg_size :]):
-            yield self._of_request(Cause("UP503", misfit or at.doubtful), at)
+            yield self._of_request(Cause(codes.STALE_LOAD, misfit or at.doubtful), at)
         if misfit:
-            yield self._of_request(Cause("UP509"), at)
+            yield self._of_request(Cause(codes.REPLY_MISMATCH), at)
         late = (at.latency_ns or 0) > CALLER_TIMEOUT_NS
         if late and (at.is_cpu or at.is_mmio or at.is_pci):
             at.held_up_by = self._held_up(at)
-            yield self._of_request(Cause("UP601"), at)
+            yield self._of_request(Cause(codes.LATE_REPLY), at)
         yield from self._consequences(at, causes)
         learn(self._history, at, causes)
         if self.witness:
@@ -368,17 +387,17 @@ class Diagnosis:
     def _consequences(self, at: Situation, causes: list[Cause]) -> Iterator[Finding]:
         if not self._dragonball or at.ret == 0 or at.request.magic_version != MAGIC_VERSION:
             return
-        codes = {cause.code for cause in causes}
+        told = {cause.code for cause in causes}
         inferred = any(cause.inferred for cause in causes)
         if at.is_cpu:
-            yield self._of_request(Cause("UP702"), at)
+            yield self._of_request(Cause(codes.RESIZE_WEDGED), at)
         adding = at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI)
-        if adding and codes != {"UP502"} and at.ret is not None:
-            yield self._of_request(Cause("UP701", inferred), at)
+        if adding and told != {codes.STALE_ERROR} and at.ret is not None:
+            yield self._of_request(Cause(codes.DEVICE_SILENTLY_LOST, inferred), at)
 
     def _track_device(self, at: Situation, causes: list[Cause]) -> None:
         """Devices that were added in this recording, for what is left at its end."""
-        worked = at.ret == 0 or [cause.code for cause in causes] == ["UP502"]
+        worked = at.ret == 0 or [cause.code for cause in causes] == [codes.STALE_ERROR]
         if not worked or at.request.magic_version != MAGIC_VERSION:
             return
         key: object = None
@@ -424,7 +443,7 @@ class Diagnosis:
             and connection.port is None
             and not connection.line.startswith(b"passfd")
         ):
-            yield self._of_connection("UP103", ConnectionSituation(connection))
+            yield self._of_connection(codes.MALFORMED_CONNECT_LINE, ConnectionSituation(connection))
 
     def _over(self, conn: int, closed_by_guest: bool, at_end: bool) -> Iterator[Finding]:
         """The connection ended, or the recording did: nothing will be answered any more."""
@@ -435,7 +454,7 @@ class Diagnosis:
         self._unanswered -= len(watched.open)
         self._history.unsure |= bool(watched.open)
         if watched.short is not None:
-            yield self._of_request(Cause("UP506"), watched.short)
+            yield self._of_request(Cause(codes.SHORT_REQUEST), watched.short)
         for situation in watched.open.values():
             predicted = self._model.silence(situation.ref) if self._model else None
             causes = of_silence(situation) if predicted is None else predicted
@@ -445,9 +464,9 @@ class Diagnosis:
                 causes = decide(causes, situation, situation.console)
             for cause in causes:
                 yield self._of_request(cause, situation)
-            yield self._of_request(Cause("UP602"), situation)
+            yield self._of_request(Cause(codes.UNANSWERED), situation)
             if closed_by_guest:
-                yield self._of_request(Cause("UP605"), situation)
+                yield self._of_request(Cause(codes.RESET_WHILE_BUSY), situation)
             yield from self._consequences(situation, causes)
             if self.witness:
                 self.witness.judged(situation, causes)
@@ -471,11 +490,11 @@ class Diagnosis:
         known = connection.service == DEVICE_MANAGER.byte
         if connection.service is None:
             if closed_by_guest and waited >= SERVICE_BYTE_LIMIT_NS * _NEARLY:
-                yield self._of_connection("UP105", situation)
+                yield self._of_connection(codes.SERVICE_BYTE_TIMEOUT, situation)
         elif not known and closed_by_guest and not connection.requests:
-            yield self._of_connection("UP104", situation)
+            yield self._of_connection(codes.UNKNOWN_SERVICE, situation)
         elif known and connection.hello is None and not connection.lost:
-            yield self._of_connection("UP106", situation)
+            yield self._of_connection(codes.NO_HELLO, situation)
 
     def _refused(self, connection: Connection) -> Iterator[Finding]:
         """One refusal is a finding; many in a row are one: Dragonball's loop."""
@@ -485,7 +504,7 @@ class Diagnosis:
         self._refusals = self._refusals + 1 if in_row else 1
         situation = ConnectionSituation(connection, self._refusals, interval)
         if self._refusals < _LOOP_LENGTH:
-            yield self._of_connection("UP101", situation)
+            yield self._of_connection(codes.NO_LISTENER, situation)
         else:
             self._loop = situation
 
@@ -496,7 +515,7 @@ class Diagnosis:
             told = replace(told, evidence=(*told.evidence, *at.console.evidence))
         return rule.finding(told, at.ref.conn, at.ref.request, cause.inferred)
 
-    def _of_connection(self, code: str, at: ConnectionSituation) -> Finding:
+    def _of_connection(self, code: Code, at: ConnectionSituation) -> Finding:
         rule = self._rules[code]
         return rule.finding(rule.tell(at), at.connection.number, None, inferred=False)
 

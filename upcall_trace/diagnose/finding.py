@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import NamedTuple
 
+from ..codes import Code, Severity
 from ..logs.evidence import Evidence
-
-
-class Severity(IntEnum):
-    """How bad it is; ordered."""
-
-    NOTE = 1
-    WARNING = 2
-    ERROR = 3
-    FATAL = 4
-
-    @property
-    def word(self) -> str:
-        """The name that users see and write."""
-        return self.name.lower()
 
 
 class Ref(NamedTuple):
@@ -54,7 +40,7 @@ class Finding:
     `inferred` is true when it is one of several possible causes, or not seen directly.
     """
 
-    code: str
+    code: Code
     name: str
     severity: Severity
     conn: int | None

@@ -22,6 +22,8 @@ from dissectors.constants import (
 )
 from dissectors.messages import MmioRequest, PciRequest
 
+from .. import codes
+from ..codes import Code
 from .causes import Cause
 from .engine import LOCK_HOLDERS
 from .finding import Ref
@@ -182,17 +184,17 @@ class Ledger:
             self.dead.setdefault(at.ref.conn, Dead(at.ref, "silent", "no answer to it"))
         if at.request.magic_version != MAGIC_VERSION:
             return  # not executed
-        codes = [cause.code for cause in causes]
+        told = [cause.code for cause in causes]
         if not answer_lost:
-            self._take_lock(at, codes)
+            self._take_lock(at, told)
         if at.is_cpu and at.arch is Arch.AARCH64:
             self._count(at)
         elif at.is_cpu:
-            self._cpus(at, codes)
+            self._cpus(at, told)
         elif at.mmio is not None:
             self._mmio(at, at.mmio)
         elif at.pci is not None:
-            self._pci(at, at.pci, codes)
+            self._pci(at, at.pci, told)
 
     def lost(self) -> None:
         """An unknown part of the recording is missing: what was known may have changed."""
@@ -226,18 +228,18 @@ class Ledger:
         if self.there(thing) is not (at.request.msg_type in _ADDING):
             self._note(thing, None, at, why)
 
-    def _take_lock(self, at: Situation, codes: list[str]) -> None:
+    def _take_lock(self, at: Situation, told: list[Code]) -> None:
         if not (at.is_cpu or at.is_mmio):
             return
         if at.ret == 0 or (at.is_cpu and at.ret in (EIO, EBUSY)):
             self.lock = Lock("free", at.ref)
             self._lock_ns = at.sent_ns
         elif at.reply is None and self.lock.state != "stuck" and at.sent_ns >= self._lock_ns:
-            holds = not LOCK_HOLDERS.isdisjoint(codes)
+            holds = not LOCK_HOLDERS.isdisjoint(told)
             why = "its thread may have died with it" if holds else "no answer to it"
             self.lock = Lock("stuck" if holds else "unknown", at.ref, why)
 
-    def _cpus(self, at: Situation, codes: list[str]) -> None:
+    def _cpus(self, at: Situation, told: list[Code]) -> None:
         adding = at.request.msg_type == MessageType.ADD_CPU
         cpus = [Cpu(cpu) for cpu in dict.fromkeys(at.apic_ids)]
         first, last = cpus[:-1], cpus[-1:]
@@ -246,7 +248,7 @@ class Ledger:
             for cpu in cpus:
                 self._note(cpu, adding, at)
         elif adding and ret == EINVAL:
-            self._refused_cpus(at, cpus, codes)
+            self._refused_cpus(at, cpus, told)
         elif adding and ret == EIO:
             self._doubt_all(first, at, "came up if it stands before the CPU that did not start")
             for cpu in last:  # it did not start, or the kernel did not get that far
@@ -259,7 +261,7 @@ class Ledger:
             for cpu in last:
                 self._note(cpu, True, at, before=True)
         elif not adding and ret == EINVAL:
-            self._kept_cpus(at, cpus, codes)
+            self._kept_cpus(at, cpus, told)
         else:
             self._doubt_all(cpus, at, "no answer to it" if ret is None else f"it got {at.result}")
 
@@ -267,11 +269,11 @@ class Ledger:
         for cpu in cpus:
             self._doubt(cpu, at, why)
 
-    def _refused_cpus(self, at: Situation, cpus: list[Cpu], codes: list[str]) -> None:
+    def _refused_cpus(self, at: Situation, cpus: list[Cpu], told: list[Code]) -> None:
         """ADD_CPU gave -EINVAL: an id is known already, or there is no number for one."""
-        if any(self.there(cpu) for cpu in cpus) and "UP203" not in codes:
+        if any(self.there(cpu) for cpu in cpus) and codes.NO_CPU_NUMBER not in told:
             return  # that one, so nothing changed
-        if "UP202" not in codes:
+        if codes.CPU_ALREADY_KNOWN not in told:
             self._doubt_all(cpus[:-1], at, "came up if it stands before the id without a number")
             return
         for cpu in cpus:
@@ -283,12 +285,12 @@ class Ledger:
                 why = "refused with EINVAL: it is up, or there is no number for it"
                 self._note(cpu, True, at, why, before=True)
 
-    def _kept_cpus(self, at: Situation, cpus: list[Cpu], codes: list[str]) -> None:
+    def _kept_cpus(self, at: Situation, cpus: list[Cpu], told: list[Code]) -> None:
         """DEL_CPU gave -EINVAL: it would remove all, or it came to the boot CPU."""
-        if "UP205" not in codes:
+        if codes.REMOVE_BOOT_CPU not in told:
             return
         before = cpus[: cpus.index(Cpu(_BOOT_CPU))] if Cpu(_BOOT_CPU) in cpus else []
-        if "UP204" in codes:
+        if codes.REMOVE_ALL_CPUS in told:
             self._doubt_all(before, at, "gone if it was not refused for removing all CPUs")
             return
         for cpu in before:
@@ -339,7 +341,7 @@ class Ledger:
             if window.crosses(claim) or (not added and window.mmio_irq == claim.mmio_irq):
                 del self.entries[claim]
 
-    def _pci(self, at: Situation, pci: PciRequest, codes: list[str]) -> None:
+    def _pci(self, at: Situation, pci: PciRequest, told: list[Code]) -> None:
         adding = at.request.msg_type == MessageType.ADD_PCI
         place = (pci.busno, pci.devfn)
         function = Pci(*place)
@@ -350,7 +352,7 @@ class Ledger:
             self._doubt(function, at, "no answer to it")
         elif not adding and at.ret == ENODEV:
             self._note(function, False, at, before=True)  # removed now, or not there
-        elif "UP502" in codes or at.ret != ENODEV or self.there(function):
+        elif codes.STALE_ERROR in told or at.ret != ENODEV or self.there(function):
             self._doubt(function, at, f"it got {at.result}, which may be left over")
         else:
             self._note(function, False, at, before=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dissectors.constants import EINVAL, EIO, MAGIC_VERSION, MessageType
 
+from .. import codes
+from ..codes import Code
 from ..logs.guest_console import ConsoleOperation, evidence_of
 from .causes import Cause
 from .situation import Situation
@@ -19,18 +21,24 @@ def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[C
     if said.code is not None and (at.ret is not None and at.ret < 0):
         decided = [Cause(said.code)]
         if at.ret in (EIO, EINVAL) and at.request.msg_type == MessageType.ADD_CPU:
-            some_up = len(said.ids) > 1 and said.code in ("UP201", "UP203")
-            decided += [Cause("UP209")] if some_up else []
+            some_up = len(said.ids) > 1 and said.code in (
+                codes.VCPU_NOT_STARTED,
+                codes.NO_CPU_NUMBER,
+            )
+            decided += [Cause(codes.PARTIAL_CPU_ADD)] if some_up else []
     elif at.is_pci and at.ret is not None and at.ret < 0 and said.ret == 0:
-        decided = [Cause("UP502")]
+        decided = [Cause(codes.STALE_ERROR)]
     if said.probe_failed is not None and (at.is_mmio or at.is_pci):
         at.evidence.append(evidence_of(said.probe_failed))
-        decided = [*decided, Cause("UP307" if at.is_mmio else "UP404")]
+        decided = [
+            *decided,
+            Cause(codes.MMIO_DRIVER_FAILED if at.is_mmio else codes.PCI_DRIVER_FAILED),
+        ]
     return decided
 
 
-def _killer(at: Situation, said: ConsoleOperation) -> str:
+def _killer(at: Situation, said: ConsoleOperation) -> Code:
     """Which of the known deaths it was: with ids worked off, or before the first."""
     if at.request.msg_type == MessageType.ADD_CPU:
-        return "UP210"
-    return "UP207" if said.ids else "UP206"
+        return codes.ADD_BEYOND_POSSIBLE
+    return codes.REMOVAL_ORDER if said.ids else codes.REMOVE_UNFINDABLE_CPU

@@ -25,11 +25,13 @@ from dissectors.messages import (
     pci_request,
 )
 
+from .. import codes
+from ..codes import Code, Severity
 from ..logs.evidence import Evidence
 from ..logs.guest_console import ConsoleOperation, arch_of
 from ..logs.vmm import Said, VmmLine
 from .causes import learn, of_reply, of_silence
-from .finding import Finding, Ref, Severity, Told
+from .finding import Finding, Ref, Told
 from .history import History
 from .log_decisions import decide
 from .rules.registry import rules
@@ -48,14 +50,21 @@ def of_vmm_log(lines: Sequence[VmmLine], found: Sequence[Finding]) -> Iterator[F
     """
     connected = gave_up = False
     told: set[object] = set()
-    busy = next((f for f in found if f.code in ("UP602", "UP601") and f.request is not None), None)
+    busy = next(
+        (
+            f
+            for f in found
+            if f.code in (codes.UNANSWERED, codes.LATE_REPLY) and f.request is not None
+        ),
+        None,
+    )
     for line in lines:
         match line.said:
             case Said.SERVICE_CONNECTED:
                 connected = True
             case Said.GAVE_UP:
                 gave_up = True
-                yield _of_log("UP102", line, _gave_up(line))
+                yield _of_log(codes.CONNECT_REFUSED_LOOP, line, _gave_up(line))
             case Said.NOT_READY:
                 reason = _why_not_ready(connected, gave_up, lines)
                 if reason not in told:
@@ -63,17 +72,17 @@ def of_vmm_log(lines: Sequence[VmmLine], found: Sequence[Finding]) -> Iterator[F
                     yield _not_ready(line, reason, busy if reason == _BUSY else None)
             case Said.ACTION_FAILED if line.line.text not in told:
                 told.add(line.line.text)
-                told_of = rules()["UP703"].tell(line.evidence)
-                yield _of_log("UP703", line, told_of, inferred=bool(found))
-            case Said.WEDGED if not _has(found, "UP702") and Said.WEDGED not in told:
+                told_of = rules()[codes.HOST_SIDE_FAILURE].tell(line.evidence)
+                yield _of_log(codes.HOST_SIDE_FAILURE, line, told_of, inferred=bool(found))
+            case Said.WEDGED if not _has(found, codes.RESIZE_WEDGED) and Said.WEDGED not in told:
                 told.add(Said.WEDGED)
-                yield _of_log("UP702", line, _wedged(line), inferred=True)
+                yield _of_log(codes.RESIZE_WEDGED, line, _wedged(line), inferred=True)
             case Said.TIMED_OUT if busy is None and Said.TIMED_OUT not in told:
                 told.add(Said.TIMED_OUT)
-                yield _of_log("UP602", line, _timed_out(line), inferred=True)
+                yield _of_log(codes.UNANSWERED, line, _timed_out(line), inferred=True)
 
 
-def _has(found: Sequence[Finding], code: str) -> bool:
+def _has(found: Sequence[Finding], code: Code) -> bool:
     return any(finding.code == code for finding in found)
 
 
@@ -87,11 +96,11 @@ def _why_not_ready(connected: bool, gave_up: bool, lines: Sequence[VmmLine]) -> 
 
 
 def _not_ready(line: VmmLine, reason: str, busy: Finding | None) -> Finding:
-    told = rules()["UP604"].tell(line.evidence, reason)
+    told = rules()[codes.NOT_READY].tell(line.evidence, reason)
     if busy is not None:
         seen = Evidence("request", "had no answer in time", busy.conn, busy.request)
         told = replace(told, evidence=(*told.evidence, seen))
-    return _of_log("UP604", line, told, inferred=reason in (_BUSY, _UNKNOWN))
+    return _of_log(codes.NOT_READY, line, told, inferred=reason in (_BUSY, _UNKNOWN))
 
 
 def _gave_up(line: VmmLine) -> Told:
@@ -124,7 +133,7 @@ def _timed_out(line: VmmLine) -> Told:
     )
 
 
-def _of_log(code: str, line: VmmLine, told: Told, inferred: bool = False) -> Finding:
+def _of_log(code: Code, line: VmmLine, told: Told, inferred: bool = False) -> Finding:
     if not told.evidence:
         told = replace(told, evidence=(line.evidence,))
     return rules()[code].finding(told, None, None, inferred)
@@ -180,11 +189,11 @@ def _request(said: ConsoleOperation) -> Request:
 
 
 _NAMELESS = {
-    EEXIST: ("UP301", "UP302"),
-    EBUSY: ("UP305",),
-    EINVAL: ("UP303", "UP304"),
-    ENODEV: ("UP306",),
-    EPERM: ("UP504", "UP511"),
+    EEXIST: (codes.MMIO_OVERLAP, codes.IRQ_CONFLICT),
+    EBUSY: (codes.MMIO_RESOURCE_BUSY,),
+    EINVAL: (codes.MMIO_BAD_SIZE_FIELD, codes.MMIO_BAD_IRQ),
+    ENODEV: (codes.MMIO_NO_SUCH_DEVICE,),
+    EPERM: (codes.UNKNOWN_TYPE, codes.RESERVED_MEMORY_OP),
 }
 """What fails without a line of its own: MMIO requests that are refused at once, unknown types."""
 
@@ -199,5 +208,5 @@ def _of_nameless(said: ConsoleOperation) -> Iterator[Finding]:
         next="Record the traffic to see the request; docs/vantage-points.md says how.",
         evidence=tuple(said.evidence),
     )
-    for code in _NAMELESS.get(ret, ("UP599",)):
+    for code in _NAMELESS.get(ret, (codes.UNEXPLAINED_RESULT,)):
         yield rules()[code].finding(told, None, None, inferred=True)

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from xml.etree import ElementTree
 
+from ..codes import Severity
 from ..views.text import WIDTH, safe
-from .finding import Finding, Severity
+from .finding import Finding
 from .run import Diagnosed
 
 VERSION: Final = 1

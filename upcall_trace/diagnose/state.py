@@ -14,7 +14,9 @@ from typing import Final
 from dissectors.constants import MAGIC_VERSION, MessageType
 from dissectors.events import Event
 
+from .. import codes
 from ..capture.records import Gap, Header, Record
+from ..codes import Code
 from ..kernel.cpus import X86Cpus
 from ..kernel.model import Guest
 from ..kernel.outcome import Fate
@@ -47,7 +49,7 @@ class Waiting:
 class Device:
     """A device that VMM and guest disagree about at the end, by the code of the finding."""
 
-    code: str
+    code: Code
     since: Ref
     thing: Thing
     inferred: bool
@@ -161,7 +163,11 @@ class Following:
         if isinstance(record, Gap) and (record.to_guest or record.conn == 0):
             self._ledger.lost()
         for finding in found:
-            if finding.code == "UP701" and finding.conn and finding.request is not None:
+            if (
+                finding.code == codes.DEVICE_SILENTLY_LOST
+                and finding.conn
+                and finding.request is not None
+            ):
                 self._lost_devices[Ref(finding.conn, finding.request)] = finding
         if len(self._lost_devices) > _KEPT + 2 * len(self._refused):
             last = set(self._refused.values())  # a device's earlier refusals are never asked for
@@ -227,14 +233,14 @@ class Following:
         after = {entry.thing: entry.there for entry in self.state().entries}
         left = {ref: thing for thing, ref in self._plugged.items()}
         found = [
-            Device("UP701", ref, thing, self._lost_devices[ref].inferred)
+            Device(codes.DEVICE_SILENTLY_LOST, ref, thing, self._lost_devices[ref].inferred)
             for thing, ref in self._refused.items()
             if ref in self._lost_devices and not after.get(thing)
         ]
         for finding in self.finish():
             ref = Ref(finding.conn or 0, finding.request or 0)
-            if finding.code == "UP704" and ref in left:
-                found.append(Device("UP704", ref, left[ref], finding.inferred))
+            if finding.code == codes.DEVICE_LEAKED and ref in left:
+                found.append(Device(codes.DEVICE_LEAKED, ref, left[ref], finding.inferred))
         return tuple(sorted(found, key=lambda device: (device.since, device.code)))
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, Final
 
+from .. import codes
 from ..views.text import WIDTH, fields_text, id_list, safe
 from .finding import Ref
 from .ledger import Cpu, CpusOnline, Dead, Entry, Lock, Mmio, Pci, Thing
@@ -26,8 +27,8 @@ _MODEL: Final = {
     "incomplete": "The capture lacks connections: what only the kernel model tells is inferred.",
 }
 _DEVICES: Final = {
-    "UP701": "refused, but Dragonball keeps it",
-    "UP704": "added and not removed",
+    codes.DEVICE_SILENTLY_LOST: "refused, but Dragonball keeps it",
+    codes.DEVICE_LEAKED: "added and not removed",
 }
 _INDENT: Final = " " * 13
 

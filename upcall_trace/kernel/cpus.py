@@ -12,6 +12,7 @@ from typing import Final
 from dissectors.constants import EINVAL, EIO
 from dissectors.messages import CpuRequestArm, CpuRequestX86
 
+from .. import codes
 from .outcome import FailedError, HotplugLock, OopsError
 from .world import World
 
@@ -47,17 +48,17 @@ class X86Cpus:
         """ADD_CPU: the number of ids handled; raises FailedError or HangError."""
         ids = _ids(request)
         if any(self._look_up(cpu) is not None for cpu in ids):
-            raise FailedError(EINVAL, "UP202")
+            raise FailedError(EINVAL, codes.CPU_ALREADY_KNOWN)
         self._lock.take()
         for done, cpu in enumerate(ids):
-            partly = ("UP209",) if done else ()
+            partly = (codes.PARTIAL_CPU_ADD,) if done else ()
             number = self._number_for(cpu)
             if number is None:
-                raise FailedError(EINVAL, "UP203", *partly)
+                raise FailedError(EINVAL, codes.NO_CPU_NUMBER, *partly)
             if number in self.online:
-                raise FailedError(_ALREADY_ONLINE, "UP599", *partly)
+                raise FailedError(_ALREADY_ONLINE, codes.UNEXPLAINED_RESULT, *partly)
             if cpu not in self._running:
-                raise FailedError(EIO, "UP201", *partly, delay_ns=CPU_START_LIMIT_NS)
+                raise FailedError(EIO, codes.VCPU_NOT_STARTED, *partly, delay_ns=CPU_START_LIMIT_NS)
             self.table[number] = cpu
             self.online.add(number)
         return len(ids)
@@ -66,16 +67,19 @@ class X86Cpus:
         """DEL_CPU: the number of ids handled; raises FailedError, OopsError or HangError."""
         ids = _ids(request)
         if len(ids) >= (len(self.table) if self._world.is_old else len(self.online)):
-            raise FailedError(EINVAL, "UP204", load=0)
+            raise FailedError(EINVAL, codes.REMOVE_ALL_CPUS, load=0)
         if any(self._look_up(cpu) is None for cpu in ids):
-            raise OopsError("UP206", lock_held=False)
+            raise OopsError(codes.REMOVE_UNFINDABLE_CPU, lock_held=False)
         self._lock.take()
         for cpu in ids:
             number = self._look_up(cpu)
             if number is None:
-                raise OopsError("UP207" if self._world.is_old else "UP206", lock_held=True)
+                raise OopsError(
+                    codes.REMOVAL_ORDER if self._world.is_old else codes.REMOVE_UNFINDABLE_CPU,
+                    lock_held=True,
+                )
             if number == _BOOT_CPU:
-                raise FailedError(EINVAL, "UP205")
+                raise FailedError(EINVAL, codes.REMOVE_BOOT_CPU)
             self.online.discard(number)
             del self.table[number]
         return len(ids)
@@ -124,21 +128,23 @@ class ArmCpus:
         """ADD_CPU: CPUs online afterwards; raises FailedError, OopsError or HangError."""
         self._lock.take()
         for done in range(request.count):
-            partly = ("UP209",) if done else ()
+            partly = (codes.PARTIAL_CPU_ADD,) if done else ()
             offline = (n for n in range(self._world.nr_cpu_ids) if n not in self.online)
             number = next(offline, None)
             if number is None:
-                raise OopsError("UP210", lock_held=True)
+                raise OopsError(codes.ADD_BEYOND_POSSIBLE, lock_held=True)
             if number not in self._running:
                 load = len(self.online)
-                raise FailedError(EIO, "UP201", *partly, load=load, delay_ns=CPU_START_LIMIT_NS)
+                raise FailedError(
+                    EIO, codes.VCPU_NOT_STARTED, *partly, load=load, delay_ns=CPU_START_LIMIT_NS
+                )
             self.online.add(number)
         return len(self.online)
 
     def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
         """DEL_CPU: CPUs still online; raises FailedError or HangError."""
         if request.count >= len(self.online):
-            raise FailedError(EINVAL, "UP204", load=0)
+            raise FailedError(EINVAL, codes.REMOVE_ALL_CPUS, load=0)
         self._lock.take()
         for number in sorted(self.online, reverse=True)[: request.count]:
             self.online.discard(number)

@@ -38,6 +38,8 @@ from dissectors.messages import (
 )
 from dissectors.services import DEVICE_MANAGER
 
+from .. import codes
+from ..codes import Code
 from .cpus import ArmCpus, X86Cpus
 from .outcome import (
     CutOffError,
@@ -130,7 +132,7 @@ class Guest:
             case PciRequest():
                 return self._add_pci(request) if adds else self._del_pci(request)
         reserved = request.msg_type in RESERVED_TYPES
-        raise FailedError(EPERM, "UP511" if reserved else "UP504")
+        raise FailedError(EPERM, codes.RESERVED_MEMORY_OP if reserved else codes.UNKNOWN_TYPE)
 
     def _add_mmio(self, request: MmioRequest) -> Done:
         self._check_mmio(request)
@@ -138,17 +140,17 @@ class Guest:
         end = base + request.mmio_size - 1 & _U64_MASK
         # The kernel compares inclusive ends strictly: one shared byte at an edge is no overlap.
         if any(base < window.end and end > window.base for window in self.windows):
-            raise FailedError(EEXIST, "UP301")
+            raise FailedError(EEXIST, codes.MMIO_OVERLAP)
         irqs = {window.irq for window in self.windows} - {_SHAREABLE_IRQ}
         if request.mmio_irq in irqs:
-            raise FailedError(EEXIST, "UP302")
+            raise FailedError(EEXIST, codes.IRQ_CONFLICT)
         self.lock.take()
         if self.world.needs_boot_mmio and not self.world.mmio:
-            raise OopsError("UP309", lock_held=True)
+            raise OopsError(codes.MMIO_WITHOUT_BOOT_DEVICE, lock_held=True)
         claimed = [(window.base, window.end) for window in self.windows] + [*self.world.iomem]
         empty = request.mmio_size == 0  # at 0 such a window seems to end where memory ends
         if empty or end < base or any(_cross(base, end, *other) for other in claimed):
-            raise FailedError(EBUSY, "UP305")
+            raise FailedError(EBUSY, codes.MMIO_RESOURCE_BUSY)
         self.windows.append(Window(base, request.mmio_size, request.mmio_irq))
         return Done()
 
@@ -162,23 +164,23 @@ class Guest:
                     raise CutOffError
                 self.windows.remove(window)
                 return Done()
-        raise FailedError(ENODEV, "UP306")
+        raise FailedError(ENODEV, codes.MMIO_NO_SUCH_DEVICE)
 
     def _check_mmio(self, request: MmioRequest) -> None:
         if request.msg_size != MMIO_MSG_SIZE:
-            raise FailedError(EINVAL, "UP303")
+            raise FailedError(EINVAL, codes.MMIO_BAD_SIZE_FIELD)
         arm = self.world.arch is Arch.AARCH64
         if request.mmio_irq > self.world.max_irq if arm else request.mmio_irq == 0:
-            raise FailedError(EINVAL, "UP304")
+            raise FailedError(EINVAL, codes.MMIO_BAD_IRQ)
 
     def _add_pci(self, request: PciRequest) -> Done:
         device = PciDevice(request.busno, request.slot, request.function)
         if request.busno not in self.buses:
-            raise FailedError(ENODEV, "UP401")
+            raise FailedError(ENODEV, codes.PCI_NO_SUCH_BUS)
         # One that is registered is found in the kernel's list, whatever the VMM has unplugged; seen
         # on a stock kernel with the same calls.
         if device not in self.plugged and device not in self.pci:
-            raise FailedError(ENODEV, "UP402")
+            raise FailedError(ENODEV, codes.PCI_NOTHING_THERE)
         self.pci.add(device)
         return Done(ret=None)
 
@@ -190,7 +192,7 @@ class Guest:
                     raise CutOffError
                 self.pci.remove(device)
                 return Done(ret=None)
-        raise FailedError(ENODEV, "UP403")
+        raise FailedError(ENODEV, codes.PCI_NO_SUCH_DEVICE)
 
 
 class ServiceThread:
@@ -221,14 +223,14 @@ class ServiceThread:
             guest.lock.stuck |= oops.lock_held
             return self._silent(Fate.THREAD_DIED, oops.code)
         except HangError:
-            return self._silent(Fate.HANGS, "UP603")
+            return self._silent(Fate.HANGS, codes.HOTPLUG_LOCK_STUCK)
         except CutOffError:
             guest.cut_off = True
-            return self._silent(Fate.CUT_OFF, "UP308")
+            return self._silent(Fate.CUT_OFF, codes.CHANNEL_REMOVED)
         reply = bytes(self._reply)
         (msg_size,) = _U32.unpack_from(reply, _MSG_SIZE_OFFSET)
         if not _ZEROS.startswith(reply[REPLY_LOAD_OFFSET + msg_size :]):
-            causes = (*causes, "UP503")
+            causes = (*causes, codes.STALE_LOAD)
         return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken)
 
     def peek_type(self, piece: bytes) -> int:
@@ -243,7 +245,7 @@ class ServiceThread:
             return Outcome(self.fate, None, ())
         self._write_header(decode_request(self._request, self._guest.world.arch), 0)
         self._write(ret, None)
-        return Outcome(Fate.ANSWERED, bytes(self._reply), ("UP599",))
+        return Outcome(Fate.ANSWERED, bytes(self._reply), (codes.UNEXPLAINED_RESULT,))
 
     def _take(self, piece: bytes) -> bool:
         """Lay a receive over the request buffer; False when nobody is there to look at it."""
@@ -253,16 +255,16 @@ class ServiceThread:
             self.fate = Fate.CUT_OFF
         return self.fate is Fate.ANSWERED
 
-    def _silent(self, fate: Fate, code: str) -> Outcome:
+    def _silent(self, fate: Fate, code: Code) -> Outcome:
         self.fate = fate
         return Outcome(fate, None, (code,), takes_lock=self._guest.lock.taken)
 
-    def _process(self, request: Request) -> tuple[tuple[str, ...], int]:
+    def _process(self, request: Request) -> tuple[tuple[Code, ...], int]:
         """Rewrite the reply buffer as far as the kernel does; (causes, delay in nanoseconds)."""
         (stale_ret,) = _I32.unpack_from(self._reply, RET_OFFSET)
         if request.magic_version != MAGIC_VERSION:
             self._write_header(request, 0)
-            return ("UP512", "UP502" if stale_ret else "UP501"), 0
+            return (codes.BAD_MAGIC, codes.STALE_ERROR if stale_ret else codes.STALE_SUCCESS), 0
         try:
             done = self._guest.execute(request)
         except FailedError as failed:
@@ -271,7 +273,7 @@ class ServiceThread:
             return failed.causes, failed.delay_ns
         self._write_header(request, 0 if done.load is None else CPU_REPLY_MSG_SIZE)
         self._write(done.ret, done.load)
-        return ("UP502",) if done.ret is None and stale_ret else (), 0
+        return (codes.STALE_ERROR,) if done.ret is None and stale_ret else (), 0
 
     def _write_header(self, request: Request, msg_size: int) -> None:
         _HEADER.pack_into(self._reply, 0, MAGIC_VERSION, msg_size, request.msg_type, 0)

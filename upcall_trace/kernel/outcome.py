@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from ..codes import Code
+
 
 class Fate(Enum):
     """What a request does to its connection."""
@@ -29,7 +31,7 @@ class Outcome:
 
     fate: Fate
     reply: bytes | None
-    causes: tuple[str, ...]
+    causes: tuple[Code, ...]
     delay_ns: int = 0
     takes_lock: bool = False
 
@@ -37,7 +39,7 @@ class Outcome:
 class OopsError(Exception):
     """The thread that works on the request dies."""
 
-    def __init__(self, code: str, lock_held: bool) -> None:
+    def __init__(self, code: Code, lock_held: bool) -> None:
         self.code = code
         self.lock_held = lock_held
 
@@ -53,7 +55,7 @@ class CutOffError(Exception):
 class FailedError(Exception):
     """The command gives an errno; `load` is what it wrote at the reply's load, if it did."""
 
-    def __init__(self, ret: int, *causes: str, load: int | None = None, delay_ns: int = 0) -> None:
+    def __init__(self, ret: int, *causes: Code, load: int | None = None, delay_ns: int = 0) -> None:
         self.ret = ret
         self.causes = causes
         self.load = load

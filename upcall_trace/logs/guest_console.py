@@ -14,6 +14,8 @@ from typing import Final
 
 from dissectors.constants import EBUSY, ENODEV, EPERM, Arch, MessageType
 
+from .. import codes
+from ..codes import Code
 from .evidence import Evidence
 from .lines import LogLine, read_lines
 
@@ -47,13 +49,13 @@ _PCI_PROBE: Final = re.compile(
 )
 _OOPS: Final = re.compile(r"BUG: unable to handle|Oops:|kernel BUG at|Internal error: Oops")
 _REASONS: Final = (
-    (re.compile(r"apci_id \d+ is already been used"), "UP202"),
-    (re.compile(r"generic processor info failed"), "UP203"),
-    (re.compile(r"cpu up failed: -5"), "UP201"),
-    (re.compile(r"cannot remove all vcpus"), "UP204"),
-    (re.compile(r"cannot del bootstrap processor"), "UP205"),
-    (re.compile(r"Could not find PCI bus for busno"), "UP401"),
-    (re.compile(r"Could not find PCI device for slot"), "UP402"),
+    (re.compile(r"apci_id \d+ is already been used"), codes.CPU_ALREADY_KNOWN),
+    (re.compile(r"generic processor info failed"), codes.NO_CPU_NUMBER),
+    (re.compile(r"cpu up failed: -5"), codes.VCPU_NOT_STARTED),
+    (re.compile(r"cannot remove all vcpus"), codes.REMOVE_ALL_CPUS),
+    (re.compile(r"cannot del bootstrap processor"), codes.REMOVE_BOOT_CPU),
+    (re.compile(r"Could not find PCI bus for busno"), codes.PCI_NO_SUCH_BUS),
+    (re.compile(r"Could not find PCI device for slot"), codes.PCI_NOTHING_THERE),
 )
 _U64: Final = (1 << 64) - 1
 _KEPT: Final = 200_000
@@ -76,7 +78,7 @@ class ConsoleOperation:
     pci: tuple[int, int] | None = None
     device: str = ""
     ret: int | None = None
-    code: str | None = None
+    code: Code | None = None
     oops: bool = False
     closed: bool = False
     probe_failed: LogLine | None = None
@@ -123,7 +125,7 @@ class _Reader:
         elif found := _UNCLAIMED.search(text):
             claimed = self._devices.get(found[1])
             if claimed is not None:
-                claimed.ret, claimed.code = EBUSY, "UP305"
+                claimed.ret, claimed.code = EBUSY, codes.MMIO_RESOURCE_BUSY
                 claimed.lines.append(line)
         elif found := _PCI_PROBE.search(text):
             bus, slot, function = (found[n] or found[n + 3] for n in (1, 2, 3))
@@ -168,7 +170,7 @@ class _Reader:
             for pattern, code in _REASONS:
                 if pattern.search(said):
                     removing = current.msg_type == MessageType.DEL_PCI
-                    current.code = "UP403" if removing else code
+                    current.code = codes.PCI_NO_SUCH_DEVICE if removing else code
                     if current.pci is not None:
                         current.ret = ENODEV
 

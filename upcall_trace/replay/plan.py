@@ -14,6 +14,7 @@ from typing import Final
 from dissectors.constants import MAGIC_VERSION
 from dissectors.messages import MmioRequest, PciRequest, Request
 
+from .. import codes
 from ..diagnose.finding import Finding
 from ..kernel.outcome import Fate
 from ..kernel.world import World
@@ -23,12 +24,22 @@ from ..trace.script import Asked, Key, Script
 REAL_GUEST: Final = "real-guest"
 OTHER_TARGET: Final = "other-target"
 DANGERS: Final = {
-    "UP206": "to remove a CPU that the guest cannot find kills the thread that is asked",
-    "UP207": "to remove CPUs in this order kills the guest's thread, the hotplug lock held",
-    "UP210": "to add more CPUs than are possible kills the guest's thread, the hotplug lock held",
-    "UP308": "to remove the device that the channel runs on cuts every connection off",
-    "UP309": "an MMIO device kills the thread of a guest that booted without one",
-    "UP603": "with the hotplug lock stuck the guest's thread waits for ever",
+    codes.REMOVE_UNFINDABLE_CPU: (
+        "to remove a CPU that the guest cannot find kills the thread that is asked"
+    ),
+    codes.REMOVAL_ORDER: (
+        "to remove CPUs in this order kills the guest's thread, the hotplug lock held"
+    ),
+    codes.ADD_BEYOND_POSSIBLE: (
+        "to add more CPUs than are possible kills the guest's thread, the hotplug lock held"
+    ),
+    codes.CHANNEL_REMOVED: (
+        "to remove the device that the channel runs on cuts every connection off"
+    ),
+    codes.MMIO_WITHOUT_BOOT_DEVICE: (
+        "an MMIO device kills the thread of a guest that booted without one"
+    ),
+    codes.HOTPLUG_LOCK_STUCK: "with the hotplug lock stuck the guest's thread waits for ever",
     REAL_GUEST: "nothing beside the socket says that a simulated guest or a lab is behind it",
     OTHER_TARGET: "the recording is tied to another target",
 }
@@ -81,7 +92,7 @@ def make_plan(
     the channel runs on.
     """
     plan = Plan(script, world, guessed, dangers=list(about_target))
-    codes: dict[Key, list[str]] = {}
+    predicted: dict[Key, list[str]] = {}
     rehearsal = Rehearsal(world)
     added: set[object] = set()
     roles = {window.role for window in world.mmio} | {device.role for device in world.pci}
@@ -91,21 +102,23 @@ def make_plan(
         for step in script.steps:
             for rehearsed in rehearsal.take(step, script.asked):
                 asked = rehearsed.asked
-                found = codes.setdefault(asked.key, [])
+                found = predicted.setdefault(asked.key, [])
                 found += _dangers(rehearsed)
                 if hidden and _removes_unknown(asked, added):
-                    found.append("UP308")
+                    found.append(codes.CHANNEL_REMOVED)
                 if number == 0:
                     plan.rehearsed[asked.key] = rehearsed
                 if _has_added(asked):
                     added.add(thing_of(asked.message))
     for finding in recorded:
         key = (finding.conn or 0, finding.request or 0)
-        if finding.code not in DANGERS or key not in codes or script.asked[key].cut_off:
+        if finding.code not in DANGERS or key not in predicted or script.asked[key].cut_off:
             continue
-        if not finding.inferred or not codes[key]:  # of possible ones the first is the likeliest
-            codes[key].append(finding.code)
-    for key, found in codes.items():
+        if (
+            not finding.inferred or not predicted[key]
+        ):  # of possible ones the first is the likeliest
+            predicted[key].append(finding.code)
+    for key, found in predicted.items():
         plan.dangers += [Danger(code, DANGERS[code], key) for code in dict.fromkeys(found)]
     return plan
 

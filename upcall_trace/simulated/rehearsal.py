@@ -16,6 +16,7 @@ from dissectors.messages import (
 )
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
 
+from ..codes import Code
 from ..control.orders import order_of
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
@@ -37,7 +38,7 @@ class Rehearsed:
     reply: ServiceReply | None
     raw: bytes
     fate: Fate
-    codes: tuple[str, ...] = ()
+    codes: tuple[Code, ...] = ()
     changes: tuple[str, ...] = ()
     undo: tuple[str, ...] | None = ()
     delay_ns: int = 0

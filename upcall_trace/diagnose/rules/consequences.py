@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from ... import codes
 from ...logs.evidence import Evidence
 from ...views.text import safe
-from ..finding import Severity, Told
+from ..finding import Told
 from ..situation import Situation
 from .registry import rule
 
 
-@rule("UP701", "device-silently-lost", Severity.WARNING)
+@rule(codes.DEVICE_SILENTLY_LOST)
 def device_silently_lost(at: Situation) -> Told:
     """A device add failed, and Dragonball takes any answer for success.
 
@@ -36,7 +37,7 @@ def device_silently_lost(at: Situation) -> Told:
     )
 
 
-@rule("UP702", "resize-wedged", Severity.WARNING)
+@rule(codes.RESIZE_WEDGED)
 def resize_wedged(at: Situation) -> Told:
     """A vCPU resize failed, and none will work from now on.
 
@@ -63,7 +64,7 @@ def resize_wedged(at: Situation) -> Told:
     )
 
 
-@rule("UP703", "host-side-failure", Severity.ERROR)
+@rule(codes.HOST_SIDE_FAILURE)
 def host_side_failure(line: Evidence) -> Told:
     """The VMM failed before it asked the guest.
 
@@ -89,7 +90,7 @@ def host_side_failure(line: Evidence) -> Told:
     )
 
 
-@rule("UP704", "device-leaked", Severity.WARNING)
+@rule(codes.DEVICE_LEAKED)
 def device_leaked(at: Situation) -> Told:
     """A device was added and not removed by the end of the recording.
 

@@ -6,9 +6,10 @@ from typing import Final
 
 from dissectors.messages import CpuReplyArm
 
+from ... import codes
 from ...logs.evidence import Evidence
 from ...views.text import duration
-from ..finding import Ref, Severity, Told
+from ..finding import Ref, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import LOCK_LOST, apic, pointing, refused, unanswered, up_since
@@ -41,7 +42,7 @@ def _removed(found: tuple[int, Ref] | None) -> tuple[Evidence, ...]:
     return pointing(found[1], "removed this CPU") if found else ()
 
 
-@rule("UP201", "vcpu-not-started", Severity.ERROR)
+@rule(codes.VCPU_NOT_STARTED)
 def vcpu_not_started(at: Situation) -> Told:
     """A CPU that was to be added never came up.
 
@@ -80,7 +81,7 @@ def vcpu_not_started(at: Situation) -> Told:
     )
 
 
-@rule("UP202", "cpu-already-known", Severity.ERROR)
+@rule(codes.CPU_ALREADY_KNOWN)
 def cpu_already_known(at: Situation) -> Told:
     """An id in the list belongs to a CPU that the guest has.
 
@@ -126,7 +127,7 @@ def cpu_already_known(at: Situation) -> Told:
     )
 
 
-@rule("UP203", "no-cpu-number", Severity.ERROR)
+@rule(codes.NO_CPU_NUMBER)
 def no_cpu_number(at: Situation) -> Told:
     """The guest has no CPU number for an id.
 
@@ -167,7 +168,7 @@ def no_cpu_number(at: Situation) -> Told:
     )
 
 
-@rule("UP204", "remove-all-cpus", Severity.ERROR)
+@rule(codes.REMOVE_ALL_CPUS)
 def remove_all_cpus(at: Situation) -> Told:
     """The request would leave the guest without any CPU.
 
@@ -203,7 +204,7 @@ def remove_all_cpus(at: Situation) -> Told:
     )
 
 
-@rule("UP205", "remove-boot-cpu", Severity.ERROR)
+@rule(codes.REMOVE_BOOT_CPU)
 def remove_boot_cpu(at: Situation) -> Told:
     """The boot CPU is in the list.
 
@@ -257,7 +258,7 @@ def _unfindable(at: Situation) -> tuple[str, Ref | None]:
     return f"{apic(missing[:1])}, which this recording does not show to be up", None
 
 
-@rule("UP206", "remove-unfindable-cpu", Severity.FATAL)
+@rule(codes.REMOVE_UNFINDABLE_CPU)
 def remove_unfindable_cpu(at: Situation) -> Told:
     """A CPU that the guest cannot find was to be removed, and the guest's thread died of it.
 
@@ -289,7 +290,7 @@ def remove_unfindable_cpu(at: Situation) -> Told:
     )
 
 
-@rule("UP207", "removal-order", Severity.FATAL)
+@rule(codes.REMOVAL_ORDER)
 def removal_order(at: Situation) -> Told:
     """CPUs were to be removed in an order that old kernels do not survive.
 
@@ -320,7 +321,7 @@ def removal_order(at: Situation) -> Told:
     )
 
 
-@rule("UP208", "cpu-busy", Severity.ERROR)
+@rule(codes.CPU_BUSY)
 def cpu_busy(at: Situation) -> Told:
     """The guest could not take a CPU offline.
 
@@ -352,7 +353,7 @@ def cpu_busy(at: Situation) -> Told:
     )
 
 
-@rule("UP209", "partial-cpu-add", Severity.WARNING)
+@rule(codes.PARTIAL_CPU_ADD)
 def partial_cpu_add(at: Situation) -> Told:
     """An add of several CPUs failed on the way, and a part of them is up.
 
@@ -385,7 +386,7 @@ def partial_cpu_add(at: Situation) -> Told:
     )
 
 
-@rule("UP210", "add-beyond-possible", Severity.FATAL)
+@rule(codes.ADD_BEYOND_POSSIBLE)
 def add_beyond_possible(at: Situation) -> Told:
     """More CPUs were asked for than an aarch64 guest can have.
 

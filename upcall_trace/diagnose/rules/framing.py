@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dissectors.constants import MESSAGE_SIZE
 
+from ... import codes
 from ...logs.evidence import Evidence
-from ..finding import Ref, Severity, Told
+from ..finding import Ref, Told
 from ..situation import ConnectionSituation, Situation
 from .registry import rule
 from .wording import pointing
@@ -20,7 +21,7 @@ def _title(ref: Ref) -> str:
     return str(ref).capitalize()
 
 
-@rule("UP505", "split-request", Severity.ERROR)
+@rule(codes.SPLIT_REQUEST)
 def split_request(at: Situation) -> Told:
     """One request reached the guest in pieces.
 
@@ -59,7 +60,7 @@ def split_request(at: Situation) -> Told:
     )
 
 
-@rule("UP506", "short-request", Severity.WARNING)
+@rule(codes.SHORT_REQUEST)
 def short_request(at: Situation) -> Told:
     """Fewer than 1024 bytes came, and nothing followed.
 
@@ -98,7 +99,7 @@ def short_request(at: Situation) -> Told:
     )
 
 
-@rule("UP507", "overlapping-requests", Severity.WARNING)
+@rule(codes.OVERLAPPING_REQUESTS)
 def overlapping_requests(at: Situation) -> Told:
     """A request was sent while another was unanswered.
 
@@ -133,7 +134,7 @@ def overlapping_requests(at: Situation) -> Told:
     )
 
 
-@rule("UP508", "over-long-request", Severity.ERROR)
+@rule(codes.OVER_LONG_REQUEST)
 def over_long_request(at: Situation) -> Told:
     """One send had more than 1024 bytes, and the rest was taken for a request.
 
@@ -169,7 +170,7 @@ def over_long_request(at: Situation) -> Told:
     )
 
 
-@rule("UP510", "unsolicited-reply", Severity.ERROR)
+@rule(codes.UNSOLICITED_REPLY)
 def unsolicited_reply(at: ConnectionSituation) -> Told:
     """The guest sent a message while no request was open.
 

@@ -6,9 +6,10 @@ from typing import Final
 
 from dissectors.constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, RECONNECT_LIMIT
 
+from ... import codes
 from ...capture.records import How
 from ...views.text import duration, safe
-from ..finding import Severity, Told
+from ..finding import Told
 from ..situation import ConnectionSituation
 from .registry import rule
 
@@ -32,7 +33,7 @@ def _in(waited_ns: int | None) -> str:
     return "" if waited_ns is None else f" in {duration(waited_ns)}"
 
 
-@rule("UP101", "no-listener", Severity.ERROR)
+@rule(codes.NO_LISTENER)
 def no_listener(at: ConnectionSituation) -> Told:
     """A connection to the upcall port was closed without OK.
 
@@ -68,7 +69,7 @@ def no_listener(at: ConnectionSituation) -> Told:
     )
 
 
-@rule("UP102", "connect-refused-loop", Severity.ERROR)
+@rule(codes.CONNECT_REFUSED_LOOP)
 def connect_refused_loop(at: ConnectionSituation) -> Told:
     """Connections to the upcall port are refused again and again.
 
@@ -111,7 +112,7 @@ def connect_refused_loop(at: ConnectionSituation) -> Told:
     )
 
 
-@rule("UP103", "malformed-connect-line", Severity.ERROR)
+@rule(codes.MALFORMED_CONNECT_LINE)
 def malformed_connect_line(at: ConnectionSituation) -> Told:
     """The client's first line is not a CONNECT line.
 
@@ -153,7 +154,7 @@ def _flaw(line: bytes) -> str:
     return "what follows CONNECT is not one decimal number of 32 bits"
 
 
-@rule("UP104", "unknown-service", Severity.ERROR)
+@rule(codes.UNKNOWN_SERVICE)
 def unknown_service(at: ConnectionSituation) -> Told:
     """The guest closed the connection because of its service byte.
 
@@ -181,7 +182,7 @@ def unknown_service(at: ConnectionSituation) -> Told:
     )
 
 
-@rule("UP105", "service-byte-timeout", Severity.ERROR)
+@rule(codes.SERVICE_BYTE_TIMEOUT)
 def service_byte_timeout(at: ConnectionSituation) -> Told:
     """The guest closed the connection because no service byte came.
 
@@ -213,7 +214,7 @@ def service_byte_timeout(at: ConnectionSituation) -> Told:
     )
 
 
-@rule("UP106", "no-hello", Severity.ERROR)
+@rule(codes.NO_HELLO)
 def no_hello(at: ConnectionSituation) -> Told:
     """The guest accepted and was told a service, but no CONNECT message came.
 
@@ -252,7 +253,7 @@ def no_hello(at: ConnectionSituation) -> Told:
     )
 
 
-@rule("UP107", "bad-hello", Severity.ERROR)
+@rule(codes.BAD_HELLO)
 def bad_hello(at: ConnectionSituation) -> Told:
     """The guest's first message is not a CONNECT message.
 
@@ -285,7 +286,7 @@ def bad_hello(at: ConnectionSituation) -> Told:
     )
 
 
-@rule("UP108", "early-service-byte", Severity.WARNING)
+@rule(codes.EARLY_SERVICE_BYTE)
 def early_service_byte(at: ConnectionSituation) -> Told:
     """The client sent bytes before OK.
 

@@ -6,9 +6,10 @@ from typing import Final
 
 from dissectors.constants import Arch, MessageType
 
+from ... import codes
 from ...kernel.world import Window
 from ...logs.evidence import Evidence
-from ..finding import Ref, Severity, Told
+from ..finding import Ref, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import (
@@ -50,7 +51,7 @@ def _so(at: Situation) -> str:
     return ADD_LOST if at.request.msg_type == MessageType.ADD_MMIO else _NOT_DONE
 
 
-@rule("UP301", "mmio-overlap", Severity.ERROR)
+@rule(codes.MMIO_OVERLAP)
 def mmio_overlap(at: Situation) -> Told:
     """The window overlaps one that is registered.
 
@@ -96,7 +97,7 @@ def mmio_overlap(at: Situation) -> Told:
     )
 
 
-@rule("UP302", "irq-conflict", Severity.ERROR)
+@rule(codes.IRQ_CONFLICT)
 def irq_conflict(at: Situation) -> Told:
     """The interrupt belongs to another device.
 
@@ -134,7 +135,7 @@ def irq_conflict(at: Situation) -> Told:
     return Told(what=refused(at), why=f"{why}.", so=ADD_LOST, next=advice, evidence=evidence)
 
 
-@rule("UP303", "mmio-bad-size-field", Severity.ERROR)
+@rule(codes.MMIO_BAD_SIZE_FIELD)
 def mmio_bad_size_field(at: Situation) -> Told:
     """The header's msg_size is not that of an MMIO request.
 
@@ -163,7 +164,7 @@ def mmio_bad_size_field(at: Situation) -> Told:
     )
 
 
-@rule("UP304", "mmio-bad-irq", Severity.ERROR)
+@rule(codes.MMIO_BAD_IRQ)
 def mmio_bad_irq(at: Situation) -> Told:
     """The interrupt number cannot be used.
 
@@ -194,7 +195,7 @@ def mmio_bad_irq(at: Situation) -> Told:
     return Told(what=refused(at), why=why, so=_so(at), next=advice)
 
 
-@rule("UP305", "mmio-resource-busy", Severity.ERROR)
+@rule(codes.MMIO_RESOURCE_BUSY)
 def mmio_resource_busy(at: Situation) -> Told:
     """The guest could not claim the window.
 
@@ -249,7 +250,7 @@ def _at_edge(at: Situation, base: int, end: int) -> tuple[Window, Ref | None] | 
     return None
 
 
-@rule("UP306", "mmio-no-such-device", Severity.ERROR)
+@rule(codes.MMIO_NO_SUCH_DEVICE)
 def mmio_no_such_device(at: Situation) -> Told:
     """No registered device is exactly the one to be removed.
 
@@ -326,7 +327,7 @@ def _similar(
     return window, ref, " and ".join(shown)
 
 
-@rule("UP307", "mmio-driver-failed", Severity.ERROR)
+@rule(codes.MMIO_DRIVER_FAILED)
 def mmio_driver_failed(at: Situation) -> Told:
     """The device is registered, but its driver does not work.
 
@@ -357,7 +358,7 @@ def mmio_driver_failed(at: Situation) -> Told:
     )
 
 
-@rule("UP308", "channel-removed", Severity.FATAL)
+@rule(codes.CHANNEL_REMOVED)
 def channel_removed(at: Situation) -> Told:
     """The guest was told to remove the device that this very channel runs on.
 
@@ -394,7 +395,7 @@ def channel_removed(at: Situation) -> Told:
     )
 
 
-@rule("UP309", "mmio-without-boot-device", Severity.FATAL)
+@rule(codes.MMIO_WITHOUT_BOOT_DEVICE)
 def mmio_without_boot_device(at: Situation) -> Told:
     """The guest was booted without a virtio-mmio device, and its kernel does not survive that.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ... import codes
 from ...logs.evidence import Evidence
-from ..finding import Ref, Severity, Told
+from ..finding import Ref, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import (
@@ -38,7 +39,7 @@ def _removed(at: Situation) -> Ref | None:
     return at.history.removed_pci.get((pci.busno, pci.devfn))
 
 
-@rule("UP401", "pci-no-such-bus", Severity.ERROR)
+@rule(codes.PCI_NO_SUCH_BUS)
 def pci_no_such_bus(at: Situation) -> Told:
     """The guest does not have the bus.
 
@@ -72,7 +73,7 @@ def pci_no_such_bus(at: Situation) -> Told:
     )
 
 
-@rule("UP402", "pci-nothing-there", Severity.ERROR)
+@rule(codes.PCI_NOTHING_THERE)
 def pci_nothing_there(at: Situation) -> Told:
     """Nothing answers in the slot.
 
@@ -110,7 +111,7 @@ def pci_nothing_there(at: Situation) -> Told:
     )
 
 
-@rule("UP403", "pci-no-such-device", Severity.ERROR)
+@rule(codes.PCI_NO_SUCH_DEVICE)
 def pci_no_such_device(at: Situation) -> Told:
     """The device that is to be removed is not there.
 
@@ -151,7 +152,7 @@ def pci_no_such_device(at: Situation) -> Told:
     )
 
 
-@rule("UP404", "pci-driver-failed", Severity.ERROR)
+@rule(codes.PCI_DRIVER_FAILED)
 def pci_driver_failed(at: Situation) -> Told:
     """The device was found, but its driver does not work.
 

@@ -1,4 +1,4 @@
-"""The table of codes: each rule's number, name and severity, its words, and its page.
+"""The rules: each one's code, its words, and its page.
 
 A rule is a function from what was seen to the four sentences of a finding. Its docstring is its
 page of the documentation: what it says, why it matters, how it looks on the wire, an example from a
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, TypeVar
 
-from ..finding import Finding, Severity, Told
+from ...codes import Code, Severity
+from ..finding import Finding, Told
 
 _MODULES: Final = (
     "handshake", "cpus", "mmio", "pci", "stale", "framing", "types", "timing", "consequences",
@@ -24,11 +25,17 @@ _MODULES: Final = (
 class Rule:
     """One code. `tell` takes what its family looks at, and gives the four sentences."""
 
-    code: str
-    name: str
-    severity: Severity
+    code: Code
     page: str
     tell: Callable[..., Told]
+
+    @property
+    def name(self) -> str:
+        return self.code.name
+
+    @property
+    def severity(self) -> Severity:
+        return self.code.severity
 
     def finding(self, told: Told, conn: int | None, request: int | None, inferred: bool) -> Finding:
         """What was told under this code, at its place."""
@@ -38,17 +45,17 @@ class Rule:
         )  # fmt: skip
 
 
-_RULES: dict[str, Rule] = {}
+_RULES: dict[Code, Rule] = {}
 _Tell = TypeVar("_Tell", bound=Callable[..., Told])
 
 
-def rule(code: str, name: str, severity: Severity) -> Callable[[_Tell], _Tell]:
+def rule(code: Code) -> Callable[[_Tell], _Tell]:
     """Enter a function into the table under its code."""
 
     def enter(tell: _Tell) -> _Tell:
         if code in _RULES:
             raise ValueError(f"two rules for {code}")
-        _RULES[code] = Rule(code, name, severity, inspect.getdoc(tell) or "", tell)
+        _RULES[code] = Rule(code, inspect.getdoc(tell) or "", tell)
         return tell
 
     return enter

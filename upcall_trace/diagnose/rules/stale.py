@@ -6,8 +6,9 @@ from typing import Final
 
 from dissectors.constants import ENODEV, EPERM, MAGIC_VERSION, REPLY_LOAD_OFFSET, Arch
 
+from ... import codes
 from ...logs.evidence import Evidence
-from ..finding import Ref, Severity, Told
+from ..finding import Ref, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import pointing
@@ -54,7 +55,7 @@ def _ret_evidence(at: Situation) -> tuple[Evidence, ...]:
     return pointing(_ret_left_by(at), "its reply held the same ret")
 
 
-@rule("UP501", "stale-success", Severity.ERROR)
+@rule(codes.STALE_SUCCESS)
 def stale_success(at: Situation) -> Told:
     """The reply says 0, and the guest never wrote that 0.
 
@@ -85,7 +86,7 @@ def stale_success(at: Situation) -> Told:
     )
 
 
-@rule("UP502", "stale-error", Severity.ERROR)
+@rule(codes.STALE_ERROR)
 def stale_error(at: Situation) -> Told:
     """The errno in the reply is that of an earlier one.
 
@@ -147,7 +148,7 @@ def _stale_pci(at: Situation) -> Told:
     )
 
 
-@rule("UP503", "stale-load", Severity.NOTE)
+@rule(codes.STALE_LOAD)
 def stale_load(at: Situation) -> Told:
     """The reply has bytes after its load that are left over from an earlier one.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dissectors.constants import CALLER_TIMEOUT_NS
 
+from ... import codes
 from ...logs.evidence import Evidence
 from ...views.text import duration
-from ..finding import Severity, Told
+from ..finding import Told
 from ..situation import Situation
 from .registry import rule
 
 
-@rule("UP601", "late-reply", Severity.WARNING)
+@rule(codes.LATE_REPLY)
 def late_reply(at: Situation) -> Told:
     """The guest answered after its caller had stopped waiting.
 
@@ -49,7 +50,7 @@ def late_reply(at: Situation) -> Told:
     )
 
 
-@rule("UP602", "unanswered", Severity.ERROR)
+@rule(codes.UNANSWERED)
 def unanswered(at: Situation) -> Told:
     """No reply came before the connection or the recording ended.
 
@@ -86,7 +87,7 @@ def unanswered(at: Situation) -> Told:
     )
 
 
-@rule("UP603", "hotplug-lock-stuck", Severity.FATAL)
+@rule(codes.HOTPLUG_LOCK_STUCK)
 def hotplug_lock_stuck(at: Situation) -> Told:
     """A dead thread holds the guest's hotplug lock, and this request waits for it.
 
@@ -122,7 +123,7 @@ def hotplug_lock_stuck(at: Situation) -> Told:
     )
 
 
-@rule("UP604", "not-ready", Severity.ERROR)
+@rule(codes.NOT_READY)
 def not_ready(line: Evidence, reason: str, busy_with: Situation | None = None) -> Told:
     """The VMM says that its upcall channel is not ready.
 
@@ -154,7 +155,7 @@ def not_ready(line: Evidence, reason: str, busy_with: Situation | None = None) -
     )
 
 
-@rule("UP605", "reset-while-busy", Severity.ERROR)
+@rule(codes.RESET_WHILE_BUSY)
 def reset_while_busy(at: Situation) -> Told:
     """The stream broke while a request was open.
 

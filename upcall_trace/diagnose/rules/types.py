@@ -16,7 +16,8 @@ from dissectors.constants import (
     op_name,
 )
 
-from ..finding import Ref, Severity, Told
+from ... import codes
+from ..finding import Ref, Told
 from ..situation import Situation
 from .registry import rule
 from .wording import pointing
@@ -38,7 +39,7 @@ def _type_name(msg_type: int) -> str:
     return name if name == f"type_{msg_type}" else f"{name} ({msg_type})"
 
 
-@rule("UP504", "unknown-type", Severity.ERROR)
+@rule(codes.UNKNOWN_TYPE)
 def unknown_type(at: Situation) -> Told:
     """The guest has no handler for this msg_type.
 
@@ -77,7 +78,7 @@ def unknown_type(at: Situation) -> Told:
     )
 
 
-@rule("UP509", "reply-mismatch", Severity.ERROR)
+@rule(codes.REPLY_MISMATCH)
 def reply_mismatch(at: Situation) -> Told:
     """The reply is not of the kind that the request calls for.
 
@@ -120,7 +121,7 @@ def _misfit(at: Situation) -> str:
     return f"its msg_size is {reply.msg_size} and its msg_flags {reply.msg_flags:#x}"
 
 
-@rule("UP511", "reserved-memory-op", Severity.ERROR)
+@rule(codes.RESERVED_MEMORY_OP)
 def reserved_memory_op(at: Situation) -> Told:
     """ADD_MEM and DEL_MEM have numbers, but no kernel handles them.
 
@@ -151,7 +152,7 @@ def reserved_memory_op(at: Situation) -> Told:
     )
 
 
-@rule("UP512", "bad-magic", Severity.ERROR)
+@rule(codes.BAD_MAGIC)
 def bad_magic(at: Situation) -> Told:
     """The request does not begin with the magic, so the guest threw it away.
 
@@ -206,7 +207,7 @@ def _no_magic(at: Situation) -> tuple[Ref | None, str]:
     )
 
 
-@rule("UP599", "unexplained-result", Severity.ERROR)
+@rule(codes.UNEXPLAINED_RESULT)
 def unexplained_result(at: Situation) -> Told:
     """The result is none of those that are known for the request.
 

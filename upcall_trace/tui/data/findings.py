@@ -12,8 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...codes import Severity
 from ...diagnose.engine import sort_key
-from ...diagnose.finding import Finding, Severity
+from ...diagnose.finding import Finding
 
 _NOWHERE: Final = -1
 _LEVEL: Final = 1

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from dissectors.events import ReplyReceived, RequestReceived
 
+from ... import codes
 from ...capture.reader import CaptureReader
 from ...capture.records import Record
 from ...diagnose.finding import Finding
@@ -42,7 +43,7 @@ _REST_S: Final = 0.1
 _NAP_S: Final = 0.005
 _POLL_S: Final = 0.05
 _SLACK_NS: Final = 1_000_000_000
-_NEEDED_BY_LOGS: Final = frozenset({"UP601", "UP602", "UP702"})
+_NEEDED_BY_LOGS: Final = frozenset({codes.LATE_REPLY, codes.UNANSWERED, codes.RESIZE_WEDGED})
 
 
 @dataclass(frozen=True, slots=True)

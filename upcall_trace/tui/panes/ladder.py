@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...capture.records import COMMENT
-from ...diagnose.finding import Severity
+from ...codes import Severity
 from ...trace.operations import Operation, Operations
 from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Final
 
 from ...capture.records import Begins, How
-from ...diagnose.finding import Severity
+from ...codes import Severity
 from ...trace.decoding import Connection
 from ...trace.operations import Operation
 from ...views.text import duration, fields_text, result_text, safe, seconds

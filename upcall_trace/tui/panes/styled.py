@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from dissectors.constants import CALLER_TIMEOUT_NS
 
-from ...diagnose.finding import Severity
+from ...codes import Severity
 
 
 class Styled(NamedTuple):

@@ -17,7 +17,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ...diagnose.finding import Severity
+from ...codes import Severity
 from ..data.browsed import BrowsedCapture
 from ..data.summary import worst_in
 from .looks import look

@@ -10,7 +10,8 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.timer import Timer
 
-from ...diagnose.finding import Finding, Severity
+from ...codes import Severity
+from ...diagnose.finding import Finding
 from ...trace.opening import Capture
 from ...trace.operations import Operation
 from ...views.text import fields_text, result_text, safe

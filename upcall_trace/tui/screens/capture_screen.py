@@ -12,7 +12,7 @@ from textual.binding import BindingType
 from textual.widget import Widget
 
 from ...capture.records import COMMENT, Mark
-from ...diagnose.finding import Severity
+from ...codes import Severity
 from ...errors import UserError, WrongUsage
 from ...trace.filters import BadFilter, parse
 from ...views.text import safe
