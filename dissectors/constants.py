@@ -42,6 +42,11 @@ CPU_TYPES: Final = frozenset({MessageType.ADD_CPU, MessageType.DEL_CPU})
 MMIO_TYPES: Final = frozenset({MessageType.ADD_MMIO, MessageType.DEL_MMIO})
 PCI_TYPES: Final = frozenset({MessageType.ADD_PCI, MessageType.DEL_PCI})
 RESERVED_TYPES: Final = frozenset({MessageType.ADD_MEM, MessageType.DEL_MEM})
+ADDING_TYPES: Final = frozenset({MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI})
+"""Requests after which the guest has something more."""
+
+SHAREABLE_IRQ: Final = 5
+"""The one interrupt that several virtio-mmio devices of a guest may have (section 4)."""
 
 
 class Arch(Enum):
@@ -49,6 +54,14 @@ class Arch(Enum):
 
     X86_64 = "x86_64"
     AARCH64 = "aarch64"
+
+    @classmethod
+    def named(cls, name: str | None) -> Arch | None:
+        """The architecture of that name, as headers of captures have it; None for another text."""
+        return _ARCHES.get(name or "")
+
+
+_ARCHES: Final = {arch.value: arch for arch in Arch}
 
 
 CPU_MSG_SIZE: Final = {Arch.X86_64: 258, Arch.AARCH64: 1}

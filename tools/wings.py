@@ -20,6 +20,7 @@ EVERYBODYS: Final = (
     "upcall_trace",
     "upcall_trace.errors",
     "upcall_trace.codes",
+    "upcall_trace.durations",
     "upcall_trace.plugins",
 )
 """Modules that every folder of `upcall_trace/` may import."""

@@ -76,7 +76,7 @@ def minimise_command(
         raise WrongUsage("--control and --allow are for the guest at --to")
     recording = read_recording(capture)
     asked = _failing(recording, operation)
-    arch = Arch(recording.capture.header.arch or Arch.X86_64.value)
+    arch = Arch.named(recording.capture.header.arch) or Arch.X86_64
     told = world_of(recording, world, machine)
     stop = threading.Event()
     minimiser = Minimiser(recording.script, asked.key, _reporter(len(recording.script.asked)))

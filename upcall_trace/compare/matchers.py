@@ -23,6 +23,7 @@ from dissectors.constants import (
 )
 
 from ..capture.records import Mark
+from ..durations import nanoseconds
 from ..errors import UnreadableInput, WrongUsage
 from ..trace.script import Asked, Key
 
@@ -54,7 +55,6 @@ FIELDS: Final = {
 EVERY: Final = "*"
 
 _RULE: Final = re.compile(r"([a-z_]+)(<=|=)(\S+)")
-_UNITS_NS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _NUMBER: Final = r"-?[0-9]{1,10}|-?0x[0-9a-fA-F]{1,8}"
 _RANGE: Final = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(us|ms|s)")
@@ -127,7 +127,7 @@ def _rule(word: str) -> MatchRule:
         duration = _DURATION.fullmatch(value)
         if name != "latency" or not duration:
             raise WrongUsage(f"{word!r}: only latency has a limit, such as latency<=250ms")
-        return MatchRule(name, "at most", (round(float(duration[1]) * _UNITS_NS[duration[2]]),))
+        return MatchRule(name, "at most", (nanoseconds(duration[1], duration[2]),))
     if value in ("any", "exact") or (value == "class" and name == "ret"):
         return MatchRule(name, value)
     if name in ("latency", "bytes"):

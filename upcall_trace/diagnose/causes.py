@@ -21,6 +21,7 @@ from dissectors.constants import (
     MAGIC_VERSION,
     MMIO_MSG_SIZE,
     RESERVED_TYPES,
+    SHAREABLE_IRQ,
     Arch,
     MessageType,
 )
@@ -34,7 +35,6 @@ from .finding import Ref
 from .history import History
 from .situation import Situation
 
-_SHAREABLE_IRQ = 5
 _KEPT_REMOVED = 4096
 """Removed windows that are remembered, for saying of a device that it is gone already."""
 
@@ -212,7 +212,7 @@ def _mmio(at: Situation, ret: int) -> list[Cause]:
         return _sure(codes.MMIO_RESOURCE_BUSY)
     if ret != EEXIST:
         return _sure(codes.UNEXPLAINED_RESULT)
-    if mmio.mmio_irq == _SHAREABLE_IRQ:
+    if mmio.mmio_irq == SHAREABLE_IRQ:
         return _sure(codes.MMIO_OVERLAP)
     if at.history.overlapping(mmio.mmio_base, mmio.mmio_size):
         return (

@@ -168,8 +168,7 @@ class Diagnosis:
         self._highest = 0
         """The highest number of a connection: they are counted from 1."""
         self._unanswered = 0
-        known = {arch.value: arch for arch in Arch}
-        self._arch = known.get(header.arch or "")
+        self._arch = Arch.named(header.arch)
         """Until the first CPU request tells, None when nobody said."""
 
     def feed(self, record: Record, offset: int = 0) -> list[Finding]:

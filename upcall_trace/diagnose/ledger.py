@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 from dissectors.constants import (
+    ADDING_TYPES,
     EBUSY,
     EEXIST,
     EINVAL,
     EIO,
     ENODEV,
     MAGIC_VERSION,
+    SHAREABLE_IRQ,
     Arch,
     MessageType,
 )
@@ -29,9 +31,7 @@ from .engine import LOCK_HOLDERS
 from .finding import Ref
 from .situation import Situation
 
-_ADDING: Final = frozenset({MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI})
 _BOOT_CPU: Final = 0
-_SHAREABLE_IRQ: Final = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -225,7 +225,7 @@ class Ledger:
 
     def _doubt(self, thing: Thing, at: Situation, why: str) -> None:
         """The request may have done what it asks for; what was so already stays."""
-        if self.there(thing) is not (at.request.msg_type in _ADDING):
+        if self.there(thing) is not (at.request.msg_type in ADDING_TYPES):
             self._note(thing, None, at, why)
 
     def _take_lock(self, at: Situation, told: list[Code]) -> None:
@@ -324,7 +324,7 @@ class Ledger:
     def _claim(self, at: Situation, claim: Claim) -> None:
         """Something is in the way; nothing is noted when it is known what."""
         taken = at.ret == EEXIST
-        private = taken and claim.mmio_irq != _SHAREABLE_IRQ
+        private = taken and claim.mmio_irq != SHAREABLE_IRQ
         if at.history.overlapping(claim.mmio_base, claim.mmio_size) or (
             private and at.history.on_irq(claim.mmio_irq)
         ):

@@ -13,6 +13,7 @@ from typing import Final
 
 from dissectors.constants import MESSAGE_SIZE, MessageType, op_name
 
+from ..durations import nanoseconds
 from ..errors import WrongUsage
 
 ACTIONS: Final = {
@@ -28,7 +29,6 @@ CONDITIONS: Final = {
     "chance": "with this probability on each occasion, from 0 to 1",
 }
 _OPS: Final = {t.name.lower() for t in MessageType} | {"any"}
-_UNITS_NS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _DELAY: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(us|ms|s)")
 _WHEN: Final = re.compile(r"([0-9]{1,9})(\+|-([0-9]{1,9}))?")
 _DELAY_LIMIT_NS: Final = 86_400_000_000_000
@@ -93,7 +93,7 @@ def _value(text: str, part: str, name: str, argument: str | None) -> int:
         found = _DELAY.fullmatch(argument or "")
         if not found:
             raise _wrong(text, part, "needs a time with its unit, such as delay=300ms")
-        delay_ns = round(float(found[1]) * _UNITS_NS[found[2]])
+        delay_ns = nanoseconds(found[1], found[2])
         if delay_ns > _DELAY_LIMIT_NS:
             raise _wrong(text, part, "is more than a day")
         return delay_ns

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Any, Final
 
 from dissectors.constants import (
+    ADDING_TYPES,
     CPU_REPLY_MSG_SIZE,
     EBUSY,
     EEXIST,
@@ -24,8 +25,8 @@ from dissectors.constants import (
     REPLY_LOAD_OFFSET,
     RESERVED_TYPES,
     RET_OFFSET,
+    SHAREABLE_IRQ,
     Arch,
-    MessageType,
 )
 from dissectors.messages import (
     CpuRequestArm,
@@ -60,9 +61,7 @@ _MSG_SIZE_OFFSET: Final = 4
 _MSG_TYPE_OFFSET: Final = 8
 _TYPE_END: Final = 12
 _ZEROS: Final = bytes(MESSAGE_SIZE)
-_ADDS: Final = frozenset({MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI})
 _U64_MASK: Final = (1 << 64) - 1
-_SHAREABLE_IRQ: Final = 5
 
 
 class Guest:
@@ -123,7 +122,7 @@ class Guest:
 
     def execute(self, request: Request) -> Done:
         """Do what a request with a right magic asks for; raises one of this module's errors."""
-        adds = request.msg_type in _ADDS
+        adds = request.msg_type in ADDING_TYPES
         match request:
             case CpuRequestX86() | CpuRequestArm():
                 return Done(load=(self.cpus.add if adds else self.cpus.remove)(request))
@@ -141,7 +140,7 @@ class Guest:
         # The kernel compares inclusive ends strictly: one shared byte at an edge is no overlap.
         if any(base < window.end and end > window.base for window in self.windows):
             raise FailedError(EEXIST, codes.MMIO_OVERLAP)
-        irqs = {window.irq for window in self.windows} - {_SHAREABLE_IRQ}
+        irqs = {window.irq for window in self.windows} - {SHAREABLE_IRQ}
         if request.mmio_irq in irqs:
             raise FailedError(EEXIST, codes.IRQ_CONFLICT)
         self.lock.take()

@@ -23,6 +23,7 @@ from dissectors.constants import (
     MAGIC_VERSION,
     MESSAGE_SIZE,
     MMIO_MSG_SIZE,
+    SHAREABLE_IRQ,
     Arch,
 )
 from dissectors.messages import (
@@ -39,7 +40,6 @@ from ..kernel.world import World
 from ..simulated.rehearsal import adds
 from ..trace.script import Act, Asked, Script, Send, Step
 
-_SHAREABLE_IRQ: Final = 5
 _PAGE: Final = 0x1000
 _U64: Final = 1 << 64
 _MMIO_END: Final = 36
@@ -84,7 +84,7 @@ class Rebase:
         buffers: dict[int, bytes] = {}
         asked = dict(script.asked)
         steps: list[Step] = []
-        arch = Arch(script.header.arch or Arch.X86_64.value)
+        arch = Arch.named(script.header.arch) or Arch.X86_64
         for step in script.steps:
             if isinstance(step, Act):
                 step = replace(step, action=self._action(step.action))
@@ -209,7 +209,7 @@ def _windows(rebase: Rebase, requests: Iterable[Asked], world: World) -> None:
 
 def _hits(window: Triple, other: Triple) -> bool:
     """Whether the kernel refuses `window` for `other`: they overlap, or need the same interrupt."""
-    same_irq = window[2] == other[2] != _SHAREABLE_IRQ
+    same_irq = window[2] == other[2] != SHAREABLE_IRQ
     return same_irq or _overlap(window[0], window[1], other[0], other[1])
 
 
@@ -238,14 +238,14 @@ def _distance(free: dict[int, int], taken: list[tuple[int, int]]) -> int:
 
 
 def _irqs(rebase: Rebase, irqs: list[int], world: World) -> None:
-    used = {window.irq for window in world.mmio} - {_SHAREABLE_IRQ}
+    used = {window.irq for window in world.mmio} - {SHAREABLE_IRQ}
     arm = world.arch is Arch.AARCH64
     kept = [irq for irq in irqs if irq not in used]
     for irq in irqs:
-        special = irq > world.max_irq if arm else irq in (0, _SHAREABLE_IRQ)
+        special = irq > world.max_irq if arm else irq in (0, SHAREABLE_IRQ)
         if irq in kept or special:
             continue
-        taken = used | set(kept) | set(rebase.irq.values()) | {0, _SHAREABLE_IRQ}
+        taken = used | set(kept) | set(rebase.irq.values()) | {0, SHAREABLE_IRQ}
         for free in range(6, world.max_irq + 1):
             if free not in taken:
                 rebase.irq[irq] = free

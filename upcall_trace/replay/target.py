@@ -17,14 +17,12 @@ from .plan import OTHER_TARGET, REAL_GUEST, Danger
 
 TIED_TO = "tied-to"
 """The note of a recording that names its target's fingerprint."""
-_ARCHES = {arch.value for arch in Arch}
 KEYS = ("arch", "backend", "name")
 
 
 def arch_of(header: Header) -> Arch:
     """The guest's as far as a recording says it; x86-64 where it says nothing that is known."""
-    known = {arch.value: arch for arch in Arch}
-    return known.get(header.arch or "", Arch.X86_64)
+    return Arch.named(header.arch) or Arch.X86_64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def dangers(target: Target, header: Header) -> list[Danger]:
         why = f"{target.address} may be a real guest: nothing beside the socket says otherwise"
         found.append(Danger(REAL_GUEST, why))
     arch = target.fingerprint.get("arch")
-    if header.arch in _ARCHES and arch and header.arch != arch:
+    if Arch.named(header.arch) and arch and header.arch != arch:
         why = f"the recording is of an {header.arch} guest, and this one is {arch}"
         found.append(Danger(OTHER_TARGET, why))
     try:

@@ -95,7 +95,7 @@ class RecordedMachine:
     ) -> None:
         self.on_fault = on_fault
         self.port = header.port
-        self.arch = Arch(header.arch) if header.arch in {a.value for a in Arch} else Arch.X86_64
+        self.arch = Arch.named(header.arch) or Arch.X86_64
         self.matching = matching
         self.pace = pace
         self.faults = 0

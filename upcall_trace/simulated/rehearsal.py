@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from dissectors.constants import MESSAGE_SIZE, MessageType
+from dissectors.constants import ADDING_TYPES, MESSAGE_SIZE
 from dissectors.messages import (
     MmioRequest,
     PciRequest,
@@ -22,8 +21,6 @@ from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
 from ..kernel.world import PciDevice, Window, World
 from ..trace.script import Act, Asked, Key, Send, Step
-
-_ADDS: Final = frozenset({MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,4 +150,4 @@ def thing_of(request: ServiceRequest) -> object | None:
 
 def adds(request: ServiceRequest) -> bool:
     """True for the three requests that add."""
-    return getattr(request, "msg_type", None) in _ADDS
+    return getattr(request, "msg_type", None) in ADDING_TYPES

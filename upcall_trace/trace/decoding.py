@@ -138,7 +138,7 @@ class Session:
         self._watched: dict[int, _Watch] = {}
         self._file_gaps = 0
         self._ended = False
-        self._arch = Arch(header.arch) if header.arch in _ARCHES else Arch.X86_64
+        self._arch = Arch.named(header.arch) or Arch.X86_64
 
     def feed(self, record: Record, offset: int = 0) -> Sequence[Event]:
         """Take the record that stands at `offset` of its file."""
@@ -329,9 +329,6 @@ class Session:
         watch.connection.failures += len(watch.open_rows)
         self.finished_rows += [asked.row for asked in watch.open_rows.values()]
         watch.open_rows.clear()
-
-
-_ARCHES = {arch.value for arch in Arch}
 
 
 def _reply_anomalies(request: _Asked, reply: Reply, raw: bytes, last_ret: int | None) -> int:

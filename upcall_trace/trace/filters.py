@@ -11,7 +11,6 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from dissectors.constants import ERRNO_NAMES, MessageType
 
+from ..durations import UNITS_NS, nanoseconds
 from ..errors import WrongUsage
 from .operations import (
     ANOMALY_BIT,
@@ -65,7 +65,6 @@ _LENGTH_LIMIT: Final = 8192
 _DEPTH_LIMIT: Final = 64
 _DIGITS_LIMIT: Final = 40
 _DEEPER: Final = re.compile(r"\(|\bnot\b", re.IGNORECASE)
-_UNIT_NS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _ERRNO_NUMBERS: Final = {name: -number for number, name in ERRNO_NAMES.items()}
 _OP_NUMBERS: Final = {t.name.lower(): int(t) for t in MessageType}
 
@@ -315,7 +314,7 @@ class _Build(Transformer[Token, Predicate]):
             if token.upper() not in _ERRNO_NUMBERS:
                 raise self._unknown(token, list(_ERRNO_NUMBERS))
             return _ERRNO_NUMBERS[token.upper()]
-        unit = next((unit for unit in _UNIT_NS if token.endswith(unit)), None)
+        unit = next((unit for unit in UNITS_NS if token.endswith(unit)), None)
         named = token.type != "QUANTITY" or field.kind == "errno"
         if named or (field.kind != "duration") != (unit is None):
             wanted = _WRITTEN[field.kind]
@@ -323,7 +322,7 @@ class _Build(Transformer[Token, Predicate]):
         if len(token) > _DIGITS_LIMIT:
             raise self._bad(token, "the number is too long")
         if unit is not None:
-            return round(Decimal(token.removesuffix(unit).strip()) * _UNIT_NS[unit])
+            return nanoseconds(token.removesuffix(unit).strip(), unit)
         return int(token, 0) if "x" in token.lower() else int(token)
 
     def _op(self, token: Token) -> int:

@@ -248,8 +248,7 @@ class Origins:
     """The provenance of every connection's bytes."""
 
     def __init__(self, header: Header) -> None:
-        known = {arch.value: arch for arch in Arch}
-        self._arch = known.get(header.arch or "")
+        self._arch = Arch.named(header.arch)
         self._connections: dict[int, Provenance] = {}
 
     def feed(self, record: Record, events: Sequence[Event]) -> list[tuple[Run, ...]]:

@@ -69,7 +69,7 @@ def set_in_request(where: str, asked: Asked, setting: Setting, arch: str | None)
     """`asked.raw` with the field written; raises WrongUsage when the request has none there."""
     message = asked.message
     if isinstance(message, Request):
-        message = decode_request(asked.raw, Arch(arch or Arch.X86_64.value))
+        message = decode_request(asked.raw, Arch.named(arch) or Arch.X86_64)
     if not isinstance(message, Request) or setting.field not in request_values(message):
         raise WrongUsage(f"{where} is {message.op}, which has no {setting.field}")
     offset, code = REQUEST_FIELDS[setting.field]
