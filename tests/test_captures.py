@@ -21,6 +21,7 @@ SOURCES = dict(sources())
 
 def test_every_recording_has_a_capture_with_a_story_and_an_expected_decode() -> None:
     stems = {path.name.removesuffix(".vsockmon.pcap") for path in RECORDINGS.glob("*.pcap")}
+    stems -= {path.stem for path in RECORDINGS.glob("*_5_10.jsonl")}
     assert stems == set(SOURCES)
     for name in SOURCES:
         story = (CAPTURES / f"{name}.md").read_text("utf-8")

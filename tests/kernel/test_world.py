@@ -55,8 +55,35 @@ def test_the_recorded_machines() -> None:
             pci=(PciDevice(0, 0), PciDevice(0, 4)),
             max_irq=987,
         ),
+        "microvm_5_10": World(
+            "5.10",
+            nr_cpu_ids=4,
+            cpus_online=four,
+            vcpus_running=four,
+            mmio=(Window(0xFEB00000, 0x200, 5, "vsock"), Window(0xFEB00200, 0x200, 6)),
+            iomem=(
+                (0x0, 0xFFF),
+                (0x1000, 0x9FBFF),
+                (0x9FC00, 0x9FFFF),
+                (0xD0000, 0xEFFFF),
+                (0xF0000, 0xFFFFF),
+                (0x100000, 0x1FFFFFFF),
+                (0xFEE00000, 0xFEE00FFF),
+            ),
+        ),
+        "pc_5_10": World(
+            "5.10",
+            nr_cpu_ids=4,
+            pci=(
+                *(PciDevice(0, slot) for slot in (0, 1)),
+                *(PciDevice(0, 1, function) for function in (1, 3)),
+                PciDevice(0, 3, role="vsock"),
+                *(PciDevice(0, slot) for slot in (4, 6, 8, 16)),
+            ),
+            needs_boot_mmio=True,
+        ),
     }
-    assert [world.is_old for world in worlds.values()] == [True, False, True, True]
+    assert [name for name, world in worlds.items() if not world.is_old] == ["microvm_6_12"]
 
 
 def test_every_key(tmp_path: Path) -> None:
