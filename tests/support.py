@@ -142,6 +142,8 @@ def command(*arguments: str | Path) -> list[str]:
 _LIMITED = (
     "import os, resource, sys; resource.setrlimit(resource.{0}, ({1}, {1})); "
     "os.environ['OPENBLAS_NUM_THREADS'] = '1'; "  # numpy's threads take address space each
+    # What is compiled is cut at a limit of file sizes like everything else, in the source tree.
+    "os.environ['PYTHONDONTWRITEBYTECODE'] = '1'; "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import GOLDEN, Outcome, command, connect, run, write_capture
+from tests.support import GOLDEN, Outcome, command, connect, limited, run, write_capture
 from upcall_trace.bundle.archive import FOLDER
 from upcall_trace.errors import ExitCode
 
@@ -164,9 +164,9 @@ def test_an_old_archive_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(os.urandom(300_000))
-    limited = ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh"]
+    bundle = command("bundle", "--vmm-log", log, "-o", tmp_path / "a.tar.gz")
     done = subprocess.run(
-        [*limited, *command("bundle", "--vmm-log", log, "-o", tmp_path / "a.tar.gz")],
+        limited(bundle, "RLIMIT_FSIZE", 100 << 10),
         capture_output=True, check=False, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")

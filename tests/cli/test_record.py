@@ -18,6 +18,7 @@ import pytest
 
 from dissectors.constants import MessageType
 from dissectors.messages import mmio_request
+from tests.support import limited
 from tests.vmm import Upcall, Vmm, open_port
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk
@@ -28,20 +29,13 @@ from upcall_trace.trace.opening import load
 COMMAND = [sys.executable, "-m", "upcall_trace", "record"]
 
 
-_LIMITED = (
-    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
-"""Starts a command whose files cannot grow beyond a size, as on a full disk."""
-
-
 class Running:
     """A `record` process that accepts connections."""
 
     def __init__(self, *arguments: str | Path, file_limit: int | None = None) -> None:
         command = [*COMMAND, *map(str, arguments)]
         if file_limit is not None:
-            command = [sys.executable, "-c", _LIMITED.format(file_limit), *command]
+            command = limited(command, "RLIMIT_FSIZE", file_limit)
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.said: list[str] = []
         assert self.process.stderr is not None
