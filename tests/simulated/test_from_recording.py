@@ -13,11 +13,11 @@ from tests.replay.modelled import ADD_MEM, TWO_CPUS, Asking, T, disk, overlappin
 from tests.support import HELLO, answer, ask, connect, each_transcript, records_of
 from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
 from upcall_trace.simulated.from_recording import (
-    RecordedLink,
     RecordedMachine,
     recorded_connections,
 )
 from upcall_trace.simulated.machine import Pace
+from upcall_trace.simulated.multiplexer import Link
 from upcall_trace.trace.script import Send, read_script
 
 HEADER = Header("test")
@@ -33,14 +33,14 @@ class Talk:
         self.faults: list[str] = []
         connections = recorded_connections(HEADER, records)
         self.machine = RecordedMachine(HEADER, connections, matching, pace, self.faults.append)
-        self._links: dict[int, RecordedLink] = {}
+        self._links: dict[int, Link] = {}
         self.last_due_ns = 0
 
     def send(self, sent: bytes | Request, conn: int = 1) -> bytes | None:
         """What comes back, up to a close, which is None when nothing else came."""
         sent = sent.encode() if isinstance(sent, Request) else sent
         if conn not in self._links:
-            self._links[conn] = RecordedLink(self.machine, 0)
+            self._links[conn] = self.machine.link()
         link = self._links[conn]
         said = b""
         while sent and link.read_size:
@@ -144,7 +144,7 @@ def test_another_service_byte_is_told() -> None:
 
 def test_no_service_byte_in_time_closes() -> None:
     machine = Talk(recorded([disk(0)])).machine
-    link = RecordedLink(machine, 0)
+    link = machine.link()
     for byte in b"CONNECT 219\n":
         link.receive(bytes([byte]), 5)
     assert link.deadline_ns == 10_000_000_005

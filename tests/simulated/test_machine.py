@@ -20,7 +20,8 @@ from dissectors.messages import (
 from upcall_trace.control.orders import BadOrder
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import PciDevice, kata_pod
-from upcall_trace.simulated.machine import Backend, Habits, Link, Machine, Pace, Step
+from upcall_trace.simulated.machine import Backend, Habits, Machine, Pace
+from upcall_trace.simulated.multiplexer import Link, Step
 
 SECOND = 1_000_000_000
 NOW = 7 * SECOND
@@ -48,7 +49,7 @@ def feed(link: Link, sent: bytes, now_ns: int = NOW) -> list[Step]:
 
 def connected(to: Machine, now_ns: int = NOW) -> Link:
     """A link with the CONNECT message behind it."""
-    link = Link(to, now_ns)
+    link = to.link()
     ok, greeting = feed(link, b"CONNECT 219\nd", now_ns)
     assert ok.sent is not None
     assert ok.sent.startswith(b"OK ")
@@ -65,7 +66,7 @@ def ret_of(step: Step) -> int:
 
 
 def test_dragonball_reads_the_line_byte_by_byte_and_what_follows_reaches_the_guest() -> None:
-    link = Link(machine(), NOW)
+    link = machine().link()
     assert link.read_size == 1
     assert feed(link, b"CONNECT 219\nd" + ADD_MEM.encode()) == [
         Step(NOW, b"OK 1073741824\n"),
@@ -76,19 +77,19 @@ def test_dragonball_reads_the_line_byte_by_byte_and_what_follows_reaches_the_gue
 
 def test_dragonballs_local_ports_are_its_own_and_differ() -> None:
     ours = machine()
-    ports = [feed(Link(ours, NOW), b"CONNECT 219\n")[0].sent for _ in range(3)]
+    ports = [feed(ours.link(), b"CONNECT 219\n")[0].sent for _ in range(3)]
     assert ports == [b"OK 1073741824\n", b"OK 1073741825\n", b"OK 1073741826\n"]
 
 
 def test_vhost_says_the_guests_port_and_loses_what_came_early() -> None:
-    link = Link(machine(backend=Backend.VHOST), NOW)
+    link = machine(backend=Backend.VHOST).link()
     assert feed(link, b"CONNECT 219\nd" + ADD_MEM.encode()) == [Step(NOW, b"OK 219\n")]
     assert feed(link, b"d") == [Step(NOW, hello().encode())]
 
 
 @pytest.mark.parametrize("backend", Backend)
 def test_a_line_in_pieces(backend: Backend) -> None:
-    link = Link(machine(backend=backend), NOW)
+    link = machine(backend=backend).link()
     assert [feed(link, bytes([byte])) for byte in b"connect 219"] == [[]] * 11
     (ok,) = feed(link, b"\n")
     assert ok.sent is not None
@@ -101,38 +102,38 @@ def test_a_line_in_pieces(backend: Backend) -> None:
      b"CONNECT -1\n", b"CONNECT 0219 \n", b"x" * 32],
 )  # fmt: skip
 def test_any_other_line_or_port_is_closed_without_a_word(backend: Backend, line: bytes) -> None:
-    link = Link(machine(backend=backend), NOW)
+    link = machine(backend=backend).link()
     assert feed(link, line) == CLOSED
     assert link.read_size == 0
     assert not link.silent
 
 
 def test_a_line_without_an_end_is_given_up_after_32_bytes() -> None:
-    link = Link(machine(), NOW)
+    link = machine().link()
     assert feed(link, b"CONNECT 219".ljust(31)) == []
     assert feed(link, b" ") == CLOSED
 
 
 def test_another_port_for_upcall() -> None:
     ours = machine(port=1024)
-    assert feed(Link(ours, NOW), b"CONNECT 219\n") == CLOSED
-    assert len(feed(Link(ours, NOW), b"CONNECT 1024\nd")) == 2
+    assert feed(ours.link(), b"CONNECT 219\n") == CLOSED
+    assert len(feed(ours.link(), b"CONNECT 1024\nd")) == 2
 
 
 def test_echo_ports() -> None:
     ours = machine(echo=frozenset({7, 5000}))
-    link = Link(ours, NOW)
+    link = ours.link()
     assert feed(link, b"CONNECT 5000\n") == [Step(NOW, b"OK 1073741824\n")]
     assert feed(link, b"d" * 100) == [Step(NOW, b"d" * 100)]
     assert link.deadline_ns is None
-    assert feed(Link(ours, NOW), b"CONNECT 5001\n") == CLOSED
+    assert feed(ours.link(), b"CONNECT 5001\n") == CLOSED
 
 
 # The service byte.
 
 
 def test_the_service_byte_has_ten_seconds() -> None:
-    link = Link(machine(), 1)
+    link = machine().link()
     assert link.deadline_ns is None
     feed(link, b"CONNECT 219\n", NOW)
     assert link.read_size == 1
@@ -148,7 +149,7 @@ def test_with_the_service_byte_the_limit_is_gone() -> None:
 
 @pytest.mark.parametrize("byte", [0, ord("x"), ord("D"), 255])
 def test_an_unknown_service_is_closed_without_a_word(byte: int) -> None:
-    link = Link(machine(), NOW)
+    link = machine().link()
     feed(link, b"CONNECT 219\n")
     assert feed(link, bytes([byte])) == CLOSED
 
@@ -189,7 +190,7 @@ def test_links_share_the_guest() -> None:
 
 def test_without_its_own_device_the_channel_is_gone_for_good() -> None:
     ours = machine(echo=frozenset({7}))
-    idle, echo, waiting = connected(ours), Link(ours, NOW), Link(ours, NOW)
+    idle, echo, waiting = connected(ours), ours.link(), ours.link()
     feed(echo, b"CONNECT 7\n")
     feed(waiting, b"CONNECT 219\n")
     assert feed(connected(ours), DEL_VSOCK.encode()) == []
@@ -197,7 +198,7 @@ def test_without_its_own_device_the_channel_is_gone_for_good() -> None:
     assert idle.silent
     assert feed(echo, b"x") == []
     assert feed(waiting, b"d") == CLOSED
-    assert feed(Link(ours, NOW), b"CONNECT 219\n") == CLOSED
+    assert feed(ours.link(), b"CONNECT 219\n") == CLOSED
     ours.reset()
     connected(ours)
 

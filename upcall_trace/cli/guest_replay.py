@@ -8,7 +8,7 @@ from typing import Final
 from ..errors import ExitCode, NothingRun
 from ..simulated.from_recording import RecordedMachine, recorded_connections
 from ..simulated.machine import Pace
-from ..simulated.recorded_guest import RecordedGuest
+from ..simulated.on_socket import GuestSocket
 from ..sources import open_source
 from ..trace.streams import all_records
 from .support.files import open_capture, tell_losses
@@ -27,7 +27,7 @@ def answer(listen: Path, capture: Path, matching: bool, allow_unused: bool, pace
         raise NothingRun(f"{capture} has no operation to answer with")
     lost = tell_losses(capture, opened)
     machine = RecordedMachine(opened.header, connections, matching, pace, talk)
-    with held_signals() as wait, RecordedGuest(machine, listen):
+    with held_signals() as wait, GuestSocket(machine, listen):
         talk(f"listening on {listen}")
         wait()
     if not machine.asked and not machine.faults:

@@ -1,7 +1,7 @@
 """A guest that answers from a recording: bytes and times in and out, no socket.
 
-`RecordedMachine` is the recording and what of it is still to be asked for; `RecordedLink` is one
-connection to it, and has the shape of `machine.Link`. docs/guest.md.
+`RecordedMachine` is the recording and what of it is still to be asked for; like a machine it gives
+a `Link` for each connection. docs/guest.md.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Final
 
-from dissectors.constants import SERVICE_BYTE_LIMIT_NS, Arch
+from dissectors.constants import Arch
 from dissectors.events import ConnectLine, Hello, OkLine, ServiceByte
-from dissectors.hvsock import line_end, ok_line, parse_connect
+from dissectors.hvsock import ok_line
 from dissectors.messages import hello
 from dissectors.services import DEVICE_MANAGER, Service, ServiceRequest, service_for
 
 from ..capture.records import Begins, Header, How, Open, Record
 from ..compare.replies import request_values
+from ..control.target_note import TargetNote
+from ..kernel.world import kata_pod
 from ..trace.decoding import Connection, Session
 from ..trace.operations import NoTable
 from ..trace.script import Asked, read_script
 from ..trace.streams import distinct_connections
 from ..views.messages import request_text
-from .machine import Pace, Step
+from .machine import Pace
+from .multiplexer import Acceptance, Link, Step
 
 _OK: Final = ok_line(1 << 30).raw
 
@@ -109,6 +111,21 @@ class RecordedMachine:
             for asked in sorted(every, key=lambda asked: asked.place):
                 self._equal.setdefault(_identity(asked.message), deque()).append(asked)
 
+    def link(self) -> Link:
+        """A new connection."""
+        self.links += 1
+        return Link(_RecordedEnd(self, self.links))
+
+    def note(self, control: str | None = None) -> TargetNote:
+        """What stands beside its socket."""
+        # What it looks like inside nobody knows; that nothing in it can break is certain.
+        return TargetNote("simulated", "recording", "recording", kata_pod(self.arch), control)
+
+    def fault(self, what: str) -> None:
+        """The recording does not have something that was asked."""
+        self.faults += 1
+        self.on_fault(what)
+
     def connection(self) -> Recorded | None:
         """What the recording has for the next connection, None for nothing."""
         if self.matching:
@@ -143,116 +160,60 @@ def _identity(message: ServiceRequest) -> str:
     return f"{message.op} {request_values(message)}"
 
 
-class _RecordedPhase(Enum):
-    LINE = auto()
-    SERVICE = auto()
-    REQUESTS = auto()
-    SILENT = auto()
-    CLOSED = auto()
+class _RecordedEnd:
+    """The guest's end of one connection, as a recording has it."""
 
+    line_size = 1
+    silent = False
 
-class RecordedLink:
-    """One connection to a recorded guest; `deadline_ns` and the rest as in `machine.Link`."""
-
-    def __init__(self, machine: RecordedMachine, now_ns: int) -> None:
-        machine.links += 1
-        self.number = machine.links
+    def __init__(self, machine: RecordedMachine, number: int) -> None:
         self._machine = machine
+        self._number = number
         self._recorded = Recorded(0)
         self._service: Service = DEVICE_MANAGER
-        self._phase = _RecordedPhase.LINE
-        self._line = b""
         self._buffer = b""
         self._requests = -1
-        self._now_ns = now_ns
-        self.deadline_ns: int | None = None
 
     @property
-    def read_size(self) -> int:
-        """Bytes that the next read may take; 0 when nobody reads any more."""
-        match self._phase:
-            case _RecordedPhase.LINE | _RecordedPhase.SERVICE:
-                return 1
-            case _RecordedPhase.REQUESTS:
-                return self._service.request_size
-        return 0
+    def request_size(self) -> int:
+        return self._service.request_size
 
-    @property
-    def silent(self) -> bool:
-        """True when the connection stays open and says nothing more."""
-        return self._phase is _RecordedPhase.SILENT
-
-    def receive(self, received: bytes, now_ns: int) -> list[Step]:
-        """What comes of a read, or with `b""` of the client's end of file."""
-        self._now_ns = now_ns
-        if not received:
-            return self._close()
-        match self._phase:
-            case _RecordedPhase.LINE:
-                return self._connect(received)
-            case _RecordedPhase.SERVICE:
-                return self._greet(received[0])
-            case _RecordedPhase.REQUESTS:
-                return self._answer(received)
-        return []
-
-    def expire(self, now_ns: int) -> list[Step]:
-        """The deadline has passed."""
-        self._now_ns, self.deadline_ns = now_ns, None
-        return self._close()
-
-    def _close(self) -> list[Step]:
-        self._phase = _RecordedPhase.CLOSED
-        return [Step(self._now_ns, None)]
-
-    def _fault(self, what: str) -> list[Step]:
-        self._machine.faults += 1
-        self._machine.on_fault(what)
-        return self._close()
-
-    def _connect(self, received: bytes) -> list[Step]:
-        self._line += received
-        end = line_end(self._line)
-        if end == 0:
-            return []
-        if end < 0 or parse_connect(self._line[:end]) != self._machine.port:
-            return self._close()
+    def accept(self, port: int | None) -> Acceptance | None:
+        if port != self._machine.port:
+            return None
         recorded = self._machine.connection()
         if recorded is None:
-            return self._fault(f"connection {self.number}: the recording has no more")
+            self._machine.fault(f"connection {self._number}: the recording has no more")
+            return None
         self._recorded = recorded
-        if recorded.ok is None:
-            return self._close()
-        self._phase = _RecordedPhase.SERVICE
-        self.deadline_ns = self._now_ns + SERVICE_BYTE_LIMIT_NS
-        return [Step(self._now_ns, recorded.ok)]
+        return None if recorded.ok is None else Acceptance(recorded.ok)
 
-    def _greet(self, value: int) -> list[Step]:
-        self.deadline_ns = None
+    def greet(self, service: int, now_ns: int) -> list[Step]:
         recorded = self._recorded
-        if recorded.service is not None and value != recorded.service:
-            return self._fault(
-                f"connection {self.number}: recorded service byte {recorded.service:#04x}, "
-                f"got {value:#04x}"
+        if recorded.service is not None and service != recorded.service:
+            self._machine.fault(
+                f"connection {self._number}: recorded service byte {recorded.service:#04x}, "
+                f"got {service:#04x}"
             )
-        self._service = service_for(value) or DEVICE_MANAGER
+            return [Step(now_ns, None)]
+        self._service = service_for(service) or DEVICE_MANAGER
         self._buffer = bytes(self._service.request_size)
-        self._phase = _RecordedPhase.REQUESTS
-        steps = [Step(self._now_ns, recorded.greeting)] if recorded.greeting else []
-        return steps + self._after(self._now_ns)
+        steps = [Step(now_ns, recorded.greeting)] if recorded.greeting else []
+        return steps + self._after(now_ns)
 
-    def _answer(self, piece: bytes) -> list[Step]:
+    def answer(self, piece: bytes, now_ns: int) -> list[Step]:
         self._requests += 1
         self._buffer = piece + self._buffer[len(piece) :]
         message = self._service.decode_request(self._buffer, self._machine.arch)
         found = self._machine.answer(self._recorded, message)
         if isinstance(found, str):
-            return self._fault(
-                f"connection {self.number}, request {self._requests}: recorded {found}; "
+            self._machine.fault(
+                f"connection {self._number}, request {self._requests}: recorded {found}; "
                 f"got {request_text(message)}"
             )
+            return [Step(now_ns, None)]
         real = self._machine.pace is Pace.REAL
-        due_ns = self._now_ns + (found.latency_ns or 0 if real else 0)
+        due_ns = now_ns + (found.latency_ns or 0 if real else 0)
         steps = [Step(due_ns, found.reply_raw)] if found.reply_raw else []
         return steps + self._after(due_ns)
 
@@ -260,5 +221,4 @@ class RecordedLink:
         """The guest's end, where it came before the client's and nothing else is left."""
         if self._machine.matching or self._recorded.asked or not self._recorded.closed:
             return []
-        self._phase = _RecordedPhase.CLOSED
         return [Step(due_ns, None)]

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..kernel.faults import Fault
 from ..kernel.world import World, kata_pod
-from .machine import Habits, Link, Machine, Step
+from .machine import Habits, Machine
+from .multiplexer import Step
 
 
 class MemoryGuest:
@@ -73,7 +74,7 @@ class MemoryStream:
 
     def __init__(self, guest: MemoryGuest) -> None:
         self._guest = guest
-        self._link = Link(guest.machine, guest.now_ns)
+        self._link = guest.machine.link()
         self._sent: list[bytes] = []
         self._steps: list[Step] = []
         self._received = b""

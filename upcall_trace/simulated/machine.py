@@ -1,29 +1,27 @@
 """A simulated guest behind a hybrid-vsock socket, without the socket: bytes and times in and out.
 
-`Machine` is the guest, its faults and the multiplexer's habits; `Link` is one connection to it.
-Both the real socket (`guest.py`) and the in-memory form (`memory.py`) drive them, with the clock
-of their choice. docs/guest.md.
+`Machine` is the guest, its faults and the multiplexer's habits, and gives a `Link` for each
+connection. Both the real socket (`on_socket.py`) and the in-memory form (`in_process.py`) drive
+them, with the clock of their choice. docs/guest.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import StrEnum
 from typing import Any, Final
 
-from dissectors.constants import (
-    MESSAGE_SIZE,
-    SERVICE_BYTE_LIMIT_NS,
-    UPCALL_PORT,
-)
-from dissectors.hvsock import line_end, ok_line, parse_connect
+from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT
+from dissectors.hvsock import ok_line
 
 from ..control.orders import BadOrder, name_and_value, pci_device, vcpu
+from ..control.target_note import TargetNote
 from ..kernel.faults import Fault, Faults
 from ..kernel.model import Guest
 from ..kernel.outcome import Fate, Outcome
 from ..kernel.world import World
+from .multiplexer import Acceptance, Link, Step
 
 _FIRST_LOCAL_PORT: Final = 1 << 30
 _SPLIT_PAUSE_NS: Final = 20_000_000
@@ -77,6 +75,15 @@ class Machine:
         """When the hotplug lock is free again, with Pace.REAL."""
         self.links = 0
 
+    def link(self) -> Link:
+        """A new connection."""
+        self.links += 1
+        return Link(_GuestEnd(self, self.links))
+
+    def note(self, control: str | None = None) -> TargetNote:
+        """What stands beside its socket; `control` is the path of the VMM's side."""
+        return TargetNote("simulated", self.habits.backend.value, "simulated", self.world, control)
+
     def reset(self) -> None:
         """Boot the guest anew; connections made before stay with the old one."""
         self.guest = Guest(self.world)
@@ -108,137 +115,68 @@ class Machine:
         return {"ok": True}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a link does next, not before `at_ns`: send these bytes, or with None close."""
+class _GuestEnd:
+    """The guest's end of one connection, behind the multiplexer."""
 
-    at_ns: int
-    sent: bytes | None
-
-
-class _LinkPhase(Enum):
-    LINE = auto()
-    SERVICE = auto()
-    REQUESTS = auto()
-    ECHO = auto()
-    SILENT = auto()
-    CLOSED = auto()
-
-
-class Link:
-    """One connection to a machine's socket.
-
-    Give it no more than `read_size` bytes at a time, as its thread in the guest would read;
-    `deadline_ns` is when it closes if nothing comes.
-    """
-
-    def __init__(self, machine: Machine, now_ns: int) -> None:
-        machine.links += 1
-        self.number = machine.links
+    def __init__(self, machine: Machine, number: int) -> None:
         self._machine = machine
-        self._connection = machine.guest.connect()
-        self._phase = _LinkPhase.LINE
-        self._line = b""
+        self._number = number
+        self._thread = machine.guest.connect()
+        self._echoes = False
         self._request = -1
-        self._now_ns = now_ns
-        self.deadline_ns: int | None = None
+        self.silent = False
+        """The thread is gone, or waits for ever."""
 
     @property
-    def read_size(self) -> int:
-        """Bytes that the next read may take; 0 when nobody reads any more."""
-        match self._phase:
-            case _LinkPhase.REQUESTS:
-                return MESSAGE_SIZE
-            case _LinkPhase.LINE:
-                # Dragonball reads up to the newline, so what follows is left for the guest.
-                dragonball = self._machine.habits.backend is Backend.DRAGONBALL
-                return 1 if dragonball else _BULK_SIZE
-            case _LinkPhase.SERVICE:
-                return 1
-            case _LinkPhase.ECHO:
-                return _BULK_SIZE
-        return 0
+    def line_size(self) -> int:
+        """Dragonball reads up to the newline, so what follows is left for the guest."""
+        return 1 if self._machine.habits.backend is Backend.DRAGONBALL else _BULK_SIZE
 
     @property
-    def silent(self) -> bool:
-        """True when the guest's thread is gone: the connection stays open and says nothing."""
-        return self._phase is _LinkPhase.SILENT
+    def request_size(self) -> int:
+        return _BULK_SIZE if self._echoes else MESSAGE_SIZE
 
-    def receive(self, received: bytes, now_ns: int) -> list[Step]:
-        """What comes of a read, or with `b""` of the client's end of file."""
-        self._now_ns = now_ns
-        if not received:
-            return self._close() if self._phase is not _LinkPhase.CLOSED else []
-        match self._phase:
-            case _LinkPhase.REQUESTS:
-                return self._answer(received)
-            case _LinkPhase.LINE:
-                return self._connect(received)
-            case _LinkPhase.SERVICE:
-                self.deadline_ns = None
-                greeting = self._connection.service(received[0])
-                if greeting is None or self._machine.guest.cut_off:
-                    return self._close()
-                self._phase = _LinkPhase.REQUESTS
-                return [Step(now_ns, greeting)]
-            case _LinkPhase.ECHO if not self._machine.guest.cut_off:
-                return [Step(now_ns, received)]
-        return []
-
-    def expire(self, now_ns: int) -> list[Step]:
-        """The deadline has passed."""
-        self._now_ns = now_ns
-        self.deadline_ns = None
-        return self._close()
-
-    def _close(self) -> list[Step]:
-        self._phase = _LinkPhase.CLOSED
-        return [Step(self._now_ns, None)]
-
-    def _connect(self, received: bytes) -> list[Step]:
-        self._line += received
-        end = line_end(self._line)
-        if end == 0:
-            return []
+    def accept(self, port: int | None) -> Acceptance | None:
         habits = self._machine.habits
-        port = parse_connect(self._line[:end]) if end > 0 else None
-        listened = {habits.port} | habits.echo
-        if port not in listened or self._machine.guest.cut_off:
-            return self._close()
-        if port == habits.port:
-            self._phase = _LinkPhase.SERVICE
-            self.deadline_ns = self._now_ns + SERVICE_BYTE_LIMIT_NS
-        else:
-            self._phase = _LinkPhase.ECHO
+        if port not in {habits.port} | habits.echo or self._machine.guest.cut_off:
+            return None
+        self._echoes = port != habits.port
         dragonball = habits.backend is Backend.DRAGONBALL
-        local_port = _FIRST_LOCAL_PORT + self.number - 1 if dragonball else port
-        return [Step(self._now_ns, ok_line(local_port).raw)]
+        local_port = _FIRST_LOCAL_PORT + self._number - 1 if dragonball else port
+        return Acceptance(ok_line(local_port).raw, service=not self._echoes)
 
-    def _answer(self, piece: bytes) -> list[Step]:
+    def greet(self, service: int, now_ns: int) -> list[Step]:
+        greeting = self._thread.service(service)
+        closes = greeting is None or self._machine.guest.cut_off
+        return [Step(now_ns, None if closes else greeting)]
+
+    def answer(self, piece: bytes, now_ns: int) -> list[Step]:
         machine = self._machine
+        if self._echoes:
+            return [] if machine.guest.cut_off else [Step(now_ns, piece)]
         self._request += 1
         fault = None
         if machine.faults.rules:
-            fault = machine.faults.strike(self._connection.peek_type(piece))
+            fault = machine.faults.strike(self._thread.peek_type(piece))
         if fault is not None:
             machine.on_strike(
-                f"fault {fault.text} strikes connection {self.number}, request {self._request}"
+                f"fault {fault.text} strikes connection {self._number}, request {self._request}"
             )
         if fault is not None and fault.action == "ret":
-            outcome = self._connection.refuse(piece, fault.value)
+            outcome = self._thread.refuse(piece, fault.value)
         else:
-            outcome = self._connection.receive(piece)
+            outcome = self._thread.receive(piece)
         if outcome.fate is not Fate.ANSWERED and not (fault and fault.action == "close"):
-            self._phase = _LinkPhase.SILENT
+            self.silent = True
             return []
-        return self._steps(outcome, fault, self._due(outcome))
+        return self._steps(outcome, fault, self._due(outcome, now_ns))
 
-    def _due(self, outcome: Outcome) -> int:
+    def _due(self, outcome: Outcome, now_ns: int) -> int:
         """When the reply is ready: a guest works slower, and one at a time under the lock."""
         machine = self._machine
         if machine.habits.pace is Pace.NONE:
-            return self._now_ns
-        begin = max(self._now_ns, machine.lock_free_ns) if outcome.takes_lock else self._now_ns
+            return now_ns
+        begin = max(now_ns, machine.lock_free_ns) if outcome.takes_lock else now_ns
         if outcome.takes_lock:
             machine.lock_free_ns = begin + outcome.delay_ns
         return begin + outcome.delay_ns
@@ -251,8 +189,7 @@ class Link:
             case Fault(action="drop"):
                 return []
             case Fault(action="close"):
-                self._now_ns = due_ns
-                return self._close()
+                return [Step(due_ns, None)]
             case Fault(action="delay", value=delay_ns):
                 return [Step(due_ns + delay_ns, reply)]
             case Fault(action="split", value=size):

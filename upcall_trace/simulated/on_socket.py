@@ -1,6 +1,7 @@
-"""The simulated guest on a real Unix socket: one thread a connection, as in the kernel.
+"""A simulated guest on a real Unix socket: one thread a connection, as in the kernel.
 
-`SimulatedGuest` is the Python form of the `guest` command. docs/guest.md.
+`GuestSocket` puts a machine or a recording on a socket; `SimulatedGuest` is the Python form of the
+`guest` command. docs/guest.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,7 +23,59 @@ from ..kernel.faults import Fault
 from ..kernel.world import World, kata_pod
 from ..sockets.addresses import UNIX_PATH_LIMIT
 from ..sockets.serving import StreamServer
-from .machine import Habits, Link, Machine, Step
+from .machine import Habits, Machine
+from .multiplexer import Link, Step
+
+
+class Answering(Protocol):
+    """What can be put on a socket: a machine, or a recording."""
+
+    def link(self) -> Link: ...
+
+    def note(self, control: str | None = None) -> TargetNote: ...
+
+
+class GuestSocket:
+    """Whoever answers, at `path`, until the context ends; `note` stands beside the socket.
+
+    Raises WrongUsage when the path cannot be listened on.
+    """
+
+    def __init__(self, machine: Answering, path: Path, control: Path | None = None) -> None:
+        self.path = path
+        self.note = machine.note(_reachable(control))
+        self.lock = threading.Lock()
+        """Held while the machine is asked."""
+        self._machine = machine
+        self._stopping = threading.Event()
+        self._ending = ExitStack()
+        try:
+            self._server = StreamServer(path, self._serve)
+            self._ending.callback(self._server.close)
+            self._ending.callback(_post(path, self.note).close)
+        except BaseException:
+            self.close()
+            raise
+
+    def end_connections(self) -> None:
+        """End every connection; new ones are accepted."""
+        self._server.end_connections()
+
+    def close(self) -> None:
+        """Stop listening and end every connection."""
+        self._stopping.set()
+        self._ending.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self, stream: socket.socket) -> None:
+        with self.lock:
+            link = self._machine.link()
+        converse(stream, link, self.lock, self._stopping)
 
 
 class SimulatedGuest:
@@ -45,30 +99,33 @@ class SimulatedGuest:
         control: Path | None = None,
         talk: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._directory = None if path else tempfile.TemporaryDirectory(prefix="upcall-guest-")
-        self.path = path or Path(self._directory.name if self._directory else "") / "guest"
         self._machine = Machine(world or kata_pod(), habits, faults, seed, talk)
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._servers: list[StreamServer] = []
-        self._note: PostedNote | None = None
+        self._ending = ExitStack()
         try:
-            self._servers.append(StreamServer(self.path, self._serve))
-            self._note = post_note(self.path, _note(self._machine, control))
+            if path is None:
+                directory = tempfile.TemporaryDirectory(prefix="upcall-guest-")
+                path = Path(self._ending.enter_context(directory)) / "guest"
+            self._socket = self._ending.enter_context(GuestSocket(self._machine, path, control))
             if control is not None:
-                self._servers.append(StreamServer(control, self._serve_control))
+                self._ending.callback(StreamServer(control, self._serve_control).close)
         except BaseException:
             self.close()
             raise
+        self.path = path
+
+    @property
+    def note(self) -> TargetNote:
+        """What stands beside the socket."""
+        return self._socket.note
 
     def control(self, order: dict[str, Any]) -> dict[str, Any]:
         """Follow one order of the control socket; raises BadOrder. A reset ends connections."""
-        with self._lock:
+        with self._socket.lock:
             before = self._machine.guest
             answer = self._machine.control(order)
             booted = self._machine.guest is not before
         if booted:
-            self._servers[0].end_connections()
+            self._socket.end_connections()
         return answer
 
     def state(self) -> dict[str, Any]:
@@ -82,13 +139,7 @@ class SimulatedGuest:
 
     def close(self) -> None:
         """Stop listening and end every connection."""
-        self._stopping.set()
-        if self._note is not None:
-            self._note.close()
-        for server in self._servers:
-            server.close()
-        if self._directory is not None:
-            self._directory.cleanup()
+        self._ending.close()
 
     def __enter__(self) -> Self:
         return self
@@ -96,41 +147,18 @@ class SimulatedGuest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self, stream: socket.socket) -> None:
-        with self._lock:
-            link = Link(self._machine, time.monotonic_ns())
-        converse(stream, link, self._lock, self._stopping)
-
     def _serve_control(self, stream: socket.socket) -> None:
         serve_orders(stream, self.control)
 
 
-def _note(machine: Machine, control: Path | None) -> TargetNote:
+def _reachable(control: Path | None) -> str | None:
+    """The path for the note; None if it can only be reached by a relative one."""
     where = str(control.absolute()) if control else None
-    if where and len(where.encode()) > UNIX_PATH_LIMIT:
-        where = None  # it can only be reached by a relative path
-    backend = machine.habits.backend.value
-    return TargetNote("simulated", backend, "simulated", machine.world, where)
-
-
-class Served(Protocol):
-    """One end of a connection without its socket: `machine.Link`, or one like it."""
-
-    deadline_ns: int | None
-
-    @property
-    def read_size(self) -> int: ...
-
-    @property
-    def silent(self) -> bool: ...
-
-    def receive(self, received: bytes, now_ns: int) -> list[Step]: ...
-
-    def expire(self, now_ns: int) -> list[Step]: ...
+    return None if where and len(where.encode()) > UNIX_PATH_LIMIT else where
 
 
 def converse(
-    stream: socket.socket, link: Served, lock: threading.Lock, stopping: threading.Event
+    stream: socket.socket, link: Link, lock: threading.Lock, stopping: threading.Event
 ) -> None:
     """Serve a stream with what `link` says, until either side ends it; `lock` guards the link."""
     while True:
@@ -146,7 +174,7 @@ def converse(
                 return
 
 
-def _receive(stream: socket.socket, link: Served) -> bytes | None:
+def _receive(stream: socket.socket, link: Link) -> bytes | None:
     """What came, or None when the link's deadline passed before anything did."""
     if link.deadline_ns is None:
         return stream.recv(link.read_size)
@@ -171,7 +199,7 @@ def _take(stream: socket.socket, step: Step, stopping: threading.Event) -> bool:
     return True
 
 
-def post_note(path: Path, told: TargetNote) -> PostedNote:
+def _post(path: Path, told: TargetNote) -> PostedNote:
     """Tell whoever looks at the socket that no real guest is behind it; raises WrongUsage."""
     try:
         return PostedNote(path, told)
