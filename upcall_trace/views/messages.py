@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dissectors.constants import errno_name, result_meaning
+from dissectors.constants import result_meaning
 from dissectors.messages import Reply, Request
 from dissectors.services import ServiceReply, ServiceRequest
 
 from ..trace.script import Asked
-from .text import fields_text, safe
+from .text import answer_text, fields_text, safe
 
 
 def request_text(message: ServiceRequest) -> str:
@@ -30,11 +30,7 @@ def request_object(asked: Asked) -> dict[str, Any]:
 def reply_text(message: ServiceRequest, reply: ServiceReply | None) -> str:
     """`ok`, `EEXIST (-17) window or IRQ already taken`, `no answer`."""
     if reply is None:
-        return "no answer"
-    if reply.ret == 0:
-        load = reply.fields() if isinstance(reply, Reply) and reply.msg_size else {}
-        return " ".join(["ok", *(f"{name}={value}" for name, value in load.items())])
-    name = errno_name(reply.ret)
-    number = f"{name} ({reply.ret})" if name else f"ret {reply.ret}"
+        return answer_text(None)
+    load = reply.fields() if isinstance(reply, Reply) and reply.msg_size else {}
     meaning = result_meaning(message.msg_type, reply.ret) if isinstance(message, Request) else ""
-    return f"{number} {meaning}".rstrip()
+    return answer_text(reply.ret, meaning if reply.ret else "", load)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from dissectors.constants import NOT_A_RESULT
+from dissectors.constants import NOT_A_RESULT, errno_name
 
 if TYPE_CHECKING:  # numpy is behind it, and every command imports this module
     from ..trace.operations import Operation
@@ -89,24 +89,32 @@ def id_list(ids: list[int]) -> str:
     return ",".join(parts) or "none"
 
 
-def result_text(operation: Operation) -> str:
-    """What came back: `ok`, `EEXIST (-17) window or IRQ already taken`, `no answer`."""
-    ret = operation.ret
+def answer_text(
+    ret: int | None, meaning: str = "", load: Mapping[str, object] | None = None
+) -> str:
+    """What came back: `ok apic_index=2`, `EEXIST (-17) window or IRQ already taken`, `no answer`.
+
+    `load` is what a success carries; `meaning` says what another result means here.
+    """
     if ret is None:
         return "no answer"
-    name = operation.errno
-    number = f"{name} ({ret})" if name else f"ret {ret}"
+    if ret == 0 and not meaning:
+        return " ".join(["ok", *(f"{name}={value}" for name, value in (load or {}).items())])
+    name = errno_name(ret)
+    return f"{f'{name} ({ret})' if name else f'ret {ret}'} {meaning}".rstrip()
+
+
+def result_text(operation: Operation) -> str:
+    """What an operation's answer says, doubts about it included."""
+    meaning = operation.meaning if operation.ret else ""
     if "bad-magic" in operation.anomalies:
-        return f"{number} left over, not executed"
-    if ret == 0:
-        reply = operation.reply or {}
-        load = [f"{name}={reply[name]}" for name in ("apic_index", "cpu_id") if name in reply]
-        return " ".join(["ok", *load])
-    if "stale-error" not in operation.anomalies:
-        return f"{number} {operation.meaning}"
-    if operation.meaning == NOT_A_RESULT:
-        return f"{number} left over from an earlier reply"
-    return f"{number} {operation.meaning}, or stale"
+        meaning = "left over, not executed"
+    elif operation.ret and "stale-error" in operation.anomalies:
+        stale = operation.meaning == NOT_A_RESULT
+        meaning = "left over from an earlier reply" if stale else f"{meaning}, or stale"
+    reply = operation.reply or {}
+    load = {name: reply[name] for name in ("apic_index", "cpu_id") if name in reply}
+    return answer_text(operation.ret, meaning, load)
 
 
 def operation_text(operation: Operation) -> str:
