@@ -12,17 +12,18 @@ from enum import Enum
 from typing import ClassVar, Final
 
 from .constants import MAGIC_VERSION, MESSAGE_SIZE, Arch
+from .errors import UpcallError
 from .events import ConnectLine, Hello, OkLine, ReplyReceived, RequestReceived, ServiceByte
 from .hvsock import line_end, ok_line_end, parse_connect, parse_ok
 from .messages import Reply, Request, decode_request
 from .services import DEVICE_MANAGER, service_for
 
 
-class LocalProtocolError(Exception):
+class LocalProtocolError(UpcallError):
     """We asked the channel for something its state does not allow; nothing is to be sent."""
 
 
-class RemoteProtocolError(Exception):
+class RemoteProtocolError(UpcallError):
     """The peer broke the protocol; the channel is in its ERROR state and stays there."""
 
 

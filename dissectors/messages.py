@@ -26,6 +26,7 @@ from .constants import (
     MessageType,
     op_name,
 )
+from .errors import UpcallError
 
 _HEADER = Struct("<4I")
 _CPU_X86 = Struct(f"<4IBB{APIC_IDS_SIZE}s")
@@ -38,7 +39,7 @@ _CPU_REPLY = Struct("<4IiI")
 FieldValue = int | list[int]
 
 
-class NotAMessage(ValueError):
+class NotAMessage(UpcallError, ValueError):
     """Bytes that cannot be a whole message: only their number can be wrong."""
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Protocol
 
 from .constants import MESSAGE_SIZE, Arch
+from .errors import UpcallError
 from .messages import CpuRequestArm, CpuRequestX86, Reply, decode_reply, decode_request
 
 ENTRY_POINT_GROUP = "upcall_trace.services"
@@ -74,7 +75,7 @@ DEVICE_MANAGER = Service(
 )
 
 
-class ServiceConflict(ValueError):
+class ServiceConflict(UpcallError, ValueError):
     """Two registered services claim the same byte, or one is not a `Service`."""
 
 

@@ -12,6 +12,7 @@ from enum import IntEnum
 from struct import Struct
 
 from .constants import UPCALL_PORT
+from .errors import UpcallError
 
 _VSOCKMON = Struct("<QQIIHHH2s")
 _VIRTIO = Struct("<QQIIIHHIII")
@@ -52,7 +53,7 @@ class VirtioOp(IntEnum):
 _SHUTDOWN_BOTH = 3
 
 
-class NotAPacket(ValueError):
+class NotAPacket(UpcallError, ValueError):
     """Bytes too short for the headers they announce."""
 
 

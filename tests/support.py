@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from dissectors.constants import MessageType
 from dissectors.messages import Request, bare_request, hello, mmio_request
 from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
 from upcall_trace.capture.writer import CaptureWriter
-from upcall_trace.cli import main
+from upcall_trace.cli import cli, main
 from upcall_trace.sources import open_source
 from upcall_trace.trace.decoding import Session
 from upcall_trace.trace.operations import Operation, Operations
@@ -132,6 +133,13 @@ def run(*arguments: str | Path, encoding: str = "utf-8") -> Outcome:
     stdout.flush()
     stderr.flush()
     return Outcome(code, out.getvalue().decode(encoding), err.getvalue().decode(encoding))
+
+
+def completed(line: str) -> list[str]:
+    """What the program completes a command line to whose last word is unfinished."""
+    typed = line.split(" ")[1:]
+    found = ShellComplete(cli, {}, "upcall-trace", "").get_completions(typed[:-1], typed[-1])
+    return [item.value for item in found]
 
 
 def command(*arguments: str | Path) -> list[str]:

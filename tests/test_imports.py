@@ -17,14 +17,15 @@ ROOT = Path(__file__).parents[1]
 OURS = ("dissectors", "upcall_trace")
 DISSECTORS = {
     # module: what it may import of its own package
+    "errors": set(),
     "constants": set(),
     "layouts": {"constants"},
-    "messages": {"constants"},
-    "services": {"constants", "messages"},
-    "vsockmon": {"constants"},
+    "messages": {"constants", "errors"},
+    "services": {"constants", "errors", "messages"},
+    "vsockmon": {"constants", "errors"},
     "events": {"services"},
     "hvsock": {"constants", "events"},
-    "channel": {"constants", "events", "hvsock", "messages", "services"},
+    "channel": {"constants", "errors", "events", "hvsock", "messages", "services"},
     "observer": {"constants", "events", "hvsock", "messages", "services"},
     "scapy_layers": {"constants", "messages", "services", "vsockmon"},
 }

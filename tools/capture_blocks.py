@@ -241,5 +241,6 @@ def transcript_lines() -> str:
         Close(5_041_000_000, 3, by_guest=True, how=How.RESET),
         Vmm(5_050_000_000, "start vCPU 1", 1),
     ]
-    transcript.write(Header(source="proxy", arch="x86_64", notes={"machine": "pc"}), kept, file)
+    header = Header(source="proxy", arch="x86_64", notes={"machine": "pc"})
+    transcript.write_records(header, kept, file)
     return fenced(file.getvalue(), "json")

@@ -34,6 +34,7 @@ from dissectors.vsockmon import MonitorOp, Transport, VirtioOp
 from . import (
     capture_blocks,
     diagnosis_blocks,
+    format_blocks,
     guest_blocks,
     lab_blocks,
     program_blocks,
@@ -256,6 +257,9 @@ BLOCKS: Final[Blocks] = {
     "capture-limits": capture_blocks.capture_limits,
     "capture-columns": capture_blocks.capture_columns,
     "capture-example": capture_blocks.capture_example,
+    "seams": format_blocks.seams,
+    "source-formats": format_blocks.source_formats,
+    "export-formats": format_blocks.export_formats,
     "transcript-lines": capture_blocks.transcript_lines,
     "codes": diagnosis_blocks.codes,
     "code-pages": diagnosis_blocks.code_pages,

@@ -1,8 +1,14 @@
-"""What a user can be told, each with its exit code; the table is in docs/exit-codes.md."""
+"""What a user can be told, each with its exit code; the table is in docs/exit-codes.md.
+
+Every error of ours is an `UpcallError`. It is defined in `dissectors`, which imports nothing of
+this package.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+from dissectors.errors import UpcallError as UpcallError
 
 
 class ExitCode(IntEnum):
@@ -32,7 +38,7 @@ EXIT_MEANINGS: dict[ExitCode, str] = {
 }
 
 
-class UserError(Exception):
+class UserError(UpcallError):
     """One clear sentence for the user; subclasses own the exit code."""
 
     exit_code: ExitCode = ExitCode.USAGE

@@ -49,6 +49,8 @@ class Plugin:
     version: str
     target: str
     """What is loaded, as `module:attribute`."""
+    clash: str
+    """Whom it has its name in common with, so that neither can be used; mostly empty."""
     _entry: EntryPoint = field(repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -56,6 +58,8 @@ class Plugin:
 
     def load(self, wanted: type[_Wanted]) -> _Wanted:
         """The object, which has to be a `wanted`; raises BrokenPlugin for whatever goes wrong."""
+        if self.clash:
+            raise self.broken(f"has the name of another one, of {self.clash}")
         with self.in_use("cannot be loaded"):
             loaded = self._entry.load()
         if not isinstance(loaded, wanted):
@@ -63,15 +67,18 @@ class Plugin:
         return loaded
 
     @contextmanager
-    def in_use(self, doing: str = "failed") -> Iterator[None]:
+    def in_use(
+        self, doing: str = "failed", passes: tuple[type[BaseException], ...] = ()
+    ) -> Iterator[None]:
         """Around every call of the plugin's code: raises BrokenPlugin for whatever it raises.
 
         A UserError passes: it is what the plugin has to say to the user. What interrupts the
-        program does, too.
+        program does, too, and what `passes` names.
         """
+        passing: tuple[type[BaseException], ...] = (UserError, *passes)
         try:
             yield
-        except UserError:
+        except passing:
             raise
         except (Exception, SystemExit) as error:  # sys.exit() at import would end the program
             raise self.broken(f"{doing}: {_reason(error)}") from error
@@ -115,14 +122,19 @@ def _all_installed() -> dict[str, tuple[Plugin, ...]]:
     found: dict[str, tuple[Plugin, ...]] = {}
     for seam in SEAMS:
         entries = sorted(entry_points(group=PREFIX + seam), key=lambda entry: entry.name)
-        found[seam] = tuple(_plugin(seam, entry) for entry in entries)
+        found[seam] = tuple(_plugin(seam, entry, entries) for entry in entries)
     return found
 
 
-def _plugin(seam: str, entry: EntryPoint) -> Plugin:
+def _plugin(seam: str, entry: EntryPoint, others: list[EntryPoint]) -> Plugin:
+    rivals = [_package(each)[0] for each in others if each.name == entry.name and each != entry]
+    return Plugin(seam, entry.name, *_package(entry), entry.value, ", ".join(rivals), entry)
+
+
+def _package(entry: EntryPoint) -> tuple[str, str]:
+    """The name and version of the package that an entry point is of."""
     package: Any = entry.dist
-    name, version = (package.name, package.version) if package else ("unknown", "unknown")
-    return Plugin(seam, entry.name, str(name), str(version), entry.value, entry)
+    return (str(package.name), str(package.version)) if package else ("unknown", "unknown")
 
 
 def _named_anywhere() -> bool:

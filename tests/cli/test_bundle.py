@@ -73,7 +73,7 @@ def test_a_torn_capture_ends_with_3_and_is_packed(tmp_path: Path) -> None:
     torn = tmp_path / "torn.upcap"
     torn.write_bytes((CAPTURES / "mmio_lifecycle.upcap").read_bytes()[:1000])
     for redact in ([], ["--redact"]):
-        told = packed(torn, *redact, tmp_path=tmp_path)
+        told = packed(torn, *redact, "--overwrite", tmp_path=tmp_path)
         assert told.code == ExitCode.LOST
         assert str(torn) in told.err
         assert manifest_of(tmp_path / "a.tar.gz")["complete"] is False
@@ -147,7 +147,7 @@ def test_what_cannot_be_read_ends_with_5_and_keeps_an_old_archive(
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(b"precious")
     given = [option, tmp_path / "none"] if option else [tmp_path / "none"]
-    told = run("bundle", OOPS, *given, "--redact", "-o", archive)
+    told = run("bundle", OOPS, *given, "--redact", "-o", archive, "--overwrite")
     assert told.code == ExitCode.UNREADABLE
     assert str(tmp_path / "none") in told.err
     assert [*tmp_path.iterdir()] == [archive]
@@ -157,7 +157,11 @@ def test_what_cannot_be_read_ends_with_5_and_keeps_an_old_archive(
 def test_an_old_archive_is_replaced_as_a_whole(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(b"x" * 1_000_000)
-    assert packed(OOPS, tmp_path=tmp_path).code == ExitCode.EXPECTED
+    refused = packed(OOPS, tmp_path=tmp_path)
+    assert refused.code == ExitCode.USAGE
+    assert refused.err == f"upcall-trace: {archive} exists; give another name, or --overwrite\n"
+    assert archive.read_bytes() == b"x" * 1_000_000
+    assert packed(OOPS, "--overwrite", tmp_path=tmp_path).code == ExitCode.EXPECTED
     assert manifest_of(archive)["complete"] is True
 
 

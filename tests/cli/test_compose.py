@@ -121,7 +121,7 @@ def test_merge_of_the_same_capture_twice_and_of_one(capture: Path, tmp_path: Pat
     output = tmp_path / "y.upcap"
     assert run("merge", capture, "-o", output).code == 0
     assert operations(output) == operations(capture)
-    assert run("merge", capture, capture, "-o", output).code == 0
+    assert run("merge", capture, capture, "-o", output, "--overwrite").code == 0
     assert len(operations(output)) == 2 * len(operations(capture))
 
 
@@ -256,7 +256,7 @@ def test_many_connections_can_be_filtered_and_merged(tmp_path: Path) -> None:
     output = tmp_path / "y.upcap"
     assert run("filter", path, "unanswered", "-o", output).code == 0
     assert [connection.number for connection in load(output).connections] == [5000]
-    assert run("merge", path, path, "-o", output).code == 0
+    assert run("merge", path, path, "-o", output, "--overwrite").code == 0
     assert len(load(output).connections) == 10_000
 
 
@@ -269,5 +269,5 @@ def test_the_header_of_a_composed_capture_is_its_origins(capture: Path, tmp_path
         (("recover", capture), {}),
     ):
         output = tmp_path / "y.upcap"
-        assert run(*arguments, "-o", output).code == 0
+        assert run(*arguments, "-o", output, "--overwrite").code == 0
         assert load(output).header == dataclasses.replace(header, **changes)

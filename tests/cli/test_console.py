@@ -117,11 +117,11 @@ def test_nothing_from_a_capture_steers_the_terminal_on_its_way_to_another(
 ) -> None:
     out = tmp_path / "out"
     for arguments in (
-        ("filter", capture, "unanswered", "-o", out),
-        ("merge", capture, capture, "-o", out),
+        ("filter", capture, "unanswered", "-o", out, "--overwrite"),
+        ("merge", capture, capture, "-o", out, "--overwrite"),
         ("split", capture, "-o", tmp_path / "split"),
-        ("recover", capture, "-o", out),
-        ("export", capture, "--format", "transcript", "-o", out),
+        ("recover", capture, "-o", out, "--overwrite"),
+        ("export", capture, "--format", "transcript", "-o", out, "--overwrite"),
         ("import", out, "-o", tmp_path / "again"),
     ):
         ended = run(*arguments)
@@ -148,14 +148,14 @@ def test_no_file_name_steers_the_terminal(tmp_path: Path) -> None:
         ("info", missing),
         ("show", path),
         ("info", path),
-        ("filter", path, "failed", "-o", out),
-        ("filter", path, "op == del_mem", "-o", out),
-        ("merge", path, path, "-o", out),
+        ("filter", path, "failed", "-o", out, "--overwrite"),
+        ("filter", path, "op == del_mem", "-o", out, "--overwrite"),
+        ("merge", path, path, "-o", out, "--overwrite"),
         ("split", path, "-o", directory),
-        ("recover", path, "-o", out),
-        ("export", path, "--format", "transcript", "-o", out),
-        ("import", golden("framing"), "-o", out),
-        ("import", out, "-o", out),
+        ("recover", path, "-o", out, "--overwrite"),
+        ("export", path, "--format", "transcript", "-o", out, "--overwrite"),
+        ("import", golden("framing"), "-o", out, "--overwrite"),
+        ("import", out, "-o", out, "--overwrite"),
         ("recover", path, "-o", path),
         ("recover", path, "-o", tmp_path / "no" / FILE_NAME),
         ("recover", path, "-o", directory),

@@ -12,6 +12,7 @@ from tests.support import (
     GOLDEN,
     PCAPS,
     Outcome,
+    completed,
     connect,
     each_recording,
     each_transcript,
@@ -34,6 +35,7 @@ from upcall_trace.capture.records import (
     Vmm,
 )
 from upcall_trace.errors import ExitCode
+from upcall_trace.exports import FORMATS
 from upcall_trace.trace.opening import load
 from upcall_trace.views.json_objects import operation_object
 
@@ -94,7 +96,7 @@ def test_another_upcall_port(tmp_path: Path) -> None:
     assert run("export", capture, "--format", "transcript", "-o", path).code == 0
     assert run("import", path, "-o", output).code == 0
     assert len(load(output).operations) == 0
-    assert run("import", path, "--port", "300", "-o", output).code == 0
+    assert run("import", path, "--port", "300", "-o", output, "--overwrite").code == 0
     assert [op.op for op in load(output).operations] == ["add_mmio"]
 
 
@@ -217,7 +219,7 @@ def test_what_an_export_loses_is_told(tmp_path: Path) -> None:
         0, "", f"{output}: 2 marks and half-closes have no place in a transcript\n"
     )
     write_capture(path, [*connect(), *GAPS])
-    ended = run("export", path, "--format", "transcript", "-o", output)
+    ended = run("export", path, "--format", "transcript", "-o", output, "--overwrite")
     assert ended.code == ExitCode.LOST
     assert ended.err.splitlines() == [
         f"{output}: 2 gaps have no place in a transcript; requests are numbered anew",
@@ -244,13 +246,42 @@ def test_an_export_is_ascii(tmp_path: Path) -> None:
     assert output.read_bytes().isascii()
 
 
-@pytest.mark.parametrize("arguments", [("--format", "csv"), (), ("--format",)])
-def test_an_unknown_format_is_wrong_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "name", "said"),
+    [
+        (("--format", "transcipt"), "x", "no format is called 'transcipt'; did you mean 'transc"),
+        (("--format", "rar"), "x", "no format is called 'rar'; there are transcript"),
+        ((), "x.rar", "no format has the suffix of x.rar; give --format with one of transcript"),
+        ((), "-", "give --format with one of transcript"),
+    ],
+)
+def test_an_unknown_format_is_wrong_usage(
+    tmp_path: Path, arguments: tuple[str, ...], name: str, said: str
+) -> None:
     path = write_capture(tmp_path / "x.upcap", small_capture())
-    ended = run("export", path, *arguments, "-o", tmp_path / "x.jsonl")
+    output = name if name == "-" else tmp_path / name
+    ended = run("export", path, *arguments, "-o", output)
     assert ended.code == ExitCode.USAGE
-    assert "Usage: " in ended.err
-    assert not (tmp_path / "x.jsonl").exists()
+    assert ended.err.startswith(f"upcall-trace: {said}")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_suffix_tells_the_format_and_a_dash_is_standard_output(tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", small_capture())
+    output = tmp_path / "x.jsonl"
+    assert run("export", path, "-o", output) == Outcome(0, "", "")
+    printed = run("export", path, "--format", "transcript", "-o", "-")
+    assert printed == Outcome(0, output.read_text(), "")
+
+
+def test_the_formats_are_listed_and_completed() -> None:
+    listed = run("export", "--list")
+    assert listed.code == 0
+    assert listed.out.splitlines()[0].split()[:3] == ["transcript", ".jsonl", "JSON"]
+    for known in FORMATS:
+        assert known.loses in listed.out
+    assert "transcript" in completed("upcall-trace export --format TRAN")
+    assert completed("upcall-trace export --format x") == []
 
 
 def test_an_existing_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -258,8 +289,12 @@ def test_an_existing_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> N
     output.write_text("precious")
     broken = tmp_path / "broken.jsonl"
     broken.write_text(HEAD.replace("1}", "7}"))
-    assert run("import", broken, "-o", output).code == ExitCode.UNREADABLE
+    assert run("import", broken, "-o", output, "--overwrite").code == ExitCode.UNREADABLE
     assert output.read_text() == "precious"
-    assert run("import", golden("framing"), "-o", output).code == 0
+    refused = run("import", golden("framing"), "-o", output)
+    assert refused.code == ExitCode.USAGE
+    assert refused.err == f"upcall-trace: {output} exists; give another name, or --overwrite\n"
+    assert output.read_text() == "precious"
+    assert run("import", golden("framing"), "-o", output, "--overwrite").code == 0
     assert len(load(output).operations) == 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "x.upcap"]

@@ -296,8 +296,12 @@ def test_a_disk_that_is_full_leaves_the_old_output(tmp_path: Path, writer: str, 
         write_capture(path, [*small_capture(), *rest])
     output.write_text("precious")
 
+    kept = run(*arguments_of(writer, path, output))
+    said = f"upcall-trace: {output} exists; give another name, or --overwrite\n"
+    assert kept == Outcome(ExitCode.USAGE, "", said)
+    arguments = [writer, "--overwrite", *arguments_of(writer, path, output)[1:]]
     ended = subprocess.run(
-        limited(command(*arguments_of(writer, path, output)), "RLIMIT_FSIZE", limit),
+        limited(command(*arguments), "RLIMIT_FSIZE", limit),
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if ended.returncode == 0:  # what is written may be small

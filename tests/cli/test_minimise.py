@@ -125,7 +125,10 @@ def test_the_operation_can_be_named(tmp_path: Path, out: Path) -> None:
     capture = file_of(tmp_path / "in.upcap", ADD_MEM, disk(1), overlapping(1), ADD_MEM)
     assert run("minimise", capture, "-o", out).code == ExitCode.EXPECTED
     assert left(out) == ["1.0 add_mem -1"]
-    assert run("minimise", capture, "-o", out, "--operation", "1.2").code == ExitCode.EXPECTED
+    again = ("minimise", capture, "-o", out, "--operation", "1.2")
+    refused = run(*again)
+    assert refused.err == f"upcall-trace: {out} exists; give another name, or --overwrite\n"
+    assert run(*again, "--overwrite").code == ExitCode.EXPECTED
     assert left(out) == OVERLAP
 
 

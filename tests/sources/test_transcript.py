@@ -32,7 +32,7 @@ from upcall_trace.capture.records import (
     encode,
 )
 from upcall_trace.errors import UnreadableInput
-from upcall_trace.exports.transcript import write
+from upcall_trace.exports.transcript import write_records
 from upcall_trace.sources import open_source
 from upcall_trace.sources.transcript import TranscriptSource, read
 
@@ -42,7 +42,7 @@ HEAD = '{"kind": "header", "format": "upcall-transcript", "version": 1, "arch": 
 def exported(header: Header, recorded: list[Record]) -> tuple[str, tuple[int, int]]:
     """The text of a transcript, and how many gaps and others had no place in it."""
     text = io.StringIO()
-    left_out = write(header, recorded, text)
+    left_out = write_records(header, recorded, text)
     return text.getvalue(), left_out
 
 

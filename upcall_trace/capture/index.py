@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UpcallError
 from .reader import CaptureReader
 from .records import BadRecord, Kind, Mark, encode, frame, pack
 
@@ -179,7 +180,7 @@ def _parse(reader: CaptureReader, at: int) -> Index:
     return Index(int(version), int(covers), at, dict(summary), tables, reader)
 
 
-class StillRecording(ValueError):
+class StillRecording(UpcallError, ValueError):
     """A capture that a recorder has open."""
 
 

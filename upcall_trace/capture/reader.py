@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
 
+from ..errors import UpcallError
 from .records import (
     DAMAGED,
     FORMAT_VERSION,
@@ -40,7 +41,7 @@ could otherwise make every one of its bytes look like the start of a long record
 _PAYLOAD_START = re.compile(rb"[\x91-\x9f][\x00-\x1f]|\xdc(?=..[\x00-\x1f])", re.DOTALL)
 
 
-class NotACapture(ValueError):
+class NotACapture(UpcallError, ValueError):
     """The file is not a capture, or of a version that this reader does not know."""
 
 

@@ -18,6 +18,8 @@ from zlib import crc32
 
 import msgpack
 
+from ..errors import UpcallError
+
 MAGIC: Final = b"\x89UPCAP\r\n"
 FORMAT_VERSION: Final = 1
 MAX_PAYLOAD: Final = 5 << 20
@@ -78,7 +80,7 @@ class How(StrEnum):
     RESET = "reset"
 
 
-class BadRecord(ValueError):
+class BadRecord(UpcallError, ValueError):
     """A payload that passed its checksum and still is not a record of the kind it claims."""
 
 
@@ -266,6 +268,17 @@ def encode(record: Record) -> bytes:
             values = [Kind.END, record.t_ns]
     values[0] = int(values[0])
     return frame(pack(values))
+
+
+def checked(record: Record) -> Record:
+    """The record as a file would give it back; raises BadRecord for one that no file can hold."""
+    try:
+        found = decode(unpack(encode(record)[FRAME.size :]))
+    except (AttributeError, TypeError, ValueError, OverflowError, UnboundLocalError) as error:
+        raise BadRecord(f"no record: {error}") from None
+    if found is None:
+        raise BadRecord(f"no record but of type {type(record).__name__}")
+    return found
 
 
 def unpack(payload: bytes) -> list[Any]:

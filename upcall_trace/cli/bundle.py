@@ -14,6 +14,7 @@ from ..bundle.redaction import Redactor
 from ..codes import Severity
 from ..errors import ExitCode, WrongUsage
 from .support.files import CAPTURE, replacing, tell_losses
+from .support.options import overwrite_option
 from .support.output import out, progress, talk
 
 _CAUTION: Final = (
@@ -32,6 +33,7 @@ _CAUTION: Final = (
 @click.option("--world", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
 @click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
 @click.option("--redact", is_flag=True, help="Take out what identifies people and hosts.")
+@overwrite_option
 def bundle_command(
     captures: tuple[Path, ...],
     output: Path,
@@ -40,6 +42,7 @@ def bundle_command(
     world: Path | None,
     machine: str | None,
     redact: bool,
+    overwrite: bool,
 ) -> ExitCode:
     """Pack captures, logs and what was found in them into one archive for an issue.
 
@@ -52,7 +55,7 @@ def bundle_command(
     inputs = Inputs(captures, console, vmm_log, world, machine)
     redactor = Redactor([platform.node()]) if redact else None
     with (
-        replacing(output, *inputs.paths) as temporary,
+        replacing(output, *inputs.paths, overwrite=overwrite) as temporary,
         tempfile.TemporaryDirectory(prefix=".upcall-bundle.", dir=output.parent) as workspace,
         progress(f"redacting for {output.name}", _size(inputs) if redact else 0) as report,
     ):

@@ -14,6 +14,7 @@ from ..trace.filters import parse
 from ..trace.streams import all_records, keep_connections, with_dependencies
 from ..transform.composing import keep_operations, merge
 from .support.files import CAPTURE, open_capture, tell_losses, write_capture
+from .support.options import overwrite_option
 from .support.output import talk
 
 _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
@@ -23,7 +24,8 @@ _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The 
 @click.argument("capture", type=CAPTURE)
 @click.argument("expression", metavar="EXPR")
 @_OUTPUT
-def filter_command(capture: Path, expression: str, output: Path) -> ExitCode:
+@overwrite_option
+def filter_command(capture: Path, expression: str, output: Path, overwrite: bool) -> ExitCode:
     """Keep the operations of CAPTURE that match EXPR, as in show --filter.
 
     Connections and requests keep their numbers. An operation that the guest executed over the
@@ -39,7 +41,8 @@ def filter_command(capture: Path, expression: str, output: Path) -> ExitCode:
         header = dataclasses.replace(
             source.header, notes=source.header.notes | {"filter": expression}
         )
-        write_capture(output, header, keep_operations(header, all_records(source), keys), capture)
+        kept = keep_operations(header, all_records(source), keys)
+        write_capture(output, header, kept, capture, overwrite=overwrite)
     talk(f"{output}: {len(keys)} of {len(opened.operations)} operations")
     return tell_losses(capture, opened)
 
@@ -47,7 +50,8 @@ def filter_command(capture: Path, expression: str, output: Path) -> ExitCode:
 @click.command("merge")
 @click.argument("captures", type=CAPTURE, nargs=-1, required=True)
 @_OUTPUT
-def merge_command(captures: tuple[Path, ...], output: Path) -> ExitCode:
+@overwrite_option
+def merge_command(captures: tuple[Path, ...], output: Path, overwrite: bool) -> ExitCode:
     """Put several captures together into one, by their wall clocks where they have one.
 
     Connections are numbered anew, in the order in which they were opened.
@@ -56,7 +60,7 @@ def merge_command(captures: tuple[Path, ...], output: Path) -> ExitCode:
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(path)) for path in captures]
         header, records = merge([(s.header, all_records(s)) for s in sources])
-        write_capture(output, header, records, *captures)
+        write_capture(output, header, records, *captures, overwrite=overwrite)
     for path in captures:
         code = max(code, tell_losses(path, open_capture(path)))
     return code
@@ -65,7 +69,8 @@ def merge_command(captures: tuple[Path, ...], output: Path) -> ExitCode:
 @click.command("split")
 @click.argument("capture", type=CAPTURE)
 @click.option("-o", "--output", type=CAPTURE, required=True, help="The directory to write to.")
-def split_command(capture: Path, output: Path) -> ExitCode:
+@overwrite_option
+def split_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
     """Write each connection of CAPTURE to a file of its own: NAME.conn1.upcap and so on."""
     opened = open_capture(capture)
     try:
@@ -76,7 +81,7 @@ def split_command(capture: Path, output: Path) -> ExitCode:
         path = output / f"{capture.stem}.conn{connection.number}.upcap"
         with open_source(capture) as source:
             records = keep_connections(all_records(source), {connection.number})
-            write_capture(path, source.header, records, capture)
+            write_capture(path, source.header, records, capture, overwrite=overwrite)
         talk(str(path))
     if not opened.connections:
         talk(f"{capture} has no connection to write")
@@ -87,7 +92,8 @@ def split_command(capture: Path, output: Path) -> ExitCode:
 @click.command("recover")
 @click.argument("capture", type=CAPTURE)
 @_OUTPUT
-def recover_command(capture: Path, output: Path) -> ExitCode:
+@overwrite_option
+def recover_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
     """Save every whole record of a damaged or unfinished capture, with a new index.
 
     What is missing stays marked in the new capture, as a gap.
@@ -95,7 +101,7 @@ def recover_command(capture: Path, output: Path) -> ExitCode:
     with open_source(capture) as source:
         if source.live:
             raise WrongUsage(f"{capture} is still being recorded; stop the recording first")
-        write_capture(output, source.header, all_records(source), capture)
+        write_capture(output, source.header, all_records(source), capture, overwrite=overwrite)
         saved = open_capture(output)
     talk(f"{output}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost")
     return ExitCode.LOST if source.damage else ExitCode.EXPECTED

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import click
 
 from ..capture.reader import CaptureReader
-from ..capture.records import Record
 from ..capture.writer import CaptureWriter
 from ..errors import ExitCode, WrongUsage
-from ..exports.transcript import write as write_transcript
+from ..exports import FORMATS, export_format, format_for, format_names, plugged_format
+from ..plugins import BrokenPlugin, installed, note
 from ..sources import open_source
 from ..trace.opening import build_index
 from ..trace.streams import all_records
-from .support.files import CAPTURE, open_capture, replacing, tell_damage, tell_losses
-from .support.options import parse_notes
-from .support.output import talk
-
-EXPORTS = ("transcript",)
+from .support.files import (
+    CAPTURE,
+    STDOUT,
+    open_capture,
+    open_whole,
+    replacing,
+    tell_damage,
+    tell_losses,
+)
+from .support.options import Named, overwrite_option, parse_notes
+from .support.output import out, talk
 
 
 @click.command("import")
@@ -28,13 +35,18 @@ EXPORTS = ("transcript",)
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
 @click.option("--port", type=click.IntRange(0, 0xFFFFFFFF), help="The upcall port, if not 219.")
 @click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Kept in the capture.")
+@overwrite_option
 def import_command(
-    file: Path, output: Path, arch: str | None, port: int | None, notes: tuple[str, ...]
+    file: Path,
+    output: Path,
+    arch: str | None,
+    port: int | None,
+    notes: tuple[str, ...],
+    overwrite: bool,
 ) -> ExitCode:
     """Turn a transcript, or a pcap or pcapng file with link type VSOCK, into a capture.
 
-    What FILE is, is told from its content. An existing output is replaced once the new one is
-    whole.
+    What FILE is, is told from its content.
     """
     added = parse_notes(notes)
     with open_source(file) as source:
@@ -47,7 +59,7 @@ def import_command(
             port=source.header.port if port is None else port,
             notes=source.header.notes | added,
         )
-        with replacing(output, file) as temporary:
+        with replacing(output, file, overwrite=overwrite) as temporary:
             with CaptureWriter(temporary, header) as writer:
                 for record in all_records(source):
                     writer.write(record)
@@ -59,19 +71,61 @@ def import_command(
     return code
 
 
+def _list(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    rows = [*FORMATS]
+    for plugin in installed("exports"):
+        try:
+            rows.append(plugged_format(plugin))
+        except BrokenPlugin as trouble:
+            note(trouble)
+    for known in rows:
+        out(f"{known.name:<12} {' '.join(known.suffixes):<18} {known.about}")
+        if known.loses:
+            out(f"{'':<31} without {known.loses}")
+    ctx.exit()
+
+
 @click.command("export")
 @click.argument("capture", type=CAPTURE)
-@click.option("--format", "name", type=click.Choice(EXPORTS), required=True, help="What to write.")
-@click.option("-o", "--output", type=CAPTURE, required=True, help="The file to write.")
-def export_command(capture: Path, name: str, output: Path) -> ExitCode:
-    """Write a capture in another format."""
-    with open_source(capture) as source, replacing(output, capture) as temporary:
-        records: list[Record] = [record for _, record in source.records()]
-        with temporary.open("w", encoding="ascii") as file:
-            gaps, others = write_transcript(source.header, records, file)
-    if others:
-        talk(f"{output}: {others} marks and half-closes have no place in a {name}")
-    if gaps:
-        talk(f"{output}: {gaps} gaps have no place in a {name}; requests are numbered anew")
-    code = tell_losses(capture, open_capture(capture))
-    return ExitCode.LOST if gaps else code
+@click.option(
+    "--format",
+    "name",
+    type=Named("NAME", format_names),
+    help="What to write; the suffix of the output tells it, too.",
+)
+@click.option("-o", "--output", type=CAPTURE, required=True, help="The file to write, - is stdout.")
+@overwrite_option
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list,
+    help="List the formats with their suffixes, those of plugins too.",
+)
+def export_command(capture: Path, name: str | None, output: Path, overwrite: bool) -> ExitCode:
+    """Write a capture in another format.
+
+    What the format has no place for is told on stderr. The page formats.md has a table.
+    """
+    to_stdout = output == STDOUT
+    if name is None and to_stdout:
+        raise WrongUsage(f"give --format with one of {', '.join(format_names())}")
+    known, write = export_format(name or format_for(output))
+    whole = open_whole(capture)
+    if to_stdout:
+        if known.binary and sys.stdout.isatty():
+            raise WrongUsage(f"{known.name} is nothing for a terminal; give -o FILE")
+        losses = write(whole, sys.stdout.buffer)
+    else:
+        with (
+            replacing(output, capture, overwrite=overwrite) as temporary,
+            temporary.open("wb") as file,
+        ):
+            losses = write(whole, file)
+    for loss in losses:
+        talk(f"{output}: {loss.what}")
+    code = tell_losses(capture, whole.opened)
+    return ExitCode.LOST if any(loss.serious for loss in losses) else code

@@ -32,7 +32,8 @@ from ..trace.script import Key, Script, read_script
 from ..trace.streams import all_records, distinct_connections
 from ..transform.editing import EDITED_FROM, Edits, Move, edit, in_order
 from ..transform.fields import parse_setting
-from .support.files import CAPTURE, open_capture, tell_losses, write_capture
+from .support.files import CAPTURE, check_output, open_capture, tell_losses, write_capture
+from .support.options import overwrite_option
 from .support.output import talk
 
 _RANGE: Final = re.compile(r"([0-9.]+)(?:-|\.\.)([0-9.]+)")
@@ -55,6 +56,7 @@ _Given = list[tuple[str, tuple[MatchRule, ...]]]
               help="Say what may differ in a replay, such as '1.3 ret=any'.")  # fmt: skip
 @click.option("--tie", metavar="FINGERPRINT", help="Replay it to such a target only.")
 @click.option("--untie", is_flag=True, help="Replay it to any target again.")
+@overwrite_option
 def edit_command(
     capture: Path,
     output: Path | None,
@@ -65,6 +67,7 @@ def edit_command(
     matchers: tuple[str, ...],
     tie: str | None,
     untie: bool,
+    overwrite: bool,
 ) -> ExitCode:
     """Change CAPTURE into another capture; the numbers given are those in CAPTURE.
 
@@ -102,7 +105,7 @@ def edit_command(
         "--match": matchers, "--tie": (tie,) if tie else (), "--untie": ("",) if untie else (),
     }  # fmt: skip
     header = _header(header, capture, told, tie, untie)
-    left = write_edited(capture, output, header, records, edits, given)
+    left = write_edited(capture, output, header, records, edits, given, overwrite)
     talk(f"{output}: {left} of {len(script.asked)} operations; {capture} is as it was")
     return tell_losses(capture, opened)
 
@@ -114,6 +117,7 @@ def write_edited(
     records: list[Record],
     edits: Edits,
     given: _Given,
+    overwrite: bool,
 ) -> int:
     """Write what is left of `capture`, with its matchers; how many operations that are."""
     edited = edit(header, records, edits)
@@ -123,7 +127,9 @@ def write_edited(
     for place, of in given:
         if not _PLACE.fullmatch(place):
             rules.add(place, of)
-    write_capture(output, header, edited.records, capture)
+    if rules:
+        check_output(beside(output), overwrite=overwrite)
+    write_capture(output, header, edited.records, capture, overwrite=overwrite)
     for remark in edited.remarks:
         talk(remark)
     if rules:

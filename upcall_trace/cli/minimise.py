@@ -35,7 +35,8 @@ from ..views.messages import reply_text, request_text
 from ..views.text import HEADING, operation_text
 from .edit import write_edited
 from .replay import world_of
-from .support.files import CAPTURE, open_capture, tell_losses
+from .support.files import CAPTURE, check_output, open_capture, tell_losses
+from .support.options import overwrite_option
 from .support.output import out, talk
 from .support.signals import stop_on_signals
 
@@ -55,6 +56,7 @@ _AT_ONCE: Final = Patience(reply_s=2.0, silence_s=0.3)
               help="Begin in spite of this danger, as the plan of replay names it.")  # fmt: skip
 @click.option("--world", type=_PATH, metavar="FILE", help="A TOML file of guests at boot.")
 @click.option("--machine", metavar="NAME", help="Which of its tables the guest is like.")
+@overwrite_option
 def minimise_command(
     capture: Path,
     output: Path,
@@ -64,6 +66,7 @@ def minimise_command(
     allow: tuple[str, ...],
     world: Path | None,
     machine: str | None,
+    overwrite: bool,
 ) -> ExitCode:
     """Leave out all of CAPTURE that one operation does not need to fail as recorded.
 
@@ -74,6 +77,7 @@ def minimise_command(
     """
     if address is None and (control or allow):
         raise WrongUsage("--control and --allow are for the guest at --to")
+    check_output(output, capture, overwrite=overwrite)
     recording = read_recording(capture)
     asked = _failing(recording, operation)
     arch = Arch.named(recording.capture.header.arch) or Arch.X86_64
@@ -107,7 +111,7 @@ def minimise_command(
         talk(f"{asked.name} {request_text(asked.message)} does not fail as recorded on this "
              f"guest: recorded {recorded}, now {came.get('it', 'not sent')}")  # fmt: skip
         return ExitCode.DIFFERENT
-    _write(recording, output, asked, part)
+    _write(recording, output, asked, part, overwrite)
     talk(f"{output}: {len(part)} of {len(recording.script.asked)} operations, "
          f"after {minimiser.tries} tries")  # fmt: skip
     if minimiser.refused:
@@ -198,7 +202,7 @@ def _reporter(total: int) -> Callable[[Part], None]:
     return report
 
 
-def _write(recording: Recording, output: Path, asked: Asked, part: Part) -> None:
+def _write(recording: Recording, output: Path, asked: Asked, part: Part, overwrite: bool) -> None:
     with open_source(recording.path) as source:
         records = distinct_connections(all_records(source))
         notes = source.header.notes | {
@@ -208,7 +212,7 @@ def _write(recording: Recording, output: Path, asked: Asked, part: Part) -> None
         header = replace(source.header, notes=notes)
     left_out = set(range(len(recording.script.actions))) - part.acts
     edits = Edits(kept=part.keys, answers=part.answers, without=left_out)
-    write_edited(recording.path, output, header, records, edits, [])
+    write_edited(recording.path, output, header, records, edits, [], overwrite)
     out(HEADING)
     for operation in open_capture(output).operations:
         out(operation_text(operation), "red" if operation.failed else None)

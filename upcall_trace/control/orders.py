@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..errors import UpcallError
 from ..kernel.world import BadWorld, PciDevice, parse_pci
 
 _MIB: Final = 1 << 20
@@ -60,7 +61,7 @@ def words_of(order: Mapping[str, Any]) -> str | None:
     return None
 
 
-class BadOrder(ValueError):
+class BadOrder(UpcallError, ValueError):
     """An order that cannot be followed."""
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from dissectors.constants import UPCALL_PORT
 
 from ..capture.records import Begins, Chunk, Close, End, Gap, GaveUp, Header, How, Open, Record, Vmm
+from ..diagnose.whole_capture import WholeCapture
 from ..sources.transcript import _HEADER_KEYS, _NANOSECONDS, FORMAT, VERSION
+from . import Loss
 
 
-def write(header: Header, records: Iterable[Record], file: IO[str]) -> tuple[int, int]:
+def write(capture: WholeCapture, out: BinaryIO) -> list[Loss]:
+    """Write a capture as a transcript."""
+    text = io.TextIOWrapper(out, encoding="ascii", newline="\n", write_through=True)
+    gaps, others = write_records(capture.header, capture.records(), text)
+    text.detach()
+    losses = []
+    if others:
+        losses.append(Loss(f"{others} marks and half-closes have no place in a transcript"))
+    if gaps:
+        what = f"{gaps} gaps have no place in a transcript; requests are numbered anew"
+        losses.append(Loss(what, serious=True))
+    return losses
+
+
+def write_records(header: Header, records: Iterable[Record], file: IO[str]) -> tuple[int, int]:
     """Write records as a transcript.
 
     Returns how many records had no place in it: gaps, without which it reads differently, and

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from ..codes import Code
+from ..errors import UpcallError
 
 
 class Fate(Enum):
@@ -36,7 +37,7 @@ class Outcome:
     takes_lock: bool = False
 
 
-class OopsError(Exception):
+class OopsError(UpcallError):
     """The thread that works on the request dies."""
 
     def __init__(self, code: Code, lock_held: bool) -> None:
@@ -44,15 +45,15 @@ class OopsError(Exception):
         self.lock_held = lock_held
 
 
-class HangError(Exception):
+class HangError(UpcallError):
     """The request needs the hotplug lock, which a dead thread holds."""
 
 
-class CutOffError(Exception):
+class CutOffError(UpcallError):
     """The channel's own device is gone."""
 
 
-class FailedError(Exception):
+class FailedError(UpcallError):
     """The command gives an errno; `load` is what it wrote at the reply's load, if it did."""
 
     def __init__(self, ret: int, *causes: Code, load: int | None = None, delay_ns: int = 0) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from dissectors.constants import Arch
 
-from ..errors import UnreadableInput, WrongUsage
+from ..errors import UnreadableInput, UpcallError, WrongUsage
 
 SERIES: Final = ("5.10", "6.1", "6.12", "6.18")
 """Kernel series with upcall patches; 5.10 behaves as 6.1, 6.18 as 6.12 (by reading)."""
@@ -151,7 +151,7 @@ def choose_world(worlds: dict[str, World], name: str | None) -> World:
     return worlds[name]
 
 
-class BadWorld(ValueError):
+class BadWorld(UpcallError, ValueError):
     """A key of a world that is unknown, missing or of the wrong kind; the text names it."""
 
 

@@ -19,6 +19,8 @@ from dissectors.hvsock import connect_line
 from dissectors.messages import decode_reply
 from dissectors.services import DEVICE_MANAGER
 
+from ..errors import UpcallError
+
 
 class ClientState(Enum):
     """The states of Dragonball's client."""
@@ -59,11 +61,11 @@ class CalledBack:
 Action = Dial | Write | Reset | CalledBack
 
 
-class UpcallBusyError(Exception):
+class UpcallBusyError(UpcallError):
     """`upcall is busy now`: one request is outstanding."""
 
 
-class UpcallNotReadyError(Exception):
+class UpcallNotReadyError(UpcallError):
     """`UpcallServerNotReady`: not connected yet, busy, or given up."""
 
 

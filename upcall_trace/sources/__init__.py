@@ -1,7 +1,8 @@
-"""Foreign formats, and the one table of them.
+"""What can be read as a capture: one table of foreign formats, open to plugins.
 
 A format that can be read offers a `Source`: a header and the records of a capture. Which one a
-file has is decided by its first bytes, never by its name. Modules are imported when needed.
+file has is decided by its first bytes, never by its name. Modules are imported when needed, those
+of plugins when no format of ours fits. docs/formats.md, docs/plugins.md.
 """
 
 from __future__ import annotations
@@ -17,17 +18,27 @@ from typing import Final, Protocol
 from ..capture.reader import CaptureReader, Damage, NotACapture
 from ..capture.records import MAGIC, Header, Record
 from ..errors import UnreadableInput
+from ..plugins import BrokenPlugin, Plugin, installed, note
 
-_SNIFFED = 4096
+SNIFFED: Final = 4096
+"""How many bytes of a file's beginning a format is recognised by."""
 
 
 class Source(AbstractContextManager["Source"], Protocol):
     """What every readable file offers; `damage` and `complete` are true after the last record."""
 
     header: Header
-    damage: list[Damage]
-    complete: bool
     live: bool
+
+    @property
+    def damage(self) -> list[Damage]:
+        """Where the file cannot be read."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file has its end."""
+        ...
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """(offset, record); the offset is 0 in formats whose records have none."""
@@ -35,12 +46,22 @@ class Source(AbstractContextManager["Source"], Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """One foreign format: how it is recognised, and the module that reads it as `read(path)`."""
+class SourceFormat:
+    """One foreign format that can be read.
+
+    `recognise` gets the first `SNIFFED` bytes of a file, or all of a shorter one. `module` is
+    imported when a file is recognised. Its `read(path)` returns a `Source`; it raises OSError, and
+    UnreadableInput with a sentence that names the file.
+    """
 
     name: str
+    about: str
     recognise: Callable[[bytes], bool]
     module: str
+    lacks: str = ""
+    """What a capture made by us has, and such a file has not."""
+    since: str = ""
+    """The first version of the program that reads it."""
 
 
 def _is_pcap(start: bytes) -> bool:
@@ -55,9 +76,25 @@ def _is_transcript(start: bytes) -> bool:
 
 
 FORMATS: Final = (
-    Format("pcap", _is_pcap, "pcap"),
-    Format("transcript", _is_transcript, "transcript"),
+    SourceFormat(
+        "pcap",
+        "a pcap or pcapng file with link type VSOCK (271), made on a vsockmon interface",
+        _is_pcap,
+        "upcall_trace.sources.pcap",
+        lacks="CONNECT and OK lines; which side closed its direction first",
+        since="0.1.0",
+    ),
+    SourceFormat(
+        "transcript",
+        "JSON lines, one send or receive each, made by a test or by hand",
+        _is_transcript,
+        "upcall_trace.sources.transcript",
+        lacks="the wall clock, gaps, marks",
+        since="0.1.0",
+    ),
 )
+"""The formats of ours. A plugin's entry point in the group `upcall_trace.sources` names another
+`SourceFormat`, of the entry point's name."""
 
 
 def open_source(path: Path) -> Source:
@@ -70,22 +107,57 @@ def open_source(path: Path) -> Source:
         if not stat.S_ISREG(mode):
             raise UnreadableInput(f"{path} is {_kind(mode)}, not a file")
         with path.open("rb") as file:
-            start = file.read(_SNIFFED)
+            start = file.read(SNIFFED)
         if start.startswith(MAGIC[:6]):
             return CaptureReader(path)
         for known in FORMATS:
             if known.recognise(start):
-                reader = import_module(f".{known.module}", __name__)
-                source: Source = reader.read(path)
+                source: Source = import_module(known.module).read(path)
                 return source
+        if start and (foreign := _of_a_plugin(path, start)):
+            return foreign
     except NotACapture as error:
         raise UnreadableInput(f"{path} cannot be read as a capture: {error}") from None
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
     if not start:
         raise UnreadableInput(f"{path} is empty")
-    known_names = ", ".join(known.name for known in FORMATS)
-    raise UnreadableInput(f"{path} is neither a capture nor one of the formats {known_names}")
+    raise UnreadableInput(
+        f"{path} is neither a capture nor one of the formats {', '.join(format_names())}"
+    )
+
+
+def format_names() -> list[str]:
+    """The names of all formats that can be read, plugins' last; imports no plugin."""
+    own = [known.name for known in FORMATS]
+    return own + [plugin.name for plugin in installed("sources") if plugin.name not in own]
+
+
+def plugged_format(plugin: Plugin) -> SourceFormat:
+    """The format that a plugin adds; raises BrokenPlugin."""
+    if plugin.name in {known.name for known in FORMATS}:
+        raise plugin.broken("has the name of a format that is built in")
+    known = plugin.load(SourceFormat)
+    if known.name != plugin.name:
+        raise plugin.broken(f"calls its format {known.name!r}")
+    return known
+
+
+def _of_a_plugin(path: Path, start: bytes) -> Source | None:
+    for plugin in installed("sources"):
+        try:
+            known = plugged_format(plugin)
+            with plugin.in_use():
+                recognised = known.recognise(start)
+        except BrokenPlugin as trouble:
+            note(trouble)  # another one may know the file
+            continue
+        if recognised:
+            from .plugged import PluggedSource
+
+            source: Source = PluggedSource(plugin, known.module, path)
+            return source
+    return None
 
 
 def _kind(mode: int) -> str:

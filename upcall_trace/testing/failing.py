@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import ExitCode
+from ..errors import ExitCode, UpcallError
 
 
-class ReplayFailed(Exception):
+class ReplayFailed(UpcallError):
     """A replay that did not go as recorded, or was refused; its text is the whole report."""
 
     def __init__(self, lines: Iterable[str], exit_code: ExitCode = ExitCode.DIFFERENT) -> None:

@@ -13,12 +13,15 @@ import click
 from ...capture.reader import Damage, is_being_written
 from ...capture.records import Header, Record
 from ...capture.writer import CaptureWriter
+from ...diagnose.whole_capture import WholeCapture
 from ...errors import ExitCode, UnreadableInput, WrongUsage
 from ...trace.opening import Capture, build_index, load
 from .output import progress, talk
 
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
 CAPTURE = click.Path(path_type=Path, readable=False)
+STDOUT = Path("-")
+"""An output of this name is standard output."""
 _DAMAGE_TOLD = 10
 
 
@@ -30,6 +33,14 @@ def open_capture(path: Path) -> Capture:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
     with progress(f"decoding {path.name}", size) as report:
         return load(path, report)
+
+
+def open_whole(path: Path) -> WholeCapture:
+    """A capture to be asked for anything, with a progress bar; raises UnreadableInput."""
+    whole = WholeCapture(path)
+    with progress(f"decoding {path.name}", path.stat().st_size) as report:
+        whole.load(report)
+    return whole
 
 
 def tell_losses(path: Path, capture: Capture) -> ExitCode:
@@ -54,9 +65,15 @@ def tell_damage(path: Path, found: list[Damage]) -> bool:
     return bool(found)
 
 
-def write_capture(path: Path, header: Header, records: Iterable[Record], *inputs: Path) -> None:
+def write_capture(
+    path: Path,
+    header: Header,
+    records: Iterable[Record],
+    *inputs: Path,
+    overwrite: bool = False,
+) -> None:
     """A capture with an index, at `path` once it is whole; raises as `replacing` does."""
-    with replacing(path, *inputs) as temporary:
+    with replacing(path, *inputs, overwrite=overwrite) as temporary:
         with CaptureWriter(temporary, header) as writer:
             for record in records:
                 writer.write(record)
@@ -64,13 +81,14 @@ def write_capture(path: Path, header: Header, records: Iterable[Record], *inputs
 
 
 @contextmanager
-def replacing(path: Path, *inputs: Path) -> Iterator[Path]:
+def replacing(path: Path, *inputs: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds.
 
-    Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written.
+    Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written, and
+    when it has something in it already that is not to be overwritten.
     """
     try:
-        _check_output(path, inputs)
+        check_output(path, *inputs, overwrite=overwrite)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
@@ -88,7 +106,8 @@ def replacing(path: Path, *inputs: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _check_output(path: Path, inputs: tuple[Path, ...]) -> None:
+def check_output(path: Path, *inputs: Path, overwrite: bool = False) -> None:
+    """Refuse, before anything is done, what `replacing` refuses; raises WrongUsage and OSError."""
     if not path.exists():
         return
     if any(other.exists() and path.samefile(other) for other in inputs):
@@ -98,3 +117,5 @@ def _check_output(path: Path, inputs: tuple[Path, ...]) -> None:
     with path.open("rb") as file:
         if is_being_written(file.fileno()):
             raise WrongUsage(f"{path} is being recorded into by another process")
+    if path.stat().st_size and not overwrite:
+        raise WrongUsage(f"{path} exists; give another name, or --overwrite")

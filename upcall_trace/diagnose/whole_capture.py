@@ -1,0 +1,109 @@
+"""A capture with everything that can be asked of it, each read when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.reader import Damage
+from ..capture.records import Header, Mark, Record
+from ..sources import open_source
+from ..trace.decoding import Connection
+from ..trace.filters import parse
+from ..trace.opening import Capture, Progress, load
+from ..trace.operations import Operation, Operations
+from .finding import Finding
+from .run import Diagnosed, diagnose
+
+
+class WholeCapture:
+    """A capture, or any file that is read as one.
+
+    The file is looked at when the object is made: UnreadableInput then says in a sentence what is
+    wrong with it. It is read once for the operations, and once each for findings and records. What
+    is damaged or missing raises nothing: `damage` and `complete` tell it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_source(path) as source:
+            self.header: Header = source.header
+        self._opened: Capture | None = None
+
+    def __repr__(self) -> str:
+        return f"<WholeCapture {self.path}>"
+
+    def load(self, progress: Progress | None = None) -> Capture:
+        """Read the operations now, if that is still to be done."""
+        if self._opened is None:
+            self._opened = load(self.path, progress)
+        return self._opened
+
+    @property
+    def opened(self) -> Capture:
+        """The capture as the commands see it."""
+        return self.load()
+
+    @property
+    def operations(self) -> Operations:
+        """Every request with its reply, in the order the requests were sent."""
+        return self.opened.operations
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Every connection in the order they were opened, refused ones and other ports too."""
+        return self.opened.connections
+
+    @property
+    def marks(self) -> list[Mark]:
+        """The marks and comments that the capture holds."""
+        return self.opened.marks
+
+    @property
+    def damage(self) -> list[Damage]:
+        """The places of the file that cannot be read."""
+        return self.opened.damage
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recording was closed cleanly and the end of the file is there."""
+        return self.opened.complete
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column of the operations as an array, a value for each; raises KeyError.
+
+        `t_ns` counts from the capture's first record. docs/capture-format.md has the columns.
+        """
+        return self.operations.t_ns() if name == "t_ns" else self.operations.column(name)
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """All columns that have a value for each operation, by name."""
+        return {name: self.column(name) for name in self.operations.names() if name != "extra"}
+
+    def select(self, expression: str) -> Iterator[Operation]:
+        """The operations that a filter matches (docs/filters.md); raises BadFilter."""
+        operations = self.operations
+        rows: list[int] = np.flatnonzero(parse(expression).mask(operations)).tolist()
+        return (operations.operation(row) for row in rows)
+
+    def records(self) -> Iterator[Record]:
+        """Every record as it is in the file, in its order: what was sent, byte for byte."""
+        with open_source(self.path) as source:
+            for _, record in source.records():
+                yield record
+
+    @cached_property
+    def diagnosed(self) -> Diagnosed:
+        """What `diagnose` says of the capture alone, without logs and without a world."""
+        return diagnose(self.path)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What failed, and why, in the order of the operations."""
+        return self.diagnosed.findings
