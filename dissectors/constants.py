@@ -10,6 +10,8 @@ from typing import Final
 
 # Hybrid vsock, docs/protocol.md section 2.
 UPCALL_PORT: Final = 0xDB
+HOST_CID: Final = 2
+"""The vsock address of the host, in every guest."""
 CONNECT_LINE_LIMIT: Final = 32
 """Bytes that Dragonball reads at most while it looks for the end of a CONNECT line."""
 OK_LINE_LIMIT: Final = 50

@@ -47,7 +47,9 @@ def _literal(value: Any) -> str:
         case str():
             return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
         case Mapping():
-            return "{" + ", ".join(f"[{_literal(k)}] = {_literal(v)}" for k, v in value.items()) + "}"
+            return (
+                "{" + ", ".join(f"[{_literal(k)}] = {_literal(v)}" for k, v in value.items()) + "}"
+            )
         case _:
             return "{" + ", ".join(map(_literal, value)) + "}"
 
@@ -107,9 +109,9 @@ def tables() -> str:
         },
         "services": {0x64: "device manager"},
         "ops": {kind: op_name(kind) for kind in MessageType},
-        "handled": {kind: True for kind in handled},
-        "cpu_types": {kind: True for kind in CPU_TYPES},
-        "pci_types": {kind: True for kind in PCI_TYPES},
+        "handled": dict.fromkeys(handled, True),
+        "cpu_types": dict.fromkeys(CPU_TYPES, True),
+        "pci_types": dict.fromkeys(PCI_TYPES, True),
         "arch_of_size": {size: arch.value for arch, size in CPU_MSG_SIZE.items()},
         "default_arch": Arch.X86_64.value,
         "errnos": ERRNO_NAMES,

@@ -50,7 +50,7 @@ class VirtioOp(IntEnum):
     CREDIT_REQUEST = 7
 
 
-_SHUTDOWN_BOTH = 3
+SHUTDOWN_BOTH = 3
 
 
 class NotAPacket(UpcallError, ValueError):
@@ -94,6 +94,45 @@ def decode_packet(raw: bytes, original_size: int | None = None) -> Packet:
     return Packet(
         src_cid, dst_cid, src_port, dst_port, op, virtio_op, virtio_flags, payload, missing
     )
+
+
+def encode_packet(
+    src: tuple[int, int],
+    dst: tuple[int, int],
+    virtio_op: VirtioOp,
+    payload: bytes = b"",
+    *,
+    flags: int = 0,
+    fwd_cnt: int = 0,
+) -> bytes:
+    """One packet as a vsockmon interface shows it, with a virtio header; `src` is (CID, port).
+
+    `fwd_cnt` is the count of bytes that the sender has taken from its peer.
+    """
+    op = _OPERATION_OF[virtio_op]
+    head = _VSOCKMON.pack(
+        src[0], dst[0], src[1], dst[1], op, Transport.VIRTIO, VIRTIO_SIZE, b"\0\0"
+    )
+    virtio = _VIRTIO.pack(
+        src[0], dst[0], src[1], dst[1], len(payload), _STREAM, virtio_op, flags,
+        _RECEIVE_BUFFER, fwd_cnt & 0xFFFFFFFF,
+    )  # fmt: skip
+    return head + virtio + payload
+
+
+_STREAM = 1
+_RECEIVE_BUFFER = 262144
+"""`buf_alloc` of every recorded guest and of the backends that were seen."""
+_OPERATION_OF = {
+    VirtioOp.REQUEST: MonitorOp.CONNECT,
+    VirtioOp.RESPONSE: MonitorOp.CONNECT,
+    VirtioOp.RST: MonitorOp.DISCONNECT,
+    VirtioOp.SHUTDOWN: MonitorOp.DISCONNECT,
+    VirtioOp.RW: MonitorOp.PAYLOAD,
+    VirtioOp.CREDIT_UPDATE: MonitorOp.CONTROL,
+    VirtioOp.CREDIT_REQUEST: MonitorOp.CONTROL,
+}
+"""The vsockmon operation that Linux gives each virtio one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +239,7 @@ class Connections:
         by_guest: bool,
     ) -> list[StreamEvent]:
         shutdown = packet.virtio_op == VirtioOp.SHUTDOWN
-        if shutdown and packet.virtio_flags != _SHUTDOWN_BOTH:
+        if shutdown and packet.virtio_flags != SHUTDOWN_BOTH:
             return []  # half-closed: the other direction may still carry bytes
         if not shutdown:
             del self._known[key]

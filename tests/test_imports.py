@@ -230,7 +230,7 @@ def test_what_a_capture_means_is_no_business_of_a_screen_or_a_socket(name: str) 
 
 
 def test_scapy_is_in_two_modules_and_never_whole() -> None:
-    assert users("scapy") == {"dissectors.scapy_layers", "upcall_trace.sources.pcap"}
+    assert users("scapy") == {"dissectors.scapy_layers", "upcall_trace.sources.pcap_scapy"}
     assert users("scapy.all", *OURS, "tests", "tools", "benchmarks") == set()
     assert "tests.dissectors.test_scapy_layers" in users("scapy", "tests")
 

@@ -32,7 +32,7 @@ _INT_LIMIT: Final = 1 << 63
 TIME_LIMIT: Final = 1 << 62
 """Times stay within 146 years of 0, so that the difference of two fits in 64 bits."""
 _MAX_NOTES: Final = 256
-_CONN_LIMIT: Final = 1 << 32
+CONN_LIMIT: Final = 1 << 32
 _ZERO_RUN: Final = re.compile(rb"\0{12,}")
 _LIMITS: Final[dict[str, Any]] = {
     "max_array_len": 4096,
@@ -410,7 +410,7 @@ def _size(value: object) -> int:
 def _conn(value: object) -> int:
     if type(value) is not int:
         raise TypeError("a connection's number is missing")
-    if not 0 <= value < _CONN_LIMIT:
+    if not 0 <= value < CONN_LIMIT:
         raise ValueError("a connection's number is out of range")
     return value
 

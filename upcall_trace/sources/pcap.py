@@ -1,38 +1,26 @@
-"""pcap and pcapng files with LINKTYPE_VSOCK, read with scapy: this package's only scapy import."""
+"""pcap and pcapng files with LINKTYPE_VSOCK as a `Source`, by scapy or, without it, by others."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-
-from scapy.error import Scapy_Exception
-from scapy.utils import RawPcapNgReader, RawPcapReader
+from typing import TYPE_CHECKING, Self
 
 from ..capture.reader import Damage
-from ..capture.records import Header, Record
+from ..capture.records import Gap, Header, Record
 from ..errors import UnreadableInput
+from .carried import PROGRAM
+from .packets import CapturedPacket, NotPackets, PacketFile
 from .vsock_records import PacketRecords
 
+if TYPE_CHECKING:
+    from .pcapng_own import OwnPcapngSource
+
+_SECTION_HEADER = 64 << 10
+"""As far as the name of the writing program is looked for."""
 LINKTYPE_VSOCK = 271
-_PACKET_HEADER_SIZE = 16
-_PACKET_LIMIT = 0xFFFF * 4
-"""As much of one packet as scapy ever reads; its own default would cut the largest ones."""
-_NANOSECONDS = 1_000_000_000
-_WALL_LIMIT = (1 << 62) - 1
-"""The latest time that a capture can hold; only a damaged packet is later."""
-
-# Torn files are ours to report, in our words.
-logging.getLogger("scapy").setLevel(logging.CRITICAL)
-
-
-class _Packet(NamedTuple):
-    offset: int
-    wall_ns: int
-    raw: bytes
-    original_size: int
+DROPPED = "packets that the capturing program lost"
+"""The reason of a gap whose size in bytes nobody knows; it counts packets."""
 
 
 class PcapSource:
@@ -44,42 +32,35 @@ class PcapSource:
 
     live = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: PacketFile) -> None:
         self.path = path
         self.damage: list[Damage] = []
         self.complete = False
-        file = path.open("rb")
-        try:
-            # scapy picks the reader by the file's magic and returns it from either constructor.
-            # It takes open files too, and would not close one that it cannot read.
-            self._reader: Any = RawPcapReader(file)  # type: ignore[arg-type]
-        except (Scapy_Exception, EOFError) as error:
-            file.close()
-            raise UnreadableInput(f"{path} is not a whole packet capture: {error}") from None
-        self._is_pcapng = isinstance(self._reader, RawPcapNgReader)
-        self._size = os.fstat(file.fileno()).st_size
-        self._read_to = 0
+        self._file = file
+        self._size = path.stat().st_size
         self._other_linktype: int | None = None
-        if not self._is_pcapng and self._reader.linktype != LINKTYPE_VSOCK:
-            self._other_linktype = self._reader.linktype
-        self._packets = self._read_packets()
+        self._packets = self._vsock_packets()
         self._first = next(self._packets, None)
-        if self._first is None and self._other_linktype is not None:
-            self._reader.close()
-            raise UnreadableInput(
-                f"{path} has link type {self._other_linktype}, not VSOCK ({LINKTYPE_VSOCK}): "
-                "capture on a vsockmon interface inside the guest"
-            )
+        if self._first is None:
+            others = [link for link in file.linktypes if link != LINKTYPE_VSOCK]
+            other = self._other_linktype or next(iter(others), None)
+            if other is not None and LINKTYPE_VSOCK not in file.linktypes:
+                file.close()
+                raise UnreadableInput(
+                    f"{path} has link type {other}, not VSOCK ({LINKTYPE_VSOCK}): "
+                    "capture on a vsockmon interface inside the guest"
+                )
         self.header = Header(
             source="vsockmon",
             wall_ns=self._first.wall_ns if self._first else None,
-            resolution_ns=self._resolution_ns(),
+            resolution_ns=file.resolution_ns,
         )
 
     def records(self) -> Iterator[tuple[int, Record]]:
         converter = PacketRecords(self.header.port)
         begin_ns = self._first.wall_ns if self._first else 0
         packet = self._first
+        t_ns = 0
         while packet is not None:
             t_ns = packet.wall_ns - begin_ns
             malformed = converter.malformed
@@ -90,54 +71,57 @@ class PcapSource:
             packet = next(self._packets, None)
         for record in converter.finish():
             yield 0, record
-        torn = self._size - self._read_to
+        if self._file.dropped:
+            yield 0, Gap(t_ns, 0, False, self._file.dropped, DROPPED)
+        torn = self._size - self._file.read_to
         if torn > 0:
-            self.damage.append(Damage(self._read_to, torn, at_end=True))
+            self.damage.append(Damage(self._file.read_to, torn, at_end=True))
         self.complete = torn <= 0
 
-    def _read_packets(self) -> Iterator[_Packet]:
-        reader = self._reader
-        # The public iterators would cut packets at scapy's MTU.
-        step = reader._read_block if self._is_pcapng else reader._read_packet
-        while True:
-            self._read_to = reader.f.tell()
-            try:
-                found = step(_PACKET_LIMIT)
-            except (Scapy_Exception, EOFError, OverflowError):
-                return
-            if found is None:
-                continue  # a block that is no packet
-            raw, meta = found
-            if self._is_pcapng:
-                linktype = meta.linktype
+    def _vsock_packets(self) -> Iterator[CapturedPacket]:
+        for packet in self._file.packets():
+            if packet.linktype == LINKTYPE_VSOCK:
+                yield packet
             else:
-                linktype = reader.linktype
-                if self._read_to + _PACKET_HEADER_SIZE + meta.caplen > self._size:
-                    return  # scapy gives what there is of a torn packet
-            if linktype != LINKTYPE_VSOCK:
-                self._other_linktype = linktype
-                continue
-            yield _Packet(self._read_to, self._wall_ns(meta), raw, meta.wirelen)
-
-    def _wall_ns(self, meta: Any) -> int:
-        if self._is_pcapng:
-            ticks = (meta.tshigh or 0) << 32 | (meta.tslow or 0)
-            return min(ticks * _NANOSECONDS // int(meta.tsresol), _WALL_LIMIT)
-        return int(meta.sec * _NANOSECONDS + meta.usec * self._resolution_ns())
-
-    def _resolution_ns(self) -> int:
-        if self._is_pcapng:
-            resolutions = [options["tsresol"] for _, _, options in self._reader.interfaces]
-            return max(1, _NANOSECONDS // int(max(resolutions, default=_NANOSECONDS)))
-        return 1 if self._reader.nano else 1000
+                self._other_linktype = packet.linktype
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reader.close()
+        self._file.close()
 
 
-def read(path: Path) -> PcapSource:
+def read(path: Path) -> PcapSource | OwnPcapngSource:
     """Open the packet capture at `path`; raises OSError and UnreadableInput."""
-    return PcapSource(path)
+    try:
+        own = _own(path)
+        return own or PcapSource(path, _open(path))
+    except NotPackets as error:
+        raise UnreadableInput(f"{path} is not a whole packet capture: {error}") from None
+
+
+def _own(path: Path) -> OwnPcapngSource | None:
+    """A file that this program wrote carries more than packets."""
+    with path.open("rb") as file:
+        if PROGRAM.encode() not in file.read(_SECTION_HEADER):
+            return None
+    from .pcap_permissive import PcapngFile
+    from .pcapng_own import OwnPcapngSource
+
+    source = PcapngFile(path)
+    if not str(source.section.options.get("shb_userappl", "")).startswith(PROGRAM):
+        source.close()
+        return None
+    return OwnPcapngSource(path, source)
+
+
+def _open(path: Path) -> PacketFile:
+    """With scapy, which is the fastest of them; a small installation has none."""
+    try:
+        from .pcap_scapy import ScapyFile
+    except ImportError:
+        from .pcap_permissive import open_packets
+
+        return open_packets(path)
+    return ScapyFile(path)

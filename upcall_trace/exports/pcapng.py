@@ -1,0 +1,70 @@
+"""A capture as pcapng with LINKTYPE_VSOCK: for Wireshark, tshark and everything that reads it.
+
+Times keep their nanoseconds, findings and marks become comments on packets. What a packet cannot
+hold is carried in comments, so that reading the file gives the same capture. docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, Final
+
+from pcapng import FileWriter, blocks  # type: ignore[import-untyped]  # ships no annotations
+
+from .. import __version__
+from ..capture.records import Header, Record
+from ..sources.carried import CONNECTION, DERIVED, PROGRAM, carry
+from ..sources.pcap import LINKTYPE_VSOCK
+from .vsock_packets import Item, items
+
+_NANOSECONDS: Final = bytes([9])
+
+
+def write_packets(
+    header: Header,
+    records: Iterable[Record],
+    file: BinaryIO,
+    remarks: Mapping[tuple[int, int | None], Sequence[str]],
+) -> None:
+    """Write all records; `remarks` as in `vsock_packets.items`."""
+    notes = [f"{name}: {text}" for name, text in header.notes.items()]
+    section = blocks.SectionHeader(
+        endianness="<",
+        options={
+            "opt_comment": [*notes, carry(header)],
+            "shb_userappl": f"{PROGRAM} {__version__}",
+            "shb_hardware": header.host or "unknown",
+        },
+    )
+    interface = section.new_member(
+        blocks.InterfaceDescription,
+        link_type=LINKTYPE_VSOCK,
+        options={"if_name": "upcall", "if_tsresol": _NANOSECONDS},
+    )
+    writer = FileWriter(file, section)
+    begin_ns = header.wall_ns or 0
+    for item in items(header, records, remarks):
+        writer.write_block(_block(section, interface, item, max(0, begin_ns + item.t_ns)))
+
+
+def _block(section: Any, interface: Any, item: Item, wall_ns: int) -> Any:
+    comments = [*item.words, *map(carry, item.carried)]
+    if item.begins is not None:
+        comments.append(f"{CONNECTION}{item.begins}")
+    if item.raw and not item.stands_for_itself:
+        comments.append(DERIVED)
+    options = {"opt_comment": comments} if comments else {}
+    when = {"timestamp_high": wall_ns >> 32, "timestamp_low": wall_ns & 0xFFFFFFFF}
+    if not item.raw:
+        # Statistics are the one kind of block that may stand anywhere and is no packet.
+        return section.new_member(
+            blocks.InterfaceStatistics, interface_id=interface.interface_id, options=options, **when
+        )
+    return section.new_member(
+        blocks.EnhancedPacket,
+        interface_id=interface.interface_id,
+        packet_data=item.raw,
+        packet_len=len(item.raw),
+        options=options,
+        **when,
+    )

@@ -1,0 +1,53 @@
+"""Records inside the comments of a pcapng file that this program wrote.
+
+A comment that begins with `CARRIED` is one record of the capture, in base64. A packet whose
+comments carry one was made from it. `DERIVED` marks a packet that is no record itself.
+docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from binascii import Error as NotBase64
+from collections.abc import Iterable
+from typing import Final
+
+import msgpack
+
+from ..capture.records import FRAME, MAX_PAYLOAD, BadRecord, Record, decode, encode, unpack
+
+PROGRAM: Final = "upcall-trace"
+"""How the name of the writing program begins in the section's header."""
+CARRIED: Final = "upcall-trace record: "
+CONNECTION: Final = "upcall-trace connection: "
+"""With the number that the connection has in the capture; on its first packet."""
+DERIVED: Final = "upcall-trace: made from a record"
+_LONGEST: Final = MAX_PAYLOAD * 4 // 3 + 64
+
+
+def carry(record: Record) -> str:
+    """The comment that holds `record`."""
+    return CARRIED + b64encode(encode(record)[FRAME.size :]).decode("ascii")
+
+
+def carried(comments: Iterable[str]) -> list[Record]:
+    """The records in `comments`; one that is damaged is left out."""
+    found = []
+    for text in comments:
+        if text.startswith(CARRIED) and len(text) < _LONGEST:
+            try:
+                record = decode(unpack(b64decode(text[len(CARRIED) :], validate=True)))
+            except (NotBase64, BadRecord, ValueError, msgpack.UnpackException):
+                continue
+            if record is not None:
+                found.append(record)
+    return found
+
+
+def connection_of(comments: Iterable[str]) -> int | None:
+    """The number of the connection that begins here, when a comment tells it."""
+    for text in comments:
+        number = text.removeprefix(CONNECTION)
+        if number != text and number.isdecimal() and len(number) < 11:
+            return int(number)
+    return None
