@@ -27,6 +27,7 @@ DISSECTORS = {
     "hvsock": {"constants", "events"},
     "channel": {"constants", "errors", "events", "hvsock", "messages", "services"},
     "observer": {"constants", "events", "hvsock", "messages", "services"},
+    "lua": {"constants", "layouts"},
     "scapy_layers": {"constants", "messages", "services", "vsockmon"},
 }
 OUTSIDE_WORLD = {

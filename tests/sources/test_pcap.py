@@ -18,10 +18,7 @@ from upcall_trace.capture.reader import Damage
 from upcall_trace.capture.records import Begins, Chunk, Close, Gap, How, Open, Record, encode
 from upcall_trace.errors import UnreadableInput, UserError
 from upcall_trace.sources import open_source
-from upcall_trace.sources.pcap import LINKTYPE_VSOCK, PcapSource
-
-# python-pcapng warns of its own option table.
-pytestmark = pytest.mark.filterwarnings("ignore:Field type should not be:DeprecationWarning")
+from upcall_trace.sources.pcap import LINKTYPE_VSOCK, read
 
 _LITTLE, _BIG = Struct("<4I"), Struct(">4I")
 _FILE_HEADER = {"<": Struct("<IHHiIII"), ">": Struct(">IHHiIII")}
@@ -381,7 +378,7 @@ def test_a_file_that_cannot_be_a_packet_capture_is_closed_again(tmp_path: Path) 
     for start in (b"\xd4\xc3\xb2\xa1", b"\x0a\x0d\x0d\x0a" + bytes(24)):
         path.write_bytes(start)
         with pytest.raises(UnreadableInput, match="is not a whole packet capture"):
-            PcapSource(path)
+            read(path)
 
 
 def fuzz(path: Path, raw: bytes, rng: random.Random, rounds: int) -> int:

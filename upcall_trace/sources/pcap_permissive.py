@@ -6,7 +6,6 @@ counts of packets that the capturing program lost.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ _SECTION_MAGIC = b"\x0a\x0d\x0d\x0a"
 _NANO_MAGICS = (dpkt_pcap.TCPDUMP_MAGIC_NANO, dpkt_pcap.PMUDPCT_MAGIC_NANO)
 _DEFAULT_RESOLUTION = 6
 _PACKETS = (blocks.EnhancedPacket, blocks.SimplePacket, blocks.ObsoletePacket)
-# python-pcapng warns of its own option table.
-warnings.filterwarnings("ignore", message="Field type should not be", module="pcapng")
 
 
 class PcapFile:

@@ -1,0 +1,31 @@
+"""The Wireshark dissector as one Lua file, and where Wireshark looks for it. docs/wireshark.md."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from dissectors.lua import TABLE_MARK, tables
+
+FILE_NAME: Final = "upcall.lua"
+
+
+def dissector() -> str:
+    """The text of the dissector: the program beside the protocol's tables, filled with them."""
+    program = files("dissectors").joinpath(FILE_NAME).read_text("utf-8")
+    assert TABLE_MARK in program
+    return program.replace(TABLE_MARK, tables(), 1)
+
+
+def plugin_folder() -> Path:
+    """The folder of a user's own Lua plugins, which Wireshark and tshark read when they start."""
+    return Path.home() / ".local" / "lib" / "wireshark" / "plugins"
+
+
+def shared_file() -> Path:
+    """A file outside Wireshark's folders, for `tshark -X lua_script:FILE`."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+    return base / "upcall-trace" / FILE_NAME
