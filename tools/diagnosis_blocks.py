@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import chdir
 from pathlib import Path
 from typing import Final
 
@@ -55,8 +56,8 @@ def diagnose_example() -> str:
 
 def _with_console(*arguments: str) -> str:
     """What `diagnose` says with the console of a recording; paths as in a checkout."""
-    absolute = [str(ROOT / each) if "/" in each else each for each in arguments]
-    said = CliRunner().invoke(cli, ["diagnose", *absolute], catch_exceptions=False).stdout
+    with chdir(ROOT):
+        said = CliRunner().invoke(cli, ["diagnose", *arguments], catch_exceptions=False).stdout
     return fenced(f"$ upcall-trace diagnose {' '.join(arguments)}\n{said}", "console")
 
 
@@ -80,4 +81,4 @@ def json_finding() -> str:
 def github_example() -> str:
     """The first lines for GitHub Actions."""
     first = run("diagnose", _OOPS, "--format", "github").partition("\n")[0]
-    return fenced(first.replace(f"{ROOT}/", ""))
+    return fenced(first)

@@ -36,8 +36,8 @@ _INSIDE: Final = "captures/real_client_simple.upcap"
 
 def run(command: str, capture: str, *options: str) -> str:
     """What a command says on stdout about a capture that is shipped."""
-    arguments = [command, str(ROOT / capture), *options]
-    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    with chdir(ROOT):  # paths are told as they are typed
+        result = CliRunner().invoke(cli, [command, capture, *options], catch_exceptions=False)
     return result.stdout.rstrip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +27,11 @@ _WORLDS: Final = _ROOT / "tests" / "golden" / "worlds.toml"
 
 def _replayed(recording: str, *faults: str, live: bool) -> str:
     """What `replay` prints for a recording that was made on microvm, in front of this prompt."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, chdir(_ROOT):
         path, rules = Path(name) / "guest.sock", [parse_fault(text) for text in faults]
         world = load_worlds(_WORLDS)["microvm"]
         with SimulatedGuest(world, Habits(Backend.VHOST), rules, path=path) as guest:
-            read = read_recording(_ROOT / "captures" / f"{recording}.upcap")
+            read = read_recording(Path("captures") / f"{recording}.upcap")
             with Replay(read, look_at(UnixAddress(guest.path))) as replay:
                 if live:
                     for _ in replay.play():
@@ -38,7 +39,7 @@ def _replayed(recording: str, *faults: str, live: bool) -> str:
                     lines = list(verdict_lines(replay, 0.01))
                 else:
                     lines = list(plan_lines(replay, ()))
-    told = "\n".join(lines).replace(str(path), "guest.sock").replace(f"{_ROOT}/", "")
+    told = "\n".join(lines).replace(str(path), "guest.sock")
     prompt = f"$ upcall-trace replay captures/{recording}.upcap --to guest.sock"
     shown = re.sub(r"[ \t]+$", "", told, flags=re.MULTILINE)
     return fenced(f"{prompt}{' --live' if live else ''}\n{shown}", "console")

@@ -52,6 +52,8 @@ def plug(path, *requests):
 def plugin_from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name in ("COLUMNS", "LINES"):  # a report's lines are cut at the width that these say
+        monkeypatch.delenv(name, raising=False)
 
 
 def recorded(path: Path, rets: Iterable[int] = (0, -17), **notes: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
 
 
 def typed(*arguments: str | Path) -> str:
-    return " ".join(command("tui", *arguments)) + "\n"
+    return shlex.join(command("tui", *arguments)) + "\n"
 
 
 def test_a_person_looks_into_a_recording(tmux: Tmux) -> None:
