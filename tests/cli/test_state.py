@@ -127,7 +127,7 @@ def test_a_world_that_does_not_fit_is_said_to() -> None:
         (("--at", "\x1b"), "neither a number nor CONN.REQUEST"),
         (("--at", "9" * 40), "neither a number nor CONN.REQUEST"),
         (("--machine", "pc"), "--machine needs a file"),
-        (("--world", GOLDEN / "worlds.toml"), "choose one with --machine"),
+        (("--world", GOLDEN / "worlds.toml", "--machine", "x"), "no machine 'x' in the file"),
     ],
 )
 def test_what_is_not_there_is_wrong_usage(options: tuple[str, ...], words: str) -> None:

@@ -14,7 +14,7 @@ from ..bundle.redaction import Redactor
 from ..codes import Severity
 from ..errors import ExitCode, WrongUsage
 from .support.files import CAPTURE, replacing, tell_losses
-from .support.options import overwrite_option
+from .support.options import overwrite_option, world_options
 from .support.output import out, progress, talk
 
 _CAUTION: Final = (
@@ -30,8 +30,7 @@ _CAUTION: Final = (
     "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
 )
 @click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
-@click.option("--world", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
-@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
+@world_options
 @click.option("--redact", is_flag=True, help="Take out what identifies people and hosts.")
 @overwrite_option
 def bundle_command(
@@ -39,7 +38,7 @@ def bundle_command(
     output: Path,
     console: Path | None,
     vmm_log: Path | None,
-    world: Path | None,
+    world_file: Path | None,
     machine: str | None,
     redact: bool,
     overwrite: bool,
@@ -52,7 +51,7 @@ def bundle_command(
     """
     if not captures and console is None and vmm_log is None:
         raise WrongUsage("give a capture, or a log with --console or --vmm-log")
-    inputs = Inputs(captures, console, vmm_log, world, machine)
+    inputs = Inputs(captures, console, vmm_log, world_file, machine)
     redactor = Redactor([platform.node()]) if redact else None
     with (
         replacing(output, *inputs.paths, overwrite=overwrite) as temporary,

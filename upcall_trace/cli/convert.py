@@ -25,7 +25,13 @@ from .support.files import (
     tell_damage,
     tell_losses,
 )
-from .support.options import Named, overwrite_option, parse_notes
+from .support.options import (
+    Named,
+    notes_with_world,
+    overwrite_option,
+    parse_notes,
+    world_options,
+)
 from .support.output import out, talk
 
 
@@ -35,6 +41,7 @@ from .support.output import out, talk
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
 @click.option("--port", type=click.IntRange(0, 0xFFFFFFFF), help="The upcall port, if not 219.")
 @click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Kept in the capture.")
+@world_options
 @overwrite_option
 def import_command(
     file: Path,
@@ -42,14 +49,19 @@ def import_command(
     arch: str | None,
     port: int | None,
     notes: tuple[str, ...],
+    world_file: Path | None,
+    machine: str | None,
     overwrite: bool,
 ) -> ExitCode:
     """Turn a transcript, or a pcap or pcapng file with link type VSOCK, into a capture.
 
-    What FILE is, is told from its content.
+    What FILE is, is told from its content. With --world the capture keeps what the guest looked
+    like at boot; a transcript that names its machine need not be told which of the file's it is.
     """
-    added = parse_notes(notes)
+    parse_notes(notes)  # what is wrong with them is told before anything is read
     with open_source(file) as source:
+        noted = tuple(f"{key}={text}" for key, text in source.header.notes.items() if key)
+        added = notes_with_world((*noted, *notes), world_file, machine)
         if isinstance(source, CaptureReader):
             raise WrongUsage(f"{file} is a capture already; use filter or merge to copy it")
         # The source reads its own header too: the port tells which connections are upcall.

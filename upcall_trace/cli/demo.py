@@ -22,12 +22,13 @@ from ..capture.records import COMMENT, Header, Mark
 from ..diagnose.report import as_text
 from ..diagnose.run import diagnose
 from ..errors import ExitCode
+from ..kernel.noted_world import world_notes
 from ..kernel.world import kata_pod
 from ..replay.plan import DANGERS
 from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Replay, Terms, read_recording
-from ..replay.target import look_at
+from ..replay.target import own_guest
 from ..simulated.on_socket import SimulatedGuest
 from ..sockets.addresses import UnixAddress
 from ..sockets.client import UpcallClient
@@ -120,7 +121,7 @@ def _replayed(path: Path) -> Iterator[str]:
     with SimulatedGuest(_WORLD) as guest:
         begun = time.monotonic()
         terms = Terms(patience=Patience(silence_s=_PATIENCE_S), allow=DANGERS)
-        with Replay(read_recording(path), look_at(UnixAddress(guest.path)), terms=terms) as replay:
+        with Replay(read_recording(path), own_guest(guest), terms=terms) as replay:
             for _ in replay.play():
                 pass
         yield from verdict_lines(replay, time.monotonic() - begun)
@@ -128,7 +129,12 @@ def _replayed(path: Path) -> Iterator[str]:
 
 def _record(directory: Path, path: Path) -> None:
     """Run the script through the proxy into a capture with remarks and an index."""
-    header = Header(source="proxy", tool=f"upcall-trace {__version__}", wall_ns=time.time_ns())
+    header = Header(
+        source="proxy",
+        tool=f"upcall-trace {__version__}",
+        wall_ns=time.time_ns(),
+        notes=world_notes(_WORLD),
+    )
     with (
         SimulatedGuest(_WORLD, path=directory / "guest") as guest,
         closing(Listener(directory / "proxy")) as listener,

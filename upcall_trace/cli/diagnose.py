@@ -23,8 +23,9 @@ from ..diagnose.report import (
 from ..diagnose.rules.registry import rules
 from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
-from ..kernel.world import World, find_world
+from ..kernel.world import World
 from .support.files import CAPTURE
+from .support.options import given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 
 _FORMATS = ("text", "json", "markdown", "junit", "github")
@@ -37,15 +38,8 @@ _SEVERITIES = [severity.word for severity in Severity]
     "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
 )
 @click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
-@click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
-@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
-@click.option(
-    "--vmm",
-    type=click.Choice(["dragonball", "other"]),
-    default="dragonball",
-    show_default=True,
-    help="Who the client is: it decides the consequences.",
-)
+@world_options
+@vmm_option
 @click.option(
     "--format",
     "form",
@@ -86,7 +80,7 @@ def diagnose_command(
         raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
     if len(captures) > 1 and (console or vmm_log):
         raise WrongUsage("a log belongs to one capture: give one capture with it")
-    world = find_world(world_file, machine)
+    world = given_world(world_file, machine)
     logs = read_logs(console, vmm_log)
     if as_it_grows:
         if len(captures) != 1 or form not in ("text", "json"):

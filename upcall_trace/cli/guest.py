@@ -12,15 +12,16 @@ from dissectors.constants import Arch
 
 from ..errors import ExitCode, WrongUsage
 from ..kernel.faults import parse_fault
-from ..kernel.world import SERIES, World, find_world, kata_pod
+from ..kernel.world import SERIES, World, kata_pod
 from ..simulated.machine import Backend, Habits, Pace
 from ..simulated.on_socket import SimulatedGuest
+from .support.options import given_world, world_options
 from .support.output import talk
 from .support.signals import held_signals
 
 _PATH: Final = click.Path(path_type=Path)
 _OF_A_WORLD: Final = {
-    "world": "--world", "machine": "--machine", "kernel": "--kernel", "arch": "--arch",
+    "world_file": "--world", "machine": "--machine", "kernel": "--kernel", "arch": "--arch",
     "control": "--control", "faults": "--fault", "seed": "--seed", "echoes": "--echo",
     "backend": "--backend", "port": "--port",
 }  # fmt: skip
@@ -29,8 +30,7 @@ _PORT: Final = click.IntRange(0, 0xFFFFFFFF)
 
 @click.command("guest")
 @click.option("--listen", type=_PATH, metavar="PATH", required=True, help="The socket to make.")
-@click.option("--world", type=_PATH, metavar="FILE", help="A TOML file of guests at boot.")
-@click.option("--machine", metavar="NAME", help="Which of its tables; not needed for one.")
+@world_options
 @click.option("--kernel", type=click.Choice(SERIES), help="Series of the default Kata pod.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="And its architecture.")
 @click.option(
@@ -73,7 +73,7 @@ _PORT: Final = click.IntRange(0, 0xFFFFFFFF)
 def guest_command(
     context: click.Context,
     listen: Path,
-    world: Path | None,
+    world_file: Path | None,
     machine: str | None,
     kernel: str | None,
     arch: str | None,
@@ -106,7 +106,7 @@ def guest_command(
         raise WrongUsage("--matching and --allow-unused are for --replay")
     habits = Habits(Backend(backend), Pace(pace), port, frozenset(echoes))
     rules = [parse_fault(text) for text in faults]
-    booted = _world(world, machine, kernel, arch)
+    booted = _world(world_file, machine, kernel, arch)
     with (
         held_signals() as wait,
         SimulatedGuest(booted, habits, rules, seed, listen, control, talk),
@@ -125,4 +125,4 @@ def _only_with_a_world(context: click.Context) -> None:
 def _world(file: Path | None, machine: str | None, kernel: str | None, arch: str | None) -> World:
     if file is not None and (kernel or arch):
         raise WrongUsage("--kernel and --arch are for the default pod; a world has its own")
-    return find_world(file, machine) or kata_pod(Arch(arch or "x86_64"), kernel or "6.1")
+    return given_world(file, machine) or kata_pod(Arch(arch or "x86_64"), kernel or "6.1")

@@ -17,15 +17,16 @@ from dissectors.constants import Arch
 
 from ..compare.matchers import parse_key
 from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, WrongUsage
+from ..kernel.noted_world import noted_world, world_notes
 from ..kernel.world import World, kata_pod
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, Patience
 from ..replay.report import refusal_lines
 from ..replay.run import Recording, Replay, Terms, read_recording
-from ..replay.target import Target, look_at
+from ..replay.target import Target, look_at, own_guest
 from ..simulated.machine import Habits
 from ..simulated.on_socket import SimulatedGuest
-from ..sockets.addresses import UnixAddress, check_reachable, parse_address
+from ..sockets.addresses import check_reachable, parse_address
 from ..sources import open_source
 from ..trace.script import Asked, Script
 from ..trace.streams import all_records, distinct_connections
@@ -34,9 +35,13 @@ from ..transform.minimising import Answers, Minimiser, Part, Try, failed, first_
 from ..views.messages import reply_text, request_text
 from ..views.text import HEADING, operation_text
 from .edit import write_edited
-from .replay import world_of
 from .support.files import CAPTURE, check_output, open_capture, tell_losses
-from .support.options import overwrite_option
+from .support.options import (
+    given_world,
+    overwrite_option,
+    tell_lacking_world,
+    world_options,
+)
 from .support.output import out, talk
 from .support.signals import stop_on_signals
 
@@ -54,8 +59,7 @@ _AT_ONCE: Final = Patience(reply_s=2.0, silence_s=0.3)
 @click.option("--control", type=_PATH, metavar="PATH", help="The socket of the VMM's side.")
 @click.option("--allow", multiple=True, type=click.Choice(list(DANGERS)), metavar="CODE",
               help="Begin in spite of this danger, as the plan of replay names it.")  # fmt: skip
-@click.option("--world", type=_PATH, metavar="FILE", help="A TOML file of guests at boot.")
-@click.option("--machine", metavar="NAME", help="Which of its tables the guest is like.")
+@world_options
 @overwrite_option
 def minimise_command(
     capture: Path,
@@ -64,7 +68,7 @@ def minimise_command(
     address: str | None,
     control: Path | None,
     allow: tuple[str, ...],
-    world: Path | None,
+    world_file: Path | None,
     machine: str | None,
     overwrite: bool,
 ) -> ExitCode:
@@ -78,14 +82,20 @@ def minimise_command(
     if address is None and (control or allow):
         raise WrongUsage("--control and --allow are for the guest at --to")
     check_output(output, capture, overwrite=overwrite)
-    recording = read_recording(capture)
+    recording = read_recording(
+        capture, choose=lambda header: given_world(world_file, machine, header.notes)
+    )
     asked = _failing(recording, operation)
     arch = Arch.named(recording.capture.header.arch) or Arch.X86_64
-    told = world_of(recording, world, machine)
+    notes = recording.capture.header.notes
+    told = given_world(world_file, machine, notes)
+    stands_in = told or noted_world(notes)
+    if told is None:
+        tell_lacking_world(capture, notes, "a default Kata pod stands in for it")
     stop = threading.Event()
     minimiser = Minimiser(recording.script, asked.key, _reporter(len(recording.script.asked)))
     port = recording.capture.header.port
-    with _target(address, told, control, arch, port) as target:
+    with _target(address, told, stands_in, control, arch, port) as target:
         simulated = address is None
         allowed = list(DANGERS) if simulated else allow
         terms = Terms(patience=_AT_ONCE if simulated else Patience(), reset=True, allow=allowed)
@@ -111,7 +121,7 @@ def minimise_command(
         talk(f"{asked.name} {request_text(asked.message)} does not fail as recorded on this "
              f"guest: recorded {recorded}, now {came.get('it', 'not sent')}")  # fmt: skip
         return ExitCode.DIFFERENT
-    _write(recording, output, asked, part, overwrite)
+    _write(recording, output, asked, part, target, overwrite)
     talk(f"{output}: {len(part)} of {len(recording.script.asked)} operations, "
          f"after {minimiser.tries} tries")  # fmt: skip
     if minimiser.refused:
@@ -139,11 +149,16 @@ def _failing(recording: Recording, operation: str | None) -> Asked:
 
 @contextmanager
 def _target(
-    address: str | None, world: World | None, control: Path | None, arch: Arch, port: int
+    address: str | None,
+    world: World | None,
+    recorded: World | None,
+    control: Path | None,
+    arch: Arch,
+    port: int,
 ) -> Iterator[Target]:
     """The guest at an address, or a simulated one."""
     if address is not None:
-        target = look_at(parse_address(address), world, control, arch=arch)
+        target = look_at(parse_address(address), world, control, arch=arch, recorded=recorded)
         check_reachable(target.address)
         if target.control is None:
             raise WrongUsage("each try needs a guest that is booted anew: give --control")
@@ -153,9 +168,9 @@ def _target(
         path = Path(directory) / "guest"
         habits = Habits(port=port)
         with SimulatedGuest(
-            world or kata_pod(arch), habits, path=path, control=Path(directory) / "control"
-        ):
-            yield look_at(UnixAddress(path))
+            recorded or kata_pod(arch), habits, path=path, control=Path(directory) / "control"
+        ) as guest:
+            yield own_guest(guest)
 
 
 def _on_guest(
@@ -202,13 +217,22 @@ def _reporter(total: int) -> Callable[[Part], None]:
     return report
 
 
-def _write(recording: Recording, output: Path, asked: Asked, part: Part, overwrite: bool) -> None:
+def _write(
+    recording: Recording,
+    output: Path,
+    asked: Asked,
+    part: Part,
+    target: Target,
+    overwrite: bool,
+) -> None:
     with open_source(recording.path) as source:
         records = distinct_connections(all_records(source))
         notes = source.header.notes | {
             EDITED_FROM: recording.path.name,
             "minimised": f"around {asked.name}",
         }
+        if target.world_known:  # the answers are this guest's
+            notes |= world_notes(target.world)
         header = replace(source.header, notes=notes)
     left_out = set(range(len(recording.script.actions))) - part.acts
     edits = Edits(kept=part.keys, answers=part.answers, without=left_out)

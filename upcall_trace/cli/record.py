@@ -26,7 +26,7 @@ from ..vantage.interface import dropped_packets, open_interface, record_packets
 from ..vantage.proxy import GuestRoute, Proxy
 from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .support.files import CAPTURE
-from .support.options import parse_notes
+from .support.options import notes_with_world, target_notes, world_options
 from .support.output import progress, talk
 from .support.signals import stop_on_signals
 
@@ -60,6 +60,7 @@ _LOOK_UP_S = 0.05
 @click.option("--port", default=219, show_default=True, help="The guest's upcall port.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
 @click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Kept in the capture.")
+@world_options
 def record_command(
     listen: Path | None,
     upstream: str | None,
@@ -72,6 +73,8 @@ def record_command(
     port: int,
     arch: str | None,
     notes: tuple[str, ...],
+    world_file: Path | None,
+    machine: str | None,
 ) -> ExitCode:
     """Record upcall traffic into a capture until SIGINT, SIGTERM or SIGHUP.
 
@@ -79,6 +82,9 @@ def record_command(
     --in-place SOCKET it takes the place of a running VMM's socket and gives it back at the end.
     With --interface it listens on a vsockmon interface, inside a guest. Connections to other
     ports pass untouched, and only their beginning and end are noted.
+
+    What the guest looked like at boot is kept in the capture: from --world, or from the note that
+    a simulated guest or a lab leaves beside its socket.
     """
     given = [listen is not None and upstream is not None, in_place is not None, bool(interface)]
     if sum(given) != 1 or (listen is None) != (upstream is None):
@@ -88,7 +94,9 @@ def record_command(
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     source = "vsockmon" if interface else "proxy"
-    header = live_header(source, arch, port, parse_notes(notes))
+    known = notes_with_world(notes, world_file, machine)
+    behind = in_place or (Path(upstream) if upstream else None)
+    header = live_header(source, arch, port, (target_notes(behind) if behind else {}) | known)
     recording = _recording(output, header, OnStoreError(on_store_error), overwrite, stop)
     if interface:
         with open_interface(interface) as packets, recording as recorder:

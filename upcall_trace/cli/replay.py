@@ -13,13 +13,14 @@ import click
 
 from ..compare.matchers import beside, parse_key, parse_matcher, read_matchers, write_matchers
 from ..errors import ExitCode, NothingRun, WrongUsage
-from ..kernel.world import World, choose_world, load_worlds
+from ..kernel.noted_world import noted_world
+from ..kernel.world import World
 from ..replay.learn import learn
 from ..replay.plan import DANGERS
 from ..replay.player import Answered, NotSent
 from ..replay.rebase import Rebase, read_map, work_out
 from ..replay.report import plan_lines, plan_object, verdict_lines, verdict_object
-from ..replay.run import Recording, Replay, Terms, patience_with, read_recording, select
+from ..replay.run import Replay, Terms, patience_with, read_recording, select
 from ..replay.target import arch_of, look_at, parse_fingerprint
 from ..replay.tempo import Tempo, parse_speed
 from ..sockets.addresses import check_reachable, parse_address
@@ -27,6 +28,7 @@ from ..trace.filters import parse
 from ..trace.script import Asked, Script
 from ..views.messages import reply_text, request_text
 from .support.files import CAPTURE, tell_losses
+from .support.options import given_world, tell_lacking_world, world_options
 from .support.output import SECONDS, out, out_json, talk
 from .support.signals import stop_on_signals
 
@@ -42,8 +44,7 @@ _PROGRESS_S = 1.0
               help="Begin in spite of this danger, as the plan names it.")  # fmt: skip
 @click.option("--control", type=_PATH, metavar="PATH", help="The socket of the VMM's side.")
 @click.option("--reset", is_flag=True, help="Have the VMM boot the guest anew before each round.")
-@click.option("--world", type=_PATH, metavar="FILE", help="A TOML file of guests at boot.")
-@click.option("--machine", metavar="NAME", help="Which of its tables the target is like.")
+@world_options
 @click.option("--target", "told", metavar="FINGERPRINT",
               help="What the target is: arch=…,backend=…,name=…")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 0xFFFFFFFF), help="Port in the CONNECT lines.")
@@ -83,7 +84,7 @@ def replay_command(
     allow: tuple[str, ...],
     control: Path | None,
     reset: bool,
-    world: Path | None,
+    world_file: Path | None,
     machine: str | None,
     told: str | None,
     port: int | None,
@@ -128,7 +129,10 @@ def replay_command(
         raise WrongUsage("--step needs a terminal to read keys from, and goes not with --json")
     if output is not None and output.exists() and capture.exists() and output.samefile(capture):
         raise WrongUsage(f"{output} is the input; give another name for the output")
-    recording = read_recording(capture, keep_splits, port, match_file)
+    recording = read_recording(
+        capture, keep_splits, port, match_file,
+        lambda header: given_world(world_file, machine, header.notes),
+    )  # fmt: skip
     for place, rules in given:
         recording.matchers.add(place, rules)
     idle = recording.matchers.idle(recording.script.asked.values())
@@ -136,10 +140,14 @@ def replay_command(
         raise WrongUsage(f"{capture} has no operation {wrong[0]} to match")
     for place in idle:
         talk(f"no operation {place} for its rules")
+    header = recording.capture.header
+    target_world = given_world(world_file, machine, header.notes)
     target = look_at(
-        parse_address(address), world_of(recording, world, machine), control,
-        parse_fingerprint(told) if told else None, arch_of(recording.capture.header),
+        parse_address(address), target_world, control, parse_fingerprint(told) if told else None,
+        arch_of(header), target_world or noted_world(header.notes),
     )  # fmt: skip
+    if target_world is None and (target.note is None or target.world_known):
+        tell_lacking_world(capture, header.notes, "nobody can say whether the target is like it")
     terms = Terms(
         pace, patience_with(target, deadline, silence), whole_bytes, reset, output, overwrite,
         allow, keep_going, 2 if learning else rounds,
@@ -164,17 +172,6 @@ def replay_command(
     finally:
         put_back()
     return code or tell_losses(capture, recording.capture)
-
-
-def world_of(recording: Recording, file: Path | None, machine: str | None) -> World | None:
-    """The target's; a recording that names its machine need not be told which table it is."""
-    if file is None:
-        if machine is not None:
-            raise WrongUsage("--machine needs a file: give --world too")
-        return None
-    worlds = load_worlds(file)
-    noted = recording.capture.header.notes.get("machine")
-    return choose_world(worlds, machine or (noted if noted in worlds else None))
 
 
 def _moved(script: Script, world: World, rebase: bool, file: Path | None) -> Rebase | None:

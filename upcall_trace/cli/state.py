@@ -12,11 +12,11 @@ import numpy as np
 from ..diagnose.state import GuestState, state_of
 from ..diagnose.state_report import VERSION, as_text, state_object
 from ..errors import ExitCode, WrongUsage
-from ..kernel.world import find_world
 from ..trace.opening import Capture
 from ..trace.operations import Operation
 from ..views.text import fields_text, safe, seconds
 from .support.files import CAPTURE, open_capture, tell_losses
+from .support.options import given_world, tell_lacking_world, vmm_option, world_options
 from .support.output import out, out_json, progress
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
@@ -26,15 +26,8 @@ _KEY: Final = re.compile(r"([0-9]{1,10})\.([0-9]{1,10})")
 @click.command("state")
 @click.argument("capture", type=CAPTURE)
 @click.option("--at", metavar="N", help="Before operation N, or CONN.REQUEST; else at the end.")
-@click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
-@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
-@click.option(
-    "--vmm",
-    type=click.Choice(["dragonball", "other"]),
-    default="dragonball",
-    show_default=True,
-    help="Who the client is: Dragonball keeps devices that the guest refused.",
-)
+@world_options
+@vmm_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def state_command(
     capture: Path,
@@ -50,8 +43,11 @@ def state_command(
     the guest's world (--world) makes certain is known; the rest is inferred, and says from what.
     At the end, devices follow that VMM and guest may disagree about.
     """
-    world = find_world(world_file, machine)
     opened = open_capture(capture)
+    notes = opened.header.notes
+    world = given_world(world_file, machine, notes)
+    if world is None:
+        tell_lacking_world(capture, notes, "what the guest had at boot is not known")
     row = None if at is None else _row(opened, at)
     with progress(f"following {capture.name}", capture.stat().st_size) as report:
         state = state_of(capture, opened, row, world, vmm == "dragonball", report)

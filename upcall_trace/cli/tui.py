@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ..errors import ExitCode, WrongUsage
-from ..kernel.world import find_world
 from .support.files import CAPTURE
+from .support.options import given_world, world_options
 from .support.output import talk
 from .support.recorder_process import RecorderProcess
 
@@ -30,8 +30,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
     "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
 )
 @click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
-@click.option("--world", "world_file", type=CAPTURE, metavar="FILE", help="Guests at boot, TOML.")
-@click.option("--machine", metavar="NAME", help="Which of the file's tables; not needed for one.")
+@world_options
 @click.option("--record", is_flag=True, help="Start a recording into CAPTURE, and follow it.")
 @click.option(
     "--listen", type=CAPTURE, metavar="PATH", help="With --record: where clients connect."
@@ -60,7 +59,7 @@ def tui_command(
         upstream is None
     ):
         raise WrongUsage("--record needs --listen and --upstream, and they need it")
-    world = find_world(world_file, machine)
+    world = given_world(world_file, machine)
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return _print(ctx, capture, record)
     from ..tui.app import Browser

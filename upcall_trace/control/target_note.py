@@ -24,6 +24,8 @@ _LIMIT: Final = 1 << 20
 # What is in the way may be a pipe that nobody writes to.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 KINDS: Final = ("simulated", "lab")
+RECORDING: Final = "recording"
+"""The backend of a guest that answers from a recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class TargetNote:
     name: str
     world: World
     control: str | None = None
+
+    @property
+    def tells_world(self) -> bool:
+        """False for a recording that answers: what its guest looked like nobody asked."""
+        return self.backend != RECORDING
 
 
 class PostedNote:

@@ -53,6 +53,7 @@ from ..capture.records import (
     Vmm,
 )
 from ..codes import Code
+from ..kernel.noted_world import noted_world
 from ..kernel.world import World
 from ..trace.decoding import Connection, Session
 from ..trace.operations import NoTable
@@ -134,8 +135,8 @@ class Witness(Protocol):
 class Diagnosis:
     """Feed it a capture's records in order; it returns findings as they become certain.
 
-    `world` is what the guest looked like at boot, where the user knows. `dragonball` says that
-    Dragonball is the client, which decides the consequences.
+    `world` is what the guest looked like at boot, where the user knows; else the one that the
+    header notes. `dragonball` says that Dragonball is the client, which decides the consequences.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Diagnosis:
         dragonball: bool = True,
         console: ConsoleMatcher | None = None,
     ) -> None:
+        world = world or noted_world(header.notes)
         if world:
             header = replace(header, arch=world.arch.value)
         self.session = Session(header, NoTable())

@@ -24,6 +24,7 @@ from ..control.order_socket import serve_orders
 from ..control.orders import BadOrder, name_and_value
 from ..control.target_note import PostedNote, TargetNote
 from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
+from ..kernel.noted_world import world_notes
 from ..simulated.machine import Backend
 from ..sockets.addresses import UnixAddress, answers
 from ..sockets.client import UpcallClient
@@ -300,7 +301,7 @@ class Lab:
             self._front.enter_context(StreamServer(self.address, gate.serve))
 
     def _open_capture(self, directory: Path) -> None:
-        notes = {"machine": self.boot.machine.name, "guest": "lab"}
+        notes = world_notes(world(self.boot), self.boot.machine.name) | {"guest": "lab"}
         header = live_header("proxy", Arch.X86_64.value, notes=notes)
         recorder = Recorder(directory / PROXY_FILE, header, OnStoreError.PASS, threading.Event())
         self._recorder = recorder

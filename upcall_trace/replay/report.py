@@ -12,6 +12,7 @@ from dissectors.constants import errno_name, op_name
 
 from ..compare.replies import Difference, values
 from ..diagnose.finding import Finding
+from ..kernel.noted_world import noted_world
 from ..kernel.outcome import Fate
 from ..simulated.rehearsal import Rehearsed
 from ..trace.script import Asked, Key, key_name
@@ -36,10 +37,18 @@ def plan_lines(replay: Replay, allowed: Collection[str]) -> Iterator[str]:
     """The plan as a person reads it; what is refused comes last."""
     plan, target = replay.plan, replay.target
     yield f"{len(plan.rehearsed)} requests to {safe(str(target.address))}, {_kind(target)}"
-    if plan.guessed:
+    if target.as_recorded:
+        yield (
+            "predictions are for the world that the recording notes: --world FILE says what the "
+            "target is like"
+        )
+    elif plan.guessed:
         yield "predictions are for a default Kata pod: --world FILE says what the target is like"
     elif target.note and target.note.world != target.world:
         yield "the world that was given is not the one that the target says it booted with"
+    noted = noted_world(replay.recording.capture.header.notes)
+    if noted is not None and target.world_known and noted != target.world:
+        yield "the recording notes another world than the target's: its guest booted otherwise"
     for change in replay.rebase.told() if replay.rebase else ():
         yield f"rebased: {change}"
     for text in replay.script.left_out:

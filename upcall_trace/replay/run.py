@@ -21,6 +21,8 @@ from ..control.orders import BadOrder
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
 from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
+from ..kernel.noted_world import world_notes
+from ..kernel.world import World
 from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.filters import Filter
@@ -56,12 +58,20 @@ class Recording:
 
 
 def read_recording(
-    path: Path, keep_splits: bool = False, port: int | None = None, match: Path | None = None
+    path: Path,
+    keep_splits: bool = False,
+    port: int | None = None,
+    match: Path | None = None,
+    choose: Callable[[Header], World | None] = lambda _: None,
 ) -> Recording:
-    """Read what `show` reads, for replaying; raises UnreadableInput."""
+    """Read what `show` reads, for replaying; raises UnreadableInput.
+
+    `choose` is asked for the world of the recording's guest, which decides what was wrong in it;
+    without an answer it is the one that the header notes.
+    """
     with open_source(path) as source:
         session = Session(source.header)
-        diagnosis = Diagnosis(source.header)
+        diagnosis = Diagnosis(source.header, choose(source.header))
         findings = []
         records = distinct_connections(record for _, record in source.records())
         for record in records:
@@ -165,6 +175,8 @@ class Replay:
     def __enter__(self) -> Self:
         if self.terms.output is not None and not self.plan.refused(self.terms.allow):
             notes = {"replay-of": self.recording.path.name}
+            if self.target.world_known:
+                notes |= world_notes(self.target.world)
             header = live_header("replay", self.script.header.arch, self.script.header.port, notes)
             recorder = Recorder(
                 self.terms.output,
@@ -251,7 +263,8 @@ class Replay:
 
     def _found_now(self, key: Key) -> list[Finding]:
         world = None if self.target.guessed else self.target.world
-        diagnosis = Diagnosis(self.script.header, world)
+        # What the recording notes is about its own guest.
+        diagnosis = Diagnosis(replace(self.script.header, notes={}), world)
         findings = [f for record in self.happened for f in diagnosis.feed(record)]
         findings += diagnosis.finish()
         sent = [asked.request for asked in self.script.asked.values() if asked.conn == key[0]]

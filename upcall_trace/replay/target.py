@@ -12,6 +12,7 @@ from ..capture.records import Header
 from ..control.target_note import TargetNote, read_target_note
 from ..errors import UnreadableInput, WrongUsage
 from ..kernel.world import World, kata_pod
+from ..simulated.on_socket import SimulatedGuest
 from ..sockets.addresses import Address, UnixAddress
 from .plan import OTHER_TARGET, REAL_GUEST, Danger
 
@@ -29,8 +30,9 @@ def arch_of(header: Header) -> Arch:
 class Target:
     """An address, and what is known of the guest behind it.
 
-    `kind` is None for a guest that may be a real one. `guessed` is true when `world` is only a
-    default. `fingerprint` has what is known of `KEYS`. `control` reaches the VMM's side.
+    `kind` is None for a guest that may be a real one. `guessed` is true when nobody said what the
+    target looks like: `world` is then that of the recording's guest if `as_recorded`, or a default.
+    `fingerprint` has what is known of `KEYS`. `control` reaches the VMM's side.
     """
 
     address: Address
@@ -41,6 +43,12 @@ class Target:
     control: Path | None = None
     note: TargetNote | None = None
     """The note that says what it is, when there is one."""
+    as_recorded: bool = False
+
+    @property
+    def world_known(self) -> bool:
+        """Whether `world` is what this guest looks like, as far as somebody said so."""
+        return not self.guessed and (self.note is None or self.note.tells_world)
 
     def is_still_there(self) -> bool:
         """Whether what is behind the address now is what this was found out about."""
@@ -55,9 +63,11 @@ def look_at(
     control: Path | None = None,
     told: Mapping[str, str] | None = None,
     arch: Arch = Arch.X86_64,
+    recorded: World | None = None,
 ) -> Target:
     """What can be known without a connection; `told` is what the user says of it.
 
+    `recorded` is what the recording's guest looked like, for a target of which nothing is known.
     Raises WrongUsage when that is not what the target says itself.
     """
     note: TargetNote | None = None
@@ -65,7 +75,7 @@ def look_at(
         note = read_target_note(address.path)
     known: dict[str, str] = {}
     if note is not None:
-        known = {"arch": note.world.arch.value, "backend": note.backend, "name": note.name}
+        known = _fingerprint(note)
         if control is None and note.control:
             control = Path(note.control)
     elif world is not None:
@@ -74,9 +84,23 @@ def look_at(
         if known.get(key, value) != value:
             raise WrongUsage(f"--target says {key} is {value}; the target says {known[key]}")
     guessed = world is None and note is None
-    behind = world or (note.world if note else kata_pod(arch))
+    behind = world or (note.world if note else recorded or kata_pod(arch))
     kind = note.kind if note else None
-    return Target(address, kind, behind, guessed, known | dict(told or {}), control, note)
+    fingerprint = known | dict(told or {})
+    as_recorded = guessed and recorded is not None
+    return Target(address, kind, behind, guessed, fingerprint, control, note, as_recorded)
+
+
+def own_guest(guest: SimulatedGuest) -> Target:
+    """A simulated guest of this process: nothing has to be found out about it."""
+    note = guest.note
+    known = _fingerprint(note)
+    control = Path(note.control) if note.control else None
+    return Target(UnixAddress(guest.path), note.kind, note.world, False, known, control)
+
+
+def _fingerprint(note: TargetNote) -> dict[str, str]:
+    return {"arch": note.world.arch.value, "backend": note.backend, "name": note.name}
 
 
 def dangers(target: Target, header: Header) -> list[Danger]:

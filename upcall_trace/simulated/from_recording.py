@@ -19,7 +19,7 @@ from dissectors.services import DEVICE_MANAGER, Service, ServiceRequest, service
 
 from ..capture.records import Begins, Header, How, Open, Record
 from ..compare.replies import request_values
-from ..control.target_note import TargetNote
+from ..control.target_note import RECORDING, TargetNote
 from ..kernel.world import kata_pod
 from ..trace.decoding import Connection, Session
 from ..trace.operations import NoTable
@@ -119,7 +119,7 @@ class RecordedMachine:
     def note(self, control: str | None = None) -> TargetNote:
         """What stands beside its socket."""
         # What it looks like inside nobody knows; that nothing in it can break is certain.
-        return TargetNote("simulated", "recording", "recording", kata_pod(self.arch), control)
+        return TargetNote("simulated", RECORDING, RECORDING, kata_pod(self.arch), control)
 
     def fault(self, what: str) -> None:
         """The recording does not have something that was asked."""

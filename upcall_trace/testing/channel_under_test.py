@@ -16,6 +16,7 @@ from ..capture.records import Header, Vmm
 from ..control.order_socket import give_order
 from ..control.orders import words_of
 from ..errors import NothingRun, SomethingLost, WrongUsage
+from ..kernel.noted_world import world_notes
 from ..replay.run import Recording, read_recording
 from ..replay.target import dangers
 from ..sockets.listening import Listener
@@ -25,7 +26,7 @@ from ..vantage.recorder import OnStoreError, Recorder, live_header
 from ..views.text import safe
 from .comparing import compare, comparison_lines
 from .failing import ReplayFailed
-from .guests import MACHINE, Choice, guest_for, told
+from .guests import Choice, guest_for, told
 
 _ORDER_S: Final = 60.0
 
@@ -87,7 +88,7 @@ class ChannelUnderTest:
         header = recording.capture.header if recording else Header("proxy")
         self.target = target = self._stack.enter_context(guest_for(choice, header))
         choice.check(dangers(target, header), target)
-        notes = {MACHINE: choice.machine} if choice.machine else {}
+        notes = world_notes(target.world, choice.machine) if target.world_known else {}
         begins = live_header("proxy", target.world.arch.value, header.port, notes)
         if self._keep is not Keep.NOTHING:
             self.traffic = _beside(self._expected.path)

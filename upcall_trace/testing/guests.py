@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +18,21 @@ from ..control.order_socket import give_order
 from ..control.orders import BadOrder
 from ..errors import ExitCode, WrongUsage
 from ..kernel.faults import parse_fault
+from ..kernel.noted_world import MACHINE, lacking_world, noted_world
 from ..kernel.world import World, choose_world, kata_pod, load_worlds
 from ..replay.plan import DANGERS, Danger
-from ..replay.target import Target, arch_of, look_at
+from ..replay.target import Target, arch_of, look_at, own_guest
 from ..simulated.machine import Habits
 from ..simulated.on_socket import SimulatedGuest
-from ..sockets.addresses import UnixAddress, check_reachable, parse_address
+from ..sockets.addresses import check_reachable, parse_address
 from ..views.text import safe
 from .failing import ReplayFailed
 
-MACHINE: Final = "machine"
-"""The note of a recording that names the world its guest was in."""
 _RESET_S: Final = 60.0
+
+
+class UnknownWorldWarning(UserWarning):
+    """A recording is replayed on a default guest, though it was made on another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +78,26 @@ class Choice:
 
 
 def find_world(choice: Choice, notes: Mapping[str, str], arch: Arch) -> World:
-    """The simulated guest's world, for a recording with these notes; raises UserError."""
+    """The simulated guest's world, for a recording with these notes; raises UserError.
+
+    A file that is named, or that stands nearby and has the machine, goes before what the recording
+    notes. Warns when a recording names its machine and nothing says what that looks like.
+    """
     noted = notes.get(MACHINE)
     name = choice.machine or noted
     file = choice.worlds
+    recorded = noted_world(notes)
     if file is None and name is not None and choice.nearby is not None and choice.nearby.exists():
-        file = choice.nearby
+        chosen = choice.machine or recorded is None or noted in load_worlds(choice.nearby)
+        file = choice.nearby if chosen else None
     if file is None:
         if choice.machine is not None:
             raise WrongUsage(f"the machine {choice.machine!r} needs a file of worlds")
-        return kata_pod(arch)
+        lacking = lacking_world(notes)
+        if lacking:
+            told = f"a recording has no world: {lacking}, so a default Kata pod stands in for it"
+            warnings.warn(UnknownWorldWarning(safe(told)), stacklevel=2)
+        return recorded or kata_pod(arch)
     worlds = load_worlds(file)
     if choice.machine is None and noted not in worlds and len(worlds) > 1:
         raise WrongUsage(f"{file} has several machines, and nothing says which: a test names it")
@@ -117,14 +131,14 @@ def guest_for(choice: Choice, header: Header) -> Iterator[Target]:
     if choice.address is None:
         world = find_world(choice, notes, arch)
         with simulated(world, choice.faults, header.port) as guest:
-            yield look_at(UnixAddress(guest.path))
+            yield own_guest(guest)
         return
     if choice.faults:
         raise WrongUsage("faults need a simulated guest, and --upcall-target names another one")
     address = parse_address(choice.address)
     with _my_turn(choice.turn):
         check_reachable(address)
-        target = look_at(address, arch=arch)
+        target = look_at(address, arch=arch, recorded=noted_world(notes))
         if target.guessed and choice.worlds is not None:
             target = look_at(address, find_world(choice, notes, arch))
         if target.kind is not None and target.control is not None:

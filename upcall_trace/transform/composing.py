@@ -20,6 +20,7 @@ from ..capture.records import (
     Record,
     Vmm,
 )
+from ..kernel.noted_world import WORLD
 from ..trace.decoding import Session
 from ..trace.streams import keep_connections
 
@@ -38,7 +39,7 @@ def merge(sources: Sequence[tuple[Header, Iterable[Record]]]) -> tuple[Header, I
         arch=arches.pop() if len(arches) == 1 else None,
         wall_ns=begin_ns,
         resolution_ns=max(header.resolution_ns for header, _ in sources),
-        notes={key: text for header, _ in reversed(sources) for key, text in header.notes.items()},
+        notes=_merged_notes([header for header, _ in sources]),
     )
     renumber = _Renumber()
     streams = []
@@ -47,6 +48,14 @@ def merge(sources: Sequence[tuple[Header, Iterable[Record]]]) -> tuple[Header, I
         streams.append(_shifted(records, place, shift))
     merged = heapq.merge(*streams, key=lambda item: item[0])
     return header, (renumber(place, record) for _, place, record in merged)
+
+
+def _merged_notes(headers: Sequence[Header]) -> dict[str, str]:
+    """All notes, the first one of each key; of guests that booted otherwise no world is kept."""
+    notes = {key: text for header in reversed(headers) for key, text in header.notes.items()}
+    if len({header.notes.get(WORLD) for header in headers}) > 1:
+        notes.pop(WORLD, None)
+    return notes
 
 
 class _Renumber:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...kernel.noted_world import noted_world
 from ...kernel.world import World
 from ...replay.player import Answered, NotSent, Patience
 from ...replay.report import plan_lines, verdict_lines
@@ -60,10 +61,13 @@ class FileReplays:
     def plan(self, address: str, conn: int, request: int) -> FilePlan:
         """A plan for everything from this operation on; raises UserError, and sends nothing."""
         if self._recording is None:
-            self._recording = read_recording(self._path)
+            self._recording = read_recording(self._path, choose=lambda _: self._world)
         recording = self._recording
-        arch = arch_of(recording.capture.header)
-        target = look_at(parse_address(address), self._world, arch=arch)
+        header = recording.capture.header
+        arch = arch_of(header)
+        target = look_at(
+            parse_address(address), self._world, arch=arch, recorded=noted_world(header.notes)
+        )
         script = select(recording, None, (conn, request), None)
         terms = Terms(patience=patience_with(target, Patience().reply_s, None))
         return FilePlan(Replay(recording, target, script, terms=terms))
