@@ -92,7 +92,7 @@ def test_a_session_without_recordings_loads_nothing_heavy(pytester: pytest.Pytes
     code = f"import pytest; assert not pytest.main([*{PLUGIN!r}, '-q']); {report}"
     loaded = set(pytester.run(sys.executable, "-c", code).outlines[-1].split())
     assert {"pytest", "upcall_trace"} <= loaded
-    assert not loaded & {*HEAVY, "click", "dissectors"}
+    assert not loaded & {*HEAVY, "click", "construct"}
 
 
 # Captures as tests.
