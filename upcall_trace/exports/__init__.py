@@ -63,6 +63,15 @@ FORMATS: Final = (
         loses="gaps, marks, half-closes, the wall clock, the client's process and user",
         since="0.1.0",
     ),
+    ExportFormat(
+        "pcapng",
+        "packets of a vsockmon interface, for Wireshark and tshark",
+        (".pcapng",),
+        "upcall_trace.exports.pcapng",
+        loses="nothing: what is no packet is kept in comments",
+        since="0.2.0",
+        binary=True,
+    ),
 )
 """The formats of ours. A plugin's entry point in the group `upcall_trace.exports` names another
 `ExportFormat`, of the entry point's name."""

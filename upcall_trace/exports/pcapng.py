@@ -12,12 +12,36 @@ from typing import Any, BinaryIO, Final
 from pcapng import FileWriter, blocks  # type: ignore[import-untyped]  # ships no annotations
 
 from .. import __version__
-from ..capture.records import Header, Record
+from ..capture.records import COMMENT, Header, Record
+from ..diagnose.whole_capture import WholeCapture
 from ..sources.carried import CONNECTION, DERIVED, PROGRAM, carry
 from ..sources.pcap import LINKTYPE_VSOCK
+from ..views.text import safe
+from . import Loss
 from .vsock_packets import Item, items
 
 _NANOSECONDS: Final = bytes([9])
+
+
+def write(capture: WholeCapture, out: BinaryIO) -> list[Loss]:
+    """Write a capture as pcapng, its findings and marks as comments on packets."""
+    write_packets(capture.header, capture.records(), out, _remarks(capture))
+    return []
+
+
+def _remarks(capture: WholeCapture) -> dict[tuple[int, int | None], list[str]]:
+    """What is said of each request, and with None of each connection as a whole."""
+    said: dict[tuple[int, int | None], list[str]] = {}
+    for mark in capture.marks:
+        if mark.conn is not None:
+            text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
+            said.setdefault((mark.conn, mark.request), []).append(safe(text))
+    for finding in capture.findings:
+        if finding.conn is not None:
+            sure = "possibly " if finding.inferred else ""
+            text = f"{sure}{finding.code} {finding.name} ({finding.severity.word}): {finding.what}"
+            said.setdefault((finding.conn, finding.request), []).append(safe(text))
+    return said
 
 
 def write_packets(
@@ -44,16 +68,20 @@ def write_packets(
     writer = FileWriter(file, section)
     begin_ns = header.wall_ns or 0
     for item in items(header, records, remarks):
-        writer.write_block(_block(section, interface, item, max(0, begin_ns + item.t_ns)))
+        writer.write_block(_block(section, interface, item, begin_ns + item.t_ns))
 
 
 def _block(section: Any, interface: Any, item: Item, wall_ns: int) -> Any:
-    comments = [*item.words, *map(carry, item.carried)]
+    """A packet or a note. A time before 1970 has no place in the file: the record is carried."""
+    derived = item.itself is None or wall_ns < 0
+    carried = [*item.carried, *([item.itself] if item.itself and derived else [])]
+    comments = [*item.words, *map(carry, carried)]
     if item.begins is not None:
         comments.append(f"{CONNECTION}{item.begins}")
-    if item.raw and not item.stands_for_itself:
+    if item.raw and derived:
         comments.append(DERIVED)
     options = {"opt_comment": comments} if comments else {}
+    wall_ns = max(0, wall_ns)
     when = {"timestamp_high": wall_ns >> 32, "timestamp_low": wall_ns & 0xFFFFFFFF}
     if not item.raw:
         # Statistics are the one kind of block that may stand anywhere and is no packet.

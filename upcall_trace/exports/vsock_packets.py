@@ -46,13 +46,13 @@ _FIRST_PORT: Final = 1 << 30
 class Item:
     """One block of the file: a packet, or with empty `raw` a note that has none.
 
-    `carried` are the records that only this item's comments hold; `stands_for_itself` is true when
-    the packet is a record of its own.
+    `itself` is the record that the packet stands for; `carried` are records that only this item's
+    comments hold.
     """
 
     t_ns: int
     raw: bytes = b""
-    stands_for_itself: bool = False
+    itself: Record | None = None
     carried: tuple[Record, ...] = ()
     words: tuple[str, ...] = ()
     begins: int | None = None
@@ -154,7 +154,7 @@ def _opening(record: Open, stream: _PacketStream) -> Iterator[Item]:
 
 def _chunk(record: Chunk, events: Sequence[Event], stream: _PacketStream) -> Iterator[Item]:
     if stream.client_line_done if record.to_guest else stream.guest_line_done:
-        yield Item(record.t_ns, stream.packet(record.to_guest, VirtioOp.RW, record.data), True)
+        yield Item(record.t_ns, stream.packet(record.to_guest, VirtioOp.RW, record.data), record)
         return
     made = []
     rest = b""
@@ -184,10 +184,10 @@ def _closing(record: Close, stream: _PacketStream) -> Iterator[Item]:
     to_guest = not record.by_guest
     if stream.accepted and record.how is How.CLOSE:
         yield Item(
-            record.t_ns, stream.packet(to_guest, VirtioOp.SHUTDOWN, flags=SHUTDOWN_BOTH), True
+            record.t_ns, stream.packet(to_guest, VirtioOp.SHUTDOWN, flags=SHUTDOWN_BOTH), record
         )
     elif stream.accepted and record.how is How.RESET:
-        yield Item(record.t_ns, stream.packet(to_guest, VirtioOp.RST), True)
+        yield Item(record.t_ns, stream.packet(to_guest, VirtioOp.RST), record)
     elif stream.told and record.how is not How.HALF:
         yield Item(record.t_ns, stream.packet(to_guest, VirtioOp.RST), carried=(record,))
     else:

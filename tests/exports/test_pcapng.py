@@ -1,0 +1,118 @@
+"""Captures as pcapng: everything comes back, and other programs read it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pcapng import FileScanner, blocks  # type: ignore[import-untyped]  # ships no annotations
+
+from tests.support import each_recording, each_transcript, records_of, run, write_capture
+from upcall_trace.capture.records import (
+    Begins,
+    Chunk,
+    Close,
+    Gap,
+    GaveUp,
+    Header,
+    How,
+    Mark,
+    Open,
+    Vmm,
+)
+from upcall_trace.exports.pcapng import write_packets
+
+
+@each_transcript
+def test_a_transcript_comes_back_byte_for_byte(golden: Path, tmp_path: Path) -> None:
+    first, packets, second, again = (
+        tmp_path / name for name in ("a.upcap", "b.pcapng", "c.upcap", "d.jsonl")
+    )
+    assert run("import", golden, "-o", first).code == 0
+    direct = run("export", first, "--format", "transcript", "-o", "-").out
+    assert run("export", first, "-o", packets).code == 0
+    assert run("import", packets, "-o", second).code == 0
+    assert run("export", second, "-o", again).code == 0
+    assert again.read_text("ascii") == direct
+
+
+@each_recording
+def test_every_record_and_the_header_come_back(golden: Path, tmp_path: Path) -> None:
+    header, recorded = records_of(golden)
+    written = tmp_path / "x.pcapng"
+    with written.open("wb") as file:
+        write_packets(header, recorded, file, {})
+    assert records_of(written) == (header, recorded)
+
+
+TIMES = st.integers(min_value=-(10**12), max_value=10**15)
+CONNS = st.integers(min_value=1, max_value=3)
+RECORDS = st.lists(
+    st.one_of(
+        st.builds(Open, TIMES, CONNS),
+        st.builds(Open, TIMES, CONNS, st.just(Begins.SERVICE), st.just(219), st.booleans()),
+        st.builds(Chunk, TIMES, CONNS, st.booleans(), st.binary(min_size=1, max_size=40)),
+        st.builds(Chunk, TIMES, CONNS, st.just(True), st.just(b"CONNECT 219\n")),
+        st.builds(Chunk, TIMES, CONNS, st.just(False), st.just(b"OK 1073741824\n")),
+        st.builds(Close, TIMES, CONNS, st.booleans(), st.sampled_from(How)),
+        st.builds(GaveUp, TIMES, CONNS, st.integers(0, 10**10)),
+        st.builds(Vmm, TIMES, st.text(max_size=20), CONNS),
+        st.builds(Gap, TIMES, CONNS, st.booleans(), st.integers(1, 5000), st.text(max_size=9)),
+        st.builds(Mark, st.just(0), CONNS, st.none(), st.text(min_size=1, max_size=9)),
+    ),
+    max_size=30,
+)
+
+
+@given(RECORDS, st.one_of(st.none(), st.integers(2 * 10**12, 10**18)))
+def test_whatever_a_capture_holds_comes_back_in_its_order(
+    tmp_path_factory: pytest.TempPathFactory, recorded: list[object], wall_ns: int | None
+) -> None:
+    """Reading what was written gives every record again, unchanged and in order."""
+    path = tmp_path_factory.getbasetemp() / "property.pcapng"
+    header = Header("test", wall_ns=wall_ns)
+    with path.open("wb") as file:
+        write_packets(header, recorded, file, {})  # type: ignore[arg-type]
+    assert records_of(path) == (header, recorded)
+
+
+def test_findings_and_marks_are_comments_on_packets(tmp_path: Path) -> None:
+    written = tmp_path / "x.pcapng"
+    assert run("export", "captures/mmio_lifecycle.upcap", "-o", written).code == 0
+    with written.open("rb") as file:
+        comments = [
+            text
+            for block in FileScanner(file)
+            if isinstance(block, blocks.EnhancedPacket)
+            for text in block.options.get_all("opt_comment")
+        ]
+    assert any(text.startswith("UP304 mmio-bad-irq (error): ") for text in comments)
+    assert any(text.startswith("possibly UP301 ") for text in comments)
+
+
+def test_an_escape_in_a_mark_stays_an_escape(tmp_path: Path) -> None:
+    path = write_capture(
+        tmp_path / "x.upcap", [Open(0, 1), Mark(0, 1, None, "a", "\x1b]0;owned\a")]
+    )
+    written = tmp_path / "x.pcapng"
+    assert run("export", path, "-o", written).code == 0
+    assert b"\x1b" not in written.read_bytes()
+
+
+@pytest.mark.skipif(not shutil.which("capinfos"), reason="there is no capinfos here")
+def test_capinfos_and_python_pcapng_agree(tmp_path: Path) -> None:
+    written = tmp_path / "x.pcapng"
+    assert run("export", "captures/cpu_lifecycle.upcap", "-o", written).code == 0
+    with written.open("rb") as file:
+        counted = sum(isinstance(block, blocks.EnhancedPacket) for block in FileScanner(file))
+    said = subprocess.run(
+        ["capinfos", "-M", "-c", "-E", "-t", "-T", "-r", written],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout.split("\t")  # fmt: skip
+    assert "pcapng" in said[1]
+    assert "vsock" in " ".join(said)
+    assert str(counted) in [each.strip() for each in said]
