@@ -34,6 +34,7 @@ from upcall_trace.capture.records import (
     encode,
     unpack,
 )
+from upcall_trace.dataset.schema import FINDINGS, OPERATIONS, Column
 from upcall_trace.exports import transcript
 from upcall_trace.trace.opening import INDEX_VERSION
 from upcall_trace.trace.operations import COLUMN_TYPES, MAX_ROWS
@@ -244,3 +245,18 @@ def transcript_lines() -> str:
     header = Header(source="proxy", arch="x86_64", notes={"machine": "pc"})
     transcript.write_records(header, kept, file)
     return fenced(file.getvalue(), "json")
+
+
+def operation_columns() -> str:
+    """The columns of the table of operations."""
+    return _columns(OPERATIONS)
+
+
+def finding_columns() -> str:
+    """The keys of a finding in NDJSON."""
+    return _columns(FINDINGS)
+
+
+def _columns(columns: Sequence[Column]) -> str:
+    rows = [(code(column.name), column.kind, column.meaning) for column in columns]
+    return table(("column", "type", "meaning"), rows)

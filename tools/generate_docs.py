@@ -215,6 +215,8 @@ def wings() -> str:
 
 BLOCKS: Final[Blocks] = {
     "wings": wings,
+    "operation-columns": capture_blocks.operation_columns,
+    "finding-columns": capture_blocks.finding_columns,
     "header": header,
     "messages": messages,
     "loads": loads,

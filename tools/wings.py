@@ -57,8 +57,10 @@ WINGS: Final[dict[str, Wing]] = {
     "transform": Wing("captures made from captures", ("trace", "simulated")),
     "replay": Wing("plan, play, judge", ("diagnose", "compare", "simulated", "control", "vantage")),
     "lab": Wing("the live guest", ("vantage", "control", "simulated", "trace")),
+    "dataset": Wing("captures as tables", ("trace", "diagnose")),
     "exports": Wing(
-        "what a capture can be written as: one table, open to plugins", ("diagnose", "views")
+        "what a capture can be written as: one table, open to plugins",
+        ("diagnose", "views", "dataset"),
     ),
     "bundle": Wing("the archive for an issue, redaction", ("diagnose", "views")),
     "testing": Wing("the pytest plugin", ("replay", "simulated", "vantage", "transform")),

@@ -54,6 +54,7 @@ class ExportFormat:
     """Whether it is nothing for a terminal."""
 
 
+_NO_BYTES: Final = "messages' bytes, handshakes, marks"
 FORMATS: Final = (
     ExportFormat(
         "transcript",
@@ -69,6 +70,49 @@ FORMATS: Final = (
         (".pcapng",),
         "upcall_trace.exports.pcapng",
         loses="nothing: what is no packet is kept in comments",
+        since="0.2.0",
+        binary=True,
+    ),
+    ExportFormat(
+        "ndjson",
+        "operations and findings as JSON, one object a line",
+        (".ndjson",),
+        "upcall_trace.exports.ndjson",
+        loses=_NO_BYTES,
+        since="0.2.0",
+    ),
+    ExportFormat(
+        "csv",
+        "operations as a table",
+        (".csv",),
+        "upcall_trace.exports.csv_table",
+        loses=f"{_NO_BYTES}, sentences of findings",
+        since="0.2.0",
+    ),
+    ExportFormat(
+        "arrow",
+        "operations as a table, for data tools (needs pyarrow)",
+        (".arrow", ".feather"),
+        "upcall_trace.exports.arrow",
+        loses=f"{_NO_BYTES}, sentences of findings",
+        since="0.2.0",
+        binary=True,
+    ),
+    ExportFormat(
+        "parquet",
+        "operations as a table, compressed (needs pyarrow)",
+        (".parquet",),
+        "upcall_trace.exports.parquet",
+        loses=f"{_NO_BYTES}, sentences of findings",
+        since="0.2.0",
+        binary=True,
+    ),
+    ExportFormat(
+        "perfetto",
+        "a trace for ui.perfetto.dev (needs perfetto)",
+        (".pftrace", ".perfetto-trace"),
+        "upcall_trace.exports.perfetto",
+        loses=_NO_BYTES,
         since="0.2.0",
         binary=True,
     ),

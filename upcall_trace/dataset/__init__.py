@@ -1,0 +1,1 @@
+"""Captures as tables, for people with a data tool of their own."""

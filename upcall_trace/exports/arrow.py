@@ -1,0 +1,18 @@
+"""Operations as an Arrow file. docs/tables.md."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from ..diagnose.whole_capture import WholeCapture
+from . import Loss
+from .tables import arrow_schema, batches, pyarrow_or_refuse
+
+
+def write(capture: WholeCapture, out: BinaryIO) -> list[Loss]:
+    """Write the operations in batches; raises WrongUsage where pyarrow is missing."""
+    schema = arrow_schema()
+    with pyarrow_or_refuse().ipc.new_file(out, schema) as file:
+        for batch in batches(capture, schema):
+            file.write_batch(batch)
+    return []
