@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,8 +14,12 @@ from dissectors.services import ServiceConflict
 
 from .. import __version__
 from ..errors import ExitCode, UserError
-from ..plugins import take_noted
+from ..plugins import Plugin, take_noted
 from .support.output import talk
+from .support.plugged_commands import exit_code, held, plugged_command, plugged_names
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # numpy holds columns here; the threads of its linear algebra only make every start slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -44,17 +48,19 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "wireshark": ("wireshark", "The dissector for Wireshark and tshark: install it, or its path."),
     "lab": ("lab", "A disposable live guest: a real kernel in QEMU."),
     "doctor": ("doctor", "Tell what can be captured on this host, and why the rest cannot."),
+    "plugins": ("plugins", "List what installed packages add, and what of it is broken."),
 }
 """Name -> (module of this package, one line of help). The module holds `NAME_command`."""
 
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *plugged_names(COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            plugin = plugged_names(COMMANDS).get(cmd_name)
+            return plugged_command(plugin, ctx) if plugin else None
         module = import_module(f".{COMMANDS[cmd_name][0]}", __name__)
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
@@ -62,6 +68,24 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        if plugged := plugged_names(COMMANDS):
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, _origin(each)) for name, each in plugged.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click does it, but without importing every command for its line of help."""
+        from click.shell_completion import CompletionItem
+
+        told = {name: text for name, (_, text) in COMMANDS.items()}
+        told |= {name: _origin(plugin) for name, plugin in plugged_names(COMMANDS).items()}
+        fitting = [(name, text) for name, text in told.items() if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=text) for name, text in fitting]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with held(ctx):
+            returned = super().invoke(ctx)
+        return exit_code(ctx, returned)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -74,10 +98,15 @@ class _LazyGroup(click.Group):
             raise click.UsageError(error.message.rstrip(".") + hint, ctx) from None
 
 
+def _origin(plugin: Plugin) -> str:
+    return f"From the package {plugin.package} {plugin.version}."
+
+
 def _nearest(name: str) -> str | None:
     import difflib  # only on a mistyped command
 
-    return next(iter(difflib.get_close_matches(name, COMMANDS, n=1)), None)
+    names = [*COMMANDS, *plugged_names(COMMANDS)]
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,74 @@
+"""`plugins`: what other packages add, whether it can be used, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from .. import exports, sources
+from ..errors import ExitCode
+from ..plugins import SEAMS, BrokenPlugin, Plugin, installed
+from ..views.text import safe
+from . import COMMANDS
+from .support.output import out, out_json
+
+VERSION: Final = 1
+
+
+def _command(plugin: Plugin) -> str:
+    if plugin.name in COMMANDS:
+        raise plugin.broken("has the name of a command that is built in")
+    return plugin.load(click.Command).get_short_help_str(100)
+
+
+_ABOUT: Final[dict[str, Callable[[Plugin], str]]] = {
+    "sources": lambda plugin: sources.plugged_format(plugin).about,
+    "exports": lambda plugin: exports.plugged_format(plugin).about,
+    "commands": _command,
+}
+"""What a plugin says of itself, by what it adds; raises BrokenPlugin."""
+
+
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def plugins_command(as_json: bool) -> ExitCode:
+    """List what installed packages add to this program, and what of it is broken.
+
+    To find that out, every plugin is loaded. The page plugins.md tells how to write one. It
+    reports, and so it ends with 0 whatever it finds.
+    """
+    found = [_examined(plugin) for seam in SEAMS for plugin in installed(seam)]
+    if as_json:
+        out_json({"v": VERSION, "plugins": found})
+        return ExitCode.EXPECTED
+    for each in found:
+        broken = each["state"] == "broken"
+        package = f"{each['package']} {each['version']}"
+        head = f"{each['state']:<7} {each['seam']:<9} {safe(each['name']):<16} {safe(package)}"
+        out(head, "red" if broken else None)
+        out(f"        {safe(each['why'] or each['about'] or '')}")
+    if not found:
+        out("no plugin is installed; upcall-trace docs plugins tells how to write one")
+    return ExitCode.EXPECTED
+
+
+def _examined(plugin: Plugin) -> dict[str, Any]:
+    about: str | None = None
+    why: str | None = None
+    try:
+        with plugin.in_use():
+            about = _ABOUT[plugin.seam](plugin)
+    except BrokenPlugin as trouble:
+        why = str(trouble)
+    return {
+        "seam": plugin.seam,
+        "name": plugin.name,
+        "package": plugin.package,
+        "version": plugin.version,
+        "target": plugin.target,
+        "state": "ok" if why is None else "broken",
+        "about": about,
+        "why": why,
+    }
