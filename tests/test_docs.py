@@ -9,6 +9,7 @@ import shlex
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -35,6 +36,7 @@ from upcall_trace.cli import cli
 from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.kernel.faults import ACTIONS, parse_fault
 from upcall_trace.kernel.world import World, load_worlds
+from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.trace.filters import FIELDS, FLAGS, parse
 from upcall_trace.trace.opening import INDEX_VERSION, load
 from upcall_trace.trace.operations import ANOMALIES
@@ -194,6 +196,11 @@ def fenced(language: str) -> list[tuple[str, str]]:
         ):
             found += [(page.name, line) for line in block.splitlines() if line]
     return found
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of `language` in a page of docs/."""
+    return re.findall(rf"^```{language}$\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
 
 
 def section(text: str, heading: str) -> str:
@@ -433,15 +440,36 @@ def test_json_is_ascii_and_says_its_version() -> None:
 # The simulated guest.
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of `language` in a page of docs/."""
-    return re.findall(rf"^```{language}$\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+PYTHON_ELSEWHERE = {
+    "pytest.md": "tests/testing/test_docs.py",
+    "lab.md": "tests/live/test_life.py",
+}
+"""Pages whose blocks in Python are run by a test of their own, and where."""
+PYTHON_BLOCKS = [
+    pytest.param(page.name, block, id=f"{page.name}-{number}")
+    for page in (ROOT / "docs").glob("*.md")
+    if page.name not in PYTHON_ELSEWHERE
+    for number, block in enumerate(blocks(page.name, "python"))
+]
 
 
-@pytest.mark.parametrize("example", blocks("guest.md", "python"))
-def test_the_examples_in_python_do_what_they_say(example: str) -> None:
-    assert "assert" in example
-    exec(compile(example, "guest.md", "exec"), {})
+@pytest.mark.parametrize(("page", "example"), PYTHON_BLOCKS)
+def test_every_example_in_python_does_what_it_says(
+    page: str, example: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="upcall-") as place:  # short enough for sockets
+        monkeypatch.chdir(place)
+        Path("captures").symlink_to(ROOT / "captures")
+        Path("failure.upcap").symlink_to(ROOT / "captures" / "mmio_lifecycle.upcap")
+        with SimulatedGuest(path=Path("guest.sock")):
+            exec(compile(example, page, "exec"), {})
+        monkeypatch.undo()
+
+
+def test_pages_whose_python_is_run_elsewhere_are_named_there() -> None:
+    assert "```python" not in text_of("../README.md")
+    for page, test in PYTHON_ELSEWHERE.items():
+        assert f'blocks("{page}", "python")' in (ROOT / test).read_text(encoding="utf-8")
 
 
 def test_the_example_of_a_file_of_worlds_is_one(tmp_path: Path) -> None:

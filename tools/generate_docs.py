@@ -32,6 +32,7 @@ from dissectors.messages import mmio_request
 from dissectors.vsockmon import MonitorOp, Transport, VirtioOp
 
 from . import (
+    api_blocks,
     capture_blocks,
     diagnosis_blocks,
     format_blocks,
@@ -259,6 +260,7 @@ BLOCKS: Final[Blocks] = {
     "capture-limits": capture_blocks.capture_limits,
     "capture-columns": capture_blocks.capture_columns,
     "capture-example": capture_blocks.capture_example,
+    "api": api_blocks.api,
     "seams": format_blocks.seams,
     "source-formats": format_blocks.source_formats,
     "export-formats": format_blocks.export_formats,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from dissectors.constants import MessageType
 from dissectors.messages import bare_request, cpu_request, mmio_request, pci_request
 from tests.live.conftest import Start
 from tests.support import records_of
+from tests.test_docs import blocks
 from upcall_trace.capture.records import Chunk, Vmm
 from upcall_trace.errors import ExitCode, PeerDied, Unreachable
 from upcall_trace.lab.machines import hidden_disks
@@ -259,3 +261,10 @@ def test_who_stops_waiting_for_a_lab_has_none(labs_directory: Path) -> None:
     assert waiting.returncode == ExitCode.INTERRUPTED
     assert said == "upcall-trace: interrupted while the guest was starting\n"
     assert left(labs_directory) == []
+
+
+def test_the_example_in_python_does_what_it_says(labs_directory: Path) -> None:
+    (example,) = blocks("lab.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(example, "lab.md", "exec"), names)
+    assert names["answer"].reply.ret == 0
