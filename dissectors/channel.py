@@ -188,7 +188,7 @@ class Channel:
                 raise self._broken("a request with a wrong magic_version")
             self._begin(request)
             return RequestReceived(self._number, MESSAGE_SIZE, request, raw, 0)
-        reply = DEVICE_MANAGER.decode_reply(raw, self._open, self._arch)
+        reply = DEVICE_MANAGER.decode_reply(raw, self._arch, self._open)
         assert isinstance(reply, Reply)  # the device manager's decoder makes nothing else
         if signal is Signal.HELLO:
             if not reply.is_hello:

@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from . import layouts
 from .constants import (
     CALLER_TIMEOUT_NS,
     CPU_MSG_SIZE,
@@ -27,12 +26,14 @@ from .constants import (
     MessageType,
     op_name,
 )
+from .layouts import DEVICE_MANAGER_TABLE
+from .tables import FieldRow, Show
 
+_TABLE: Final = DEVICE_MANAGER_TABLE
 TABLE_MARK: Final = "local T = {} --@TABLE@"
-_KINDS: Final = {"u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "i32": "int32"}
+_KINDS: Final = {"u": "uint", "i": "int"}
 _SHORT: Final = {"msg_type": "type"}
 """Fields whose name in a display filter is shorter: `upcall.type`."""
-_HIDDEN: Final = ("padding", "alignment")
 
 
 def _literal(value: Any) -> str:
@@ -54,16 +55,17 @@ def _literal(value: Any) -> str:
             return "{" + ", ".join(map(_literal, value)) + "}"
 
 
-def _rows(fmt: Any, skip: int = 0) -> list[dict[str, Any]]:
-    """The fields of a format from the `skip`-th on, as the dissector shows them."""
+def _rows(fields: Sequence[FieldRow]) -> list[dict[str, Any]]:
+    """Some rows of the table, as the dissector shows them."""
     rows = []
-    for row in layouts.layout(fmt)[skip:]:
-        if row.name in _HIDDEN:
+    for row in fields:
+        if row.show is Show.FILLING:
             continue
         name = _SHORT.get(row.name, row.name)
         shown: dict[str, Any] = {"name": name, "offset": row.offset, "size": row.size}
-        if row.name == "apic_ids":
-            shown["count_from"] = "count"
+        if row.length:
+            counting = next(other for other in fields if other.name == row.length)
+            shown |= {"count_at": counting.offset, "count_size": counting.size}
         rows.append(shown)
     return rows
 
@@ -71,25 +73,38 @@ def _rows(fmt: Any, skip: int = 0) -> list[dict[str, Any]]:
 def _declared() -> list[dict[str, Any]]:
     """Every field once, with its kind and meaning, for the list of display filters."""
     declared: dict[str, dict[str, Any]] = {}
-    for fmt in layouts.FORMATS.values():
-        for row in layouts.layout(fmt):
-            if row.name in _HIDDEN or fmt in (layouts.VSOCKMON_HEADER, layouts.VIRTIO_VSOCK_HEADER):
-                continue
-            field: dict[str, Any] = {
-                "name": _SHORT.get(row.name, row.name),
-                "kind": _KINDS.get(row.type_name, "bytes"),
-                "meaning": row.meaning,
-                "hex": row.name in ("magic_version", "mmio_base", "mmio_size", "devfn"),
-            }
-            if row.name == "msg_type":
-                field["values"] = "ops"
-            declared.setdefault(row.name, field)
+    loads = (row for layout in _TABLE.layouts for row in (*layout.request, *layout.reply))
+    for row in (*_TABLE.request_header, *_TABLE.reply_header, *loads):
+        if row.show is Show.FILLING:
+            continue
+        number = f"{_KINDS[row.type[0]]}{8 * row.item_size}"
+        field: dict[str, Any] = {
+            "name": _SHORT.get(row.name, row.name),
+            "kind": number if row.count is None else "bytes",
+            "meaning": row.meaning,
+            "hex": row.show in (Show.HEX, Show.MAGIC),
+        }
+        if row.show is Show.MESSAGE_TYPE:
+            field["values"] = "ops"
+        declared.setdefault(row.name, field)
     return list(declared.values())
+
+
+def _loads(of_reply: bool) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """The rows of each message's load, by architecture and number."""
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for arch in Arch:
+        for number in _TABLE.by_number:
+            layout = _TABLE.layout(number, arch)
+            rows = _rows(layout.reply if of_reply else layout.request)
+            if rows:
+                found.setdefault(arch.value, {})[number] = rows
+    return found
 
 
 def tables() -> str:
     """The Lua statement that takes the place of `TABLE_MARK`."""
-    header = len(layouts.HEADER.subcons)
+    cpu_request = _TABLE.layout(MessageType.ADD_CPU, Arch.X86_64).request
     handled = {
         kind for kind in MessageType if kind not in RESERVED_TYPES and kind != MessageType.CONNECT
     }
@@ -102,10 +117,10 @@ def tables() -> str:
         "caller_timeout_ns": CALLER_TIMEOUT_NS,
         "magic_bytes": MAGIC_VERSION.to_bytes(4, "little"),
         "at": {
-            **{row.name: row.offset for row in layouts.layout(layouts.HEADER)},
+            **{row.name: row.offset for row in _TABLE.request_header},
             "ret": RET_OFFSET,
             "reply_load": REPLY_LOAD_OFFSET,
-            "count": layouts.layout(layouts.CPU_REQUEST_X86)[header].offset,
+            "count": next(row.offset for row in cpu_request if row.name == "count"),
         },
         "services": {0x64: "device manager"},
         "ops": {kind: op_name(kind) for kind in MessageType},
@@ -117,16 +132,10 @@ def tables() -> str:
         "errnos": ERRNO_NAMES,
         "meanings": meanings,
         "fields": _declared(),
-        "header": _rows(layouts.HEADER),
-        "reply": _rows(layouts.REPLY, header),
-        "requests": {
-            arch.value: {kind: _rows(fmt, header) for kind, fmt in formats.items()}
-            for arch, formats in layouts.REQUESTS.items()
-        },
-        "replies": {
-            arch.value: {kind: _rows(fmt, header + 1) for kind, fmt in formats.items()}
-            for arch, formats in layouts.REPLIES.items()
-        },
+        "header": _rows(_TABLE.request_header),
+        "reply": _rows(_TABLE.reply_header[len(_TABLE.request_header) :]),
+        "requests": _loads(of_reply=False),
+        "replies": _loads(of_reply=True),
     }
     lines = [f"    {name} = {_literal(value)},\n" for name, value in values.items()]
     return "local T = {\n" + "".join(lines) + "}"

@@ -386,7 +386,7 @@ class Observer:
             return
         raw, self._from = self._from[:size], self._from[size:]
         if hello:
-            message = service.decode_reply(raw, None, self._arch)
+            message = service.decode_reply(raw, self._arch, None)
             events.append(Hello(message, raw, _is_hello(message)))
         else:
             events.append(self._reply(service, raw))
@@ -394,7 +394,7 @@ class Observer:
 
     def _reply(self, service: Service, raw: bytes) -> ReplyReceived:
         number, request = self._open.popleft() if self._open else (None, None)
-        return ReplyReceived(number, service.decode_reply(raw, request, self._arch), raw)
+        return ReplyReceived(number, service.decode_reply(raw, self._arch, request), raw)
 
 
 def _is_hello(message: object) -> bool:

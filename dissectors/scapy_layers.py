@@ -17,6 +17,7 @@ Scapy is licensed GPL-2.0-only; no other module of this package may import it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, ClassVar, Final
 
@@ -33,29 +34,30 @@ from scapy.fields import (
     LenField,
     LEShortEnumField,
     LEShortField,
+    LESignedIntField,
+    LESignedLongField,
+    LESignedShortField,
+    SignedByteField,
     StrFixedLenField,
     XByteField,
     XLEIntField,
     XLELongField,
+    XLEShortField,
 )
 from scapy.packet import Packet, bind_layers
 
+from .codecs import elements
 from .constants import (
-    APIC_IDS_SIZE,
-    CPU_MSG_SIZE,
-    CPU_REPLY_MSG_SIZE,
     ERRNO_NAMES,
-    HEADER_SIZE,
     MAGIC_VERSION,
     MESSAGE_SIZE,
-    MMIO_MSG_SIZE,
-    PCI_MSG_SIZE,
     UPCALL_PORT,
     Arch,
     MessageType,
 )
-from .messages import cpu_arch
+from .layouts import DEVICE_MANAGER_TABLE, HEADER, REPLY_HEADER
 from .services import DEVICE_MANAGER
+from .tables import FieldRow, MessageRow, Show, padding
 from .vsockmon import VIRTIO_SIZE, MonitorOp, Transport, VirtioOp
 
 conf.contribs.setdefault("upcall", {"arch": Arch.X86_64})
@@ -127,41 +129,66 @@ _MAGIC: Final = MAGIC_VERSION.to_bytes(4, "little")
 _RET_NAMES: Final = {0: "success"} | {-number: name for number, name in ERRNO_NAMES.items()}
 
 
-class _ApicIdsField(StrFixedLenField):
-    """All 256 ids as bytes, shown as the list of those that are meant."""
+class _ArrayField(StrFixedLenField):
+    """All of an array as bytes, shown as the list of those elements that are meant."""
+
+    __slots__ = ("row",)  # scapy makes its own out of them, and has no other place for a name
+
+    def __init__(self, row: FieldRow) -> None:
+        super().__init__(row.name, b"", row.size)
+        self.row = row
 
     def i2repr(self, pkt: Packet | None, v: bytes) -> str:
-        return str(list(v if pkt is None else v[: pkt.count]))
+        meant = len(v) if pkt is None else getattr(pkt, self.row.length)
+        return str(elements(self.row, v, meant))
 
 
-def _ret() -> AnyField:
-    return EnumField("ret", 0, _RET_NAMES, fmt="<i")
+_NUMBERS: Final = {
+    "u8": (ByteField, XByteField),
+    "u16": (LEShortField, XLEShortField),
+    "u32": (LEIntField, XLEIntField),
+    "u64": (LELongField, XLELongField),
+    "i8": (SignedByteField, SignedByteField),
+    "i16": (LESignedShortField, LESignedShortField),
+    "i32": (LESignedIntField, LESignedIntField),
+    "i64": (LESignedLongField, LESignedLongField),
+}
+"""Scapy's fields for a number, as people read it by default and in hexadecimal."""
+_HEX: Final = (Show.HEX, Show.MAGIC)
+
+
+def _field(row: FieldRow) -> AnyField:
+    """A row of the table as scapy's field."""
+    if row.length:
+        return _ArrayField(row)
+    if row.count is not None:
+        return StrFixedLenField(row.name, b"", row.size)
+    if row.show is Show.ERRNO:
+        return EnumField(row.name, 0, _RET_NAMES, fmt="<" + row.code)
+    if row.show is Show.MESSAGE_TYPE:
+        return LEIntEnumField(row.name, MessageType.CONNECT, MessageType)
+    default = MAGIC_VERSION if row.show is Show.MAGIC else row.default
+    return _NUMBERS[row.type][row.show in _HEX](row.name, default)
+
+
+def _fields(rows: Sequence[FieldRow]) -> list[AnyField]:
+    return [_field(row) for row in (*rows, padding(rows, MESSAGE_SIZE))]
 
 
 class UpcallHeader(Packet):
     """The 16 bytes that every message begins with, in both directions."""
 
     name = "Upcall header"
-    fields_desc: ClassVar[list[AnyField]] = [
-        XLEIntField("magic_version", MAGIC_VERSION),
-        LEIntField("msg_size", 0),
-        LEIntEnumField("msg_type", MessageType.CONNECT, MessageType),
-        LEIntField("msg_flags", 0),
-    ]
+    fields_desc: ClassVar[list[AnyField]] = [_field(row) for row in HEADER]
 
     def answers(self, other: Packet) -> int:
         return 0
 
     def mysummary(self) -> Any:
-        load = (f for f in self.fields_desc[4:] if f.name not in ("alignment", "padding"))
+        load = (f for f in self.fields_desc[len(HEADER) :] if f.name not in _FILLING)
         shown = (f"{f.name}={f.i2repr(self, self.getfieldval(f.name))}" for f in load)
         before = [VsockMon, VirtioVsock, type(self.underlayer)]
         return " ".join((f"{self.name} {self.sprintf('%msg_type%')}", *shown)), before
-
-
-def _message(*load: AnyField) -> list[AnyField]:
-    padding = MESSAGE_SIZE - HEADER_SIZE - sum(field.sz for field in load)
-    return [*UpcallHeader.fields_desc, *load, StrFixedLenField("padding", b"", padding)]
 
 
 class UpcallRequest(UpcallHeader):
@@ -172,7 +199,7 @@ class UpcallRequest(UpcallHeader):
     """
 
     name = "Upcall request"
-    fields_desc = _message()
+    fields_desc = _fields(HEADER)
 
     @classmethod
     def dispatch_hook(cls, _pkt: bytes = b"", *args: Any, **kargs: Any) -> type[Packet]:
@@ -183,8 +210,8 @@ class UpcallRequest(UpcallHeader):
         if len(_pkt) < MESSAGE_SIZE:
             return conf.raw_layer
         _, msg_size, msg_type = _HEADER_START.unpack_from(_pkt)
-        arch = cpu_arch(msg_size, conf.contribs["upcall"]["arch"])
-        return _REQUESTS[arch].get(msg_type, cls)
+        told = DEVICE_MANAGER_TABLE.told_arch(msg_type, msg_size)
+        return _REQUESTS.get((msg_type, told or conf.contribs["upcall"]["arch"]), cls)
 
     def guess_payload_class(self, payload: bytes) -> type[Packet]:
         return UpcallRequest if len(payload) >= MESSAGE_SIZE else conf.raw_layer
@@ -208,86 +235,6 @@ class UpcallService(Packet):
         return self.sprintf("Upcall service %service%"), [VsockMon, VirtioVsock]
 
 
-class _CpuRequestX86(UpcallRequest):
-    msg_size = CPU_MSG_SIZE[Arch.X86_64]
-    fields_desc = _message(
-        ByteField("count", 0),
-        XByteField("apic_ver", 0x14),
-        _ApicIdsField("apic_ids", b"", APIC_IDS_SIZE),
-    )
-
-
-class _CpuRequestArm(UpcallRequest):
-    msg_size = CPU_MSG_SIZE[Arch.AARCH64]
-    fields_desc = _message(ByteField("count", 0))
-
-
-class _MmioRequest(UpcallRequest):
-    msg_size = MMIO_MSG_SIZE
-    fields_desc = _message(
-        XLELongField("mmio_base", 0),
-        XLELongField("mmio_size", 0),
-        LEIntField("mmio_irq", 0),
-        StrFixedLenField("alignment", b"", 4),
-    )
-
-
-class _PciRequest(UpcallRequest):
-    msg_size = PCI_MSG_SIZE
-    fields_desc = _message(
-        XByteField("busno", 0),
-        XByteField("devfn", 0),
-    )
-
-
-class UpcallAddCpu(_CpuRequestX86):
-    """ADD_CPU on x86-64."""
-
-    msg_type = MessageType.ADD_CPU
-
-
-class UpcallDelCpu(_CpuRequestX86):
-    """DEL_CPU on x86-64."""
-
-    msg_type = MessageType.DEL_CPU
-
-
-class UpcallAddCpuArm(_CpuRequestArm):
-    """ADD_CPU on aarch64."""
-
-    msg_type = MessageType.ADD_CPU
-
-
-class UpcallDelCpuArm(_CpuRequestArm):
-    """DEL_CPU on aarch64."""
-
-    msg_type = MessageType.DEL_CPU
-
-
-class UpcallAddMmio(_MmioRequest):
-    """ADD_MMIO."""
-
-    msg_type = MessageType.ADD_MMIO
-
-
-class UpcallDelMmio(_MmioRequest):
-    """DEL_MMIO."""
-
-    msg_type = MessageType.DEL_MMIO
-
-
-class UpcallAddPci(_PciRequest):
-    """ADD_PCI."""
-
-    msg_type = MessageType.ADD_PCI
-
-
-class UpcallDelPci(_PciRequest):
-    """DEL_PCI."""
-
-    msg_type = MessageType.DEL_PCI
-
-
 class UpcallReply(UpcallHeader):
     """A reply without a load.
 
@@ -296,7 +243,7 @@ class UpcallReply(UpcallHeader):
     """
 
     name = "Upcall reply"
-    fields_desc = _message(_ret())
+    fields_desc = _fields(REPLY_HEADER)
 
     @classmethod
     def dispatch_hook(cls, _pkt: bytes = b"", *args: Any, **kargs: Any) -> type[Packet]:
@@ -305,7 +252,7 @@ class UpcallReply(UpcallHeader):
         if len(_pkt) < MESSAGE_SIZE:
             return conf.raw_layer
         _, _, msg_type = _HEADER_START.unpack_from(_pkt)
-        return _REPLIES[conf.contribs["upcall"]["arch"]].get(msg_type, cls)
+        return _REPLIES.get((msg_type, conf.contribs["upcall"]["arch"]), cls)
 
     def guess_payload_class(self, payload: bytes) -> type[Packet]:
         return UpcallReply if len(payload) >= MESSAGE_SIZE else conf.raw_layer
@@ -324,58 +271,81 @@ class UpcallConnect(UpcallReply):
         return int(isinstance(other, UpcallService) or super().answers(other))
 
 
-class UpcallCpuReply(UpcallReply):
-    """Reply to ADD_CPU or DEL_CPU on x86-64."""
+_FILLING: Final = {
+    "padding",
+    *(
+        row.name
+        for layout in DEVICE_MANAGER_TABLE.layouts
+        for row in (*layout.request, *layout.reply)
+        if row.show is Show.FILLING
+    ),
+}
+_LAYERS: Final[dict[str, type[Packet]]] = {}
 
-    msg_size = CPU_REPLY_MSG_SIZE
-    msg_type = MessageType.ADD_CPU
-    fields_desc = _message(
-        _ret(),
-        LEIntField("apic_index", 0),
+
+def _layer(
+    base: type[Packet], name: str, doc: str, rows: Sequence[FieldRow], **usual: int
+) -> type[Packet]:
+    """The layer of that name for a message with these rows; `usual` are values of its header."""
+    if name not in _LAYERS:
+        kind: Any = type(base)
+        made = kind(name, (base,), {"__doc__": doc, "fields_desc": _fields(rows), **usual})
+        made.__module__ = __name__
+        _LAYERS[name] = made
+    return _LAYERS[name]
+
+
+def _request_layer(message: MessageRow, arch: Arch) -> type[Packet]:
+    layout = DEVICE_MANAGER_TABLE.layout(message.number, arch)
+    if not layout.request:
+        return UpcallRequest
+    where = f" on {arch.value}" if layout.arch else ""
+    return _layer(
+        UpcallRequest,
+        _camel(message.name) + ("Arm" if layout.arch is Arch.AARCH64 else ""),
+        f"{message.name.upper()}{where}.",
+        (*HEADER, *layout.request),
+        msg_size=DEVICE_MANAGER_TABLE.load_size(layout),
+        msg_type=message.number,
     )
 
 
-class UpcallCpuReplyArm(UpcallReply):
-    """Reply to ADD_CPU or DEL_CPU on aarch64."""
-
-    msg_size = CPU_REPLY_MSG_SIZE
-    msg_type = MessageType.ADD_CPU
-    fields_desc = _message(
-        _ret(),
-        LEIntField("cpu_id", 0),
+def _reply_layer(message: MessageRow, arch: Arch) -> type[Packet]:
+    if message.number == MessageType.CONNECT:
+        return UpcallConnect
+    layout = DEVICE_MANAGER_TABLE.layout(message.number, arch)
+    if not layout.reply:
+        return UpcallReply
+    # Messages that share a layout share the layer of their replies: UpcallCpuReply.
+    names = " or ".join(other.name.upper() for other in layout.messages)
+    shared = layout.messages[0].name.removeprefix("add_")
+    where = f" on {arch.value}" if layout.arch else ""
+    return _layer(
+        UpcallReply,
+        _camel(shared) + "Reply" + ("Arm" if layout.arch is Arch.AARCH64 else ""),
+        f"Reply to {names}{where}.",
+        (*REPLY_HEADER, *layout.reply),
+        msg_size=DEVICE_MANAGER_TABLE.load_size(layout, of_reply=True),
+        msg_type=layout.messages[0].number,
     )
 
 
-_ANY_ARCH_REQUESTS: Final[dict[int, type[Packet]]] = {
-    MessageType.ADD_MMIO: UpcallAddMmio,
-    MessageType.DEL_MMIO: UpcallDelMmio,
-    MessageType.ADD_PCI: UpcallAddPci,
-    MessageType.DEL_PCI: UpcallDelPci,
-}
-_REQUESTS: Final[dict[Arch, dict[int, type[Packet]]]] = {
-    Arch.X86_64: {
-        MessageType.ADD_CPU: UpcallAddCpu,
-        MessageType.DEL_CPU: UpcallDelCpu,
-        **_ANY_ARCH_REQUESTS,
-    },
-    Arch.AARCH64: {
-        MessageType.ADD_CPU: UpcallAddCpuArm,
-        MessageType.DEL_CPU: UpcallDelCpuArm,
-        **_ANY_ARCH_REQUESTS,
-    },
-}
-_REPLIES: Final[dict[Arch, dict[int, type[Packet]]]] = {
-    Arch.X86_64: {
-        MessageType.CONNECT: UpcallConnect,
-        MessageType.ADD_CPU: UpcallCpuReply,
-        MessageType.DEL_CPU: UpcallCpuReply,
-    },
-    Arch.AARCH64: {
-        MessageType.CONNECT: UpcallConnect,
-        MessageType.ADD_CPU: UpcallCpuReplyArm,
-        MessageType.DEL_CPU: UpcallCpuReplyArm,
-    },
-}
+def _camel(name: str) -> str:
+    return "Upcall" + name.title().replace("_", "")
+
+
+_EACH: Final = [(message, arch) for message in DEVICE_MANAGER_TABLE.messages for arch in Arch]
+_REQUESTS: Final = {(m.number, arch): _request_layer(m, arch) for m, arch in _EACH}
+_REPLIES: Final = {(m.number, arch): _reply_layer(m, arch) for m, arch in _EACH}
+
+
+def __getattr__(name: str) -> Any:
+    """The layers that are made from the table: `UpcallAddMmio`, `UpcallCpuReply`."""
+    try:
+        return _LAYERS[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
 
 conf.l2types.register(DLT_VSOCK, VsockMon)
 bind_layers(VsockMon, VirtioVsock, t=Transport.VIRTIO, len=VIRTIO_SIZE)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from .constants import MESSAGE_SIZE, Arch
 from .errors import UpcallError
-from .messages import CpuRequestArm, CpuRequestX86, Reply, decode_reply, decode_request
+from .messages import decode_reply, decode_request
 
 ENTRY_POINT_GROUP = "upcall_trace.services"
 
@@ -52,16 +52,8 @@ class Service:
     reply_size: int
     hello_size: int
     decode_request: Callable[[bytes, Arch], ServiceRequest]
-    decode_reply: Callable[[bytes, ServiceRequest | None, Arch], ServiceReply]
+    decode_reply: Callable[[bytes, Arch, ServiceRequest | None], ServiceReply]
     """Also gets the request that is answered, None when it is not in the recording."""
-
-
-def _device_manager_reply(raw: bytes, request: ServiceRequest | None, arch: Arch) -> Reply:
-    if isinstance(request, CpuRequestX86):
-        arch = Arch.X86_64
-    elif isinstance(request, CpuRequestArm):
-        arch = Arch.AARCH64
-    return decode_reply(raw, arch)
 
 
 DEVICE_MANAGER = Service(
@@ -71,7 +63,7 @@ DEVICE_MANAGER = Service(
     reply_size=MESSAGE_SIZE,
     hello_size=MESSAGE_SIZE,
     decode_request=decode_request,
-    decode_reply=_device_manager_reply,
+    decode_reply=decode_reply,
 )
 
 

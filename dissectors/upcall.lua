@@ -289,8 +289,8 @@ end
 
 local function show_fields(tree, rows, view, message)
     for _, row in ipairs(rows) do
-        if row.count_from then
-            local n = math.min(unsigned(message.raw, T.at[row.count_from], 1), row.size)
+        if row.count_at then
+            local n = math.min(unsigned(message.raw, row.count_at, row.count_size), row.size)
             local node = tree:add(F[row.name], view(row.offset, row.size))
             for index = 0, n - 1 do node:add(G.element, view(row.offset + index, 1)) end
         elseif row.size > 0 then

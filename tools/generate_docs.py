@@ -12,14 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from dissectors import layouts
 from dissectors.channel import CLIENT_SENDS, SERVER_SENDS, TRANSITIONS, Client, Signal
 from dissectors.constants import (
     EEXIST,
     EPERM,
-    HEADER_SIZE,
     MESSAGE_SIZE,
     RESERVED_TYPES,
     RESULT_MEANINGS,
@@ -28,7 +26,17 @@ from dissectors.constants import (
     errno_name,
     result_meaning,
 )
+from dissectors.layouts import (
+    ARCH_NAMES,
+    DEVICE_MANAGER_TABLE,
+    HEADER,
+    REPLY_HEADER,
+    VIRTIO_VSOCK_HEADER,
+    VSOCKMON_HEADER,
+    formats,
+)
 from dissectors.messages import mmio_request
+from dissectors.tables import FieldRow, padding
 from dissectors.vsockmon import MonitorOp, Transport, VirtioOp
 
 from . import (
@@ -48,7 +56,6 @@ from .wings import WINGS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _MARKER: Final = re.compile(r"^(<!-- (?:generated: (.+)|end generated) -->)$\n?", re.MULTILINE)
-_ARCH_NAMES: Final = {Arch.X86_64: "x86-64", Arch.AARCH64: "aarch64"}
 
 Blocks = Mapping[str, Callable[[], str]]
 """What a marker's name makes: Markdown, without the markers."""
@@ -58,24 +65,14 @@ class MarkerError(ValueError):
     """A page whose markers cannot be followed: unpaired, or of a name that nothing makes."""
 
 
-def _layout_table(fmt: Any) -> str:  # construct ships no annotations
+def _layout_table(rows: Sequence[FieldRow]) -> str:
     return table(
         ("offset", "field", "type", "meaning"),
-        [(row.offset, code(row.name), row.type_name, row.meaning) for row in layouts.layout(fmt)],
+        [(row.offset, code(row.name), row.type_name, row.meaning) for row in rows],
     )
 
 
-def _after_header(fmt: Any) -> list[layouts.FieldLayout]:
-    rows = layouts.layout(fmt)
-    return [row for row in rows if row.offset >= HEADER_SIZE and row.name != "padding"]
-
-
-def _load(fmt: Any) -> list[layouts.FieldLayout]:
-    return [row for row in _after_header(fmt) if row.name != "ret"]
-
-
-def _load_cells(fmt: Any) -> tuple[str, int]:
-    load = _load(fmt)
+def _load_cells(load: Sequence[FieldRow]) -> tuple[str, int]:
     return ", ".join(code(row.name) for row in load) or "none", sum(row.size for row in load)
 
 
@@ -85,26 +82,23 @@ def _message_rows(msg_type: MessageType) -> Iterator[tuple[object, ...]]:
         yield *start, "any", "reserved: no kernel has a handler", "-", "-", "-"
         return
     if msg_type is MessageType.CONNECT:
-        answer = _load_cells(layouts.reply_format(msg_type))
-        yield *start, "any", "none: only the guest sends it, once, first", "-", *answer
+        yield *start, "any", "none: only the guest sends it, once, first", "-", *_load_cells(())
         return
+    layouts = {arch: DEVICE_MANAGER_TABLE.layout(msg_type, arch) for arch in Arch}
     cells = {
-        arch: (
-            *_load_cells(layouts.REQUESTS[arch].get(msg_type, layouts.BARE_REQUEST)),
-            *_load_cells(layouts.reply_format(msg_type, arch)),
-        )
-        for arch in Arch
+        arch: (*_load_cells(layout.request), *_load_cells(layout.reply))
+        for arch, layout in layouts.items()
     }
     if len(set(cells.values())) == 1:
         yield *start, "any", *cells[Arch.X86_64]
         return
     for arch, row in cells.items():
-        yield *start, _ARCH_NAMES[arch], *row
+        yield *start, ARCH_NAMES[arch], *row
 
 
 def header() -> str:
     """The header that every message begins with."""
-    return _layout_table(layouts.HEADER)
+    return _layout_table(HEADER)
 
 
 def messages() -> str:
@@ -117,16 +111,15 @@ def loads() -> str:
     """What stands between the header and the padding, field by field."""
     rows = [
         (title, row.offset, code(row.name), row.type_name, row.meaning)
-        for title, fmt in layouts.FORMATS.items()
-        if fmt.sizeof() == MESSAGE_SIZE
-        for row in _after_header(fmt)
+        for title, fields in formats(DEVICE_MANAGER_TABLE).items()
+        for row in fields[len(HEADER) : -1]
     ]
     return table(("message", "offset", "field", "type", "meaning"), rows)
 
 
 def connect_message() -> str:
     """The guest's first message, whole."""
-    return _layout_table(layouts.CONNECT)
+    return _layout_table((*REPLY_HEADER, padding(REPLY_HEADER, MESSAGE_SIZE)))
 
 
 def example() -> str:
@@ -134,24 +127,24 @@ def example() -> str:
     request = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
     refusal = request.reply(ret=EEXIST)
     rows = [
-        (title, row.offset, code(raw[row.offset : row.offset + row.size].hex(" ")), row.name)
-        for title, fmt, raw in (
-            ("request", layouts.MMIO_REQUEST, request.encode()),
-            ("reply", layouts.REPLY, refusal.encode()),
+        (title, row.offset, code(raw[row.offset : row.end].hex(" ")), row.name)
+        for title, fields, raw in (
+            ("request", (*HEADER, *request.codec.load), request.encode()),
+            ("reply", REPLY_HEADER, refusal.encode()),
         )
-        for row in layouts.layout(fmt)[:-1]
+        for row in fields
     ]
     return table(("message", "offset", "bytes", "field"), rows)
 
 
 def af_vsockmon_hdr() -> str:
     """The header of every vsockmon packet."""
-    return _layout_table(layouts.VSOCKMON_HEADER)
+    return _layout_table(VSOCKMON_HEADER)
 
 
 def virtio_vsock_hdr() -> str:
     """The transport header that follows it for `t` 2."""
-    return _layout_table(layouts.VIRTIO_VSOCK_HEADER)
+    return _layout_table(VIRTIO_VSOCK_HEADER)
 
 
 def vsockmon_values() -> str:

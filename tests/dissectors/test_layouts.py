@@ -1,246 +1,130 @@
-"""layouts.py against section 3's tables, and against the two other places that state the format."""
+"""The one table: its rows against section 3's, and what it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import pytest
-from construct import StreamError  # type: ignore[import-untyped]  # ships no annotations
-from hypothesis import given
-from scapy.config import conf
-from scapy.packet import NoPayload, Packet
 
-from dissectors import layouts
-from dissectors.constants import MAGIC_VERSION, MESSAGE_SIZE, Arch
-from dissectors.messages import decode_reply, decode_request
-from dissectors.scapy_layers import UpcallReply, UpcallRequest
-from tests.dissectors.strategies import Sample, golden_messages, samples, seeded
+from dissectors.constants import (
+    CPU_MSG_SIZE,
+    CPU_REPLY_MSG_SIZE,
+    MESSAGE_SIZE,
+    MMIO_MSG_SIZE,
+    PCI_MSG_SIZE,
+    Arch,
+    MessageType,
+    op_name,
+)
+from dissectors.layouts import DEVICE_MANAGER_TABLE, VIRTIO_VSOCK_HEADER, VSOCKMON_HEADER, formats
+from dissectors.tables import BadTable, Bits, FieldRow, MessageRow, MessageTable
 
 X86, ARM = Arch.X86_64, Arch.AARCH64
 HEADER_FIELDS = ("magic_version", "msg_size", "msg_type", "msg_flags")
+RET = (16, "ret", "i32")
+FORMATS = formats(DEVICE_MANAGER_TABLE)
 
-
-def fields(*header: int, padding: bytes, **load: object) -> dict[str, object]:
-    """A message's fields in the order of the format."""
-    return dict(zip(HEADER_FIELDS, header, strict=True)) | load | {"padding": padding}
-
-
-def roundtrip(fmt: Any, raw: bytes, obj: dict[str, object]) -> None:
-    """`fmt` parses `raw` to `obj`, builds `obj` to `raw`, and knows the size of both."""
-    assert dict(fmt.parse(raw), _io=None) == dict(obj, _io=None)
-    assert fmt.build(obj) == raw
-    assert fmt.sizeof() == len(raw)
-
-
-# type, msg_size, assumed architecture, the load's bytes, its fields
-REQUESTS: list[tuple[int, int, Arch, str, dict[str, object]]] = [
-    (0, 0, X86, "", {}),
+# type, of the reply, architecture, the rows behind the header
+ROWS: list[tuple[MessageType, bool, Arch, list[tuple[int, str, str]]]] = [
+    (MessageType.CONNECT, False, X86, []),
+    (MessageType.CONNECT, True, X86, []),
     (
-        1, 258, X86, "02 14 0102" + 254 * "00",
-        {"count": 2, "apic_ver": 20, "apic_ids": b"\1\2" + bytes(254)},
+        MessageType.ADD_CPU, False, X86,
+        [(16, "count", "u8"), (17, "apic_ver", "u8"), (18, "apic_ids", "u8[256]")],
     ),
-    (2, 258, X86, "01 14" + 256 * "ff", {"count": 1, "apic_ver": 20, "apic_ids": b"\xff" * 256}),
-    (1, 258, ARM, "00 00" + 256 * "00", {"count": 0, "apic_ver": 0, "apic_ids": bytes(256)}),
-    (1, 0, X86, "01 14" + 256 * "07", {"count": 1, "apic_ver": 20, "apic_ids": b"\7" * 256}),
-    (1, 1, ARM, "03", {"count": 3}),
-    (2, 1, X86, "01", {"count": 1}),
-    (2, 0, ARM, "ff", {"count": 255}),
-    (3, 0, X86, "", {}),
-    (4, 0, ARM, "", {}),
+    (MessageType.DEL_CPU, False, ARM, [(16, "count", "u8")]),
+    (MessageType.ADD_CPU, True, X86, [(20, "apic_index", "u32")]),
+    (MessageType.DEL_CPU, True, ARM, [(20, "cpu_id", "u32")]),
+    (MessageType.ADD_MEM, False, X86, []),
+    (MessageType.DEL_MEM, True, ARM, []),
     (
-        5, 24, X86, "006000e000000000 0020000000000000 05000000 00000000",
-        {"mmio_base": 0xE0006000, "mmio_size": 0x2000, "mmio_irq": 5, "alignment": bytes(4)},
-    ),
-    (
-        6, 20, ARM, "0030106000000000 0020000000000000 20000000 41424344",
-        {"mmio_base": 0x60103000, "mmio_size": 0x2000, "mmio_irq": 32, "alignment": b"ABCD"},
-    ),
-    (7, 2, X86, "00 18", {"busno": 0, "devfn": 0x18}),
-    (8, 2, ARM, "01 08", {"busno": 1, "devfn": 8}),
-    (77, 0, X86, "", {}),
-]  # fmt: skip
-
-REPLIES: list[tuple[int, int, Arch, str, dict[str, object]]] = [
-    (0, 0, X86, "00000000", {"ret": 0}),
-    (1, 4, X86, "00000000 02000000", {"ret": 0, "apic_index": 2}),
-    (2, 0, X86, "eaffffff 00000000", {"ret": -22, "apic_index": 0}),
-    (1, 4, ARM, "00000000 04000000", {"ret": 0, "cpu_id": 4}),
-    (2, 4, ARM, "00000000 03000000", {"ret": 0, "cpu_id": 3}),
-    (3, 0, X86, "ffffffff", {"ret": -1}),
-    (4, 0, ARM, "ffffffff", {"ret": -1}),
-    (5, 0, X86, "efffffff", {"ret": -17}),
-    (6, 0, X86, "edffffff", {"ret": -19}),
-    (7, 0, X86, "00000000", {"ret": 0}),
-    (8, 0, X86, "01000000", {"ret": 1}),
-    (77, 0, ARM, "ffffffff", {"ret": -1}),
-]
-
-
-@pytest.mark.parametrize("fill", [b"\0", b"\xa5"], ids=["zeros", "garbage"])
-@pytest.mark.parametrize(
-    ("to_guest", "msg_type", "msg_size", "arch", "load_hex", "load"),
-    [(True, *row) for row in REQUESTS] + [(False, *row) for row in REPLIES],
-)
-def test_a_message_of_each_type(
-    to_guest: bool,
-    msg_type: int,
-    msg_size: int,
-    arch: Arch,
-    load_hex: str,
-    load: dict[str, object],
-    fill: bytes,
-) -> None:
-    header = (MAGIC_VERSION, msg_size, msg_type, 0)
-    start = layouts.HEADER.build(dict(zip(HEADER_FIELDS, header, strict=True)))
-    start += bytes.fromhex(load_hex)
-    padding = fill * (MESSAGE_SIZE - len(start))
-    if to_guest:
-        fmt = layouts.request_format(msg_type, msg_size, arch)
-    else:
-        fmt = layouts.reply_format(msg_type, arch)
-    roundtrip(fmt, start + padding, fields(*header, padding=padding, **load))
-
-
-def test_the_headers_of_a_vsockmon_packet() -> None:
-    roundtrip(
-        layouts.VSOCKMON_HEADER,
-        bytes.fromhex("0200000000000000 0300000000000000 00040000 db000000 0400 0200 2c00 0000"),
-        {
-            "src_cid": 2, "dst_cid": 3, "src_port": 1024, "dst_port": 219,
-            "op": 4, "t": 2, "len": 44, "reserved": bytes(2),
-        },
-    )  # fmt: skip
-    roundtrip(
-        layouts.VIRTIO_VSOCK_HEADER,
-        bytes.fromhex(
-            "0200000000000000 0300000000000000 00040000 db000000 00040000 0100 0500"
-            "03000000 00000400 01040000"
-        ),
-        {
-            "src_cid": 2, "dst_cid": 3, "src_port": 1024, "dst_port": 219, "len": 1024,
-            "type": 1, "op": 5, "flags": 3, "buf_alloc": 0x40000, "fwd_cnt": 1025,
-        },
-    )  # fmt: skip
-
-
-LAYOUTS: list[tuple[Any, list[tuple[int, int, str, str]]]] = [
-    (layouts.BARE_REQUEST, [(16, 1008, "padding", "u8[1008]")]),
-    (
-        layouts.CPU_REQUEST_X86,
+        MessageType.ADD_MMIO, False, X86,
         [
-            (16, 1, "count", "u8"), (17, 1, "apic_ver", "u8"), (18, 256, "apic_ids", "u8[256]"),
-            (274, 750, "padding", "u8[750]"),
+            (16, "mmio_base", "u64"), (24, "mmio_size", "u64"), (32, "mmio_irq", "u32"),
+            (36, "alignment", "u8[4]"),
         ],
     ),
-    (layouts.CPU_REQUEST_ARM, [(16, 1, "count", "u8"), (17, 1007, "padding", "u8[1007]")]),
-    (
-        layouts.MMIO_REQUEST,
-        [
-            (16, 8, "mmio_base", "u64"), (24, 8, "mmio_size", "u64"), (32, 4, "mmio_irq", "u32"),
-            (36, 4, "alignment", "u8[4]"), (40, 984, "padding", "u8[984]"),
-        ],
-    ),
-    (
-        layouts.PCI_REQUEST,
-        [(16, 1, "busno", "u8"), (17, 1, "devfn", "u8"), (18, 1006, "padding", "u8[1006]")],
-    ),
-    (layouts.CONNECT, [(16, 4, "ret", "i32"), (20, 1004, "padding", "u8[1004]")]),
-    (layouts.REPLY, [(16, 4, "ret", "i32"), (20, 1004, "padding", "u8[1004]")]),
-    (
-        layouts.CPU_REPLY_X86,
-        [(16, 4, "ret", "i32"), (20, 4, "apic_index", "u32"), (24, 1000, "padding", "u8[1000]")],
-    ),
-    (
-        layouts.CPU_REPLY_ARM,
-        [(16, 4, "ret", "i32"), (20, 4, "cpu_id", "u32"), (24, 1000, "padding", "u8[1000]")],
-    ),
+    (MessageType.DEL_MMIO, True, X86, []),
+    (MessageType.ADD_PCI, False, ARM, [(16, "busno", "u8"), (17, "devfn", "u8")]),
+    (MessageType.DEL_PCI, True, ARM, []),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fmt", "expected"), LAYOUTS)
-def test_the_layout_of_a_format_is_section_3s_table(
-    fmt: Any, expected: list[tuple[int, int, str, str]]
+@pytest.mark.parametrize(("msg_type", "of_reply", "arch", "expected"), ROWS)
+def test_the_rows_of_a_message_are_section_3s(
+    msg_type: MessageType, of_reply: bool, arch: Arch, expected: list[tuple[int, str, str]]
 ) -> None:
-    header = [(4 * n, 4, name, "u32") for n, name in enumerate(HEADER_FIELDS)]
-    assert [row[:4] for row in layouts.layout(fmt)] == header + expected
+    layout = DEVICE_MANAGER_TABLE.layout(msg_type, arch)
+    rows = layout.reply if of_reply else layout.request
+    assert [(row.offset, row.name, row.type_name) for row in rows] == expected
 
 
-def test_a_layout_can_start_within_something_larger() -> None:
-    rows = layouts.layout(layouts.VIRTIO_VSOCK_HEADER, layouts.VSOCKMON_HEADER.sizeof())
-    assert rows[0][:4] == (32, 8, "src_cid", "u64")
-    assert rows[-1][:4] == (72, 4, "fwd_cnt", "u32")
+def test_every_type_has_its_row_under_its_name() -> None:
+    assert list(DEVICE_MANAGER_TABLE.by_number) == list(MessageType)
+    assert list(DEVICE_MANAGER_TABLE.by_name) == [op_name(number) for number in MessageType]
 
 
-@pytest.mark.parametrize("title", layouts.FORMATS)
-def test_every_format_is_laid_out_without_gaps_and_explained(title: str) -> None:
-    fmt = layouts.FORMATS[title]
-    rows = layouts.layout(fmt)
-    ends = [row.offset + row.size for row in rows]
-    assert [row.offset for row in rows] == [0, *ends[:-1]]
-    assert ends[-1] == fmt.sizeof()
+def test_sizes_of_loads_are_the_specifications() -> None:
+    sizes = {
+        (number, arch): DEVICE_MANAGER_TABLE.load_size(DEVICE_MANAGER_TABLE.layout(number, arch))
+        for number in (MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI)
+        for arch in Arch
+    }
+    assert {a: sizes[MessageType.ADD_CPU, a] for a in Arch} == CPU_MSG_SIZE
+    assert {sizes[MessageType.ADD_MMIO, arch] for arch in Arch} == {MMIO_MSG_SIZE}
+    assert {sizes[MessageType.ADD_PCI, arch] for arch in Arch} == {PCI_MSG_SIZE}
+    reply = DEVICE_MANAGER_TABLE.layout(MessageType.ADD_CPU, X86)
+    assert DEVICE_MANAGER_TABLE.load_size(reply, of_reply=True) == CPU_REPLY_MSG_SIZE
+
+
+@pytest.mark.parametrize("title", FORMATS)
+def test_every_format_is_whole_and_explained(title: str) -> None:
+    rows = FORMATS[title]
+    assert [row.offset for row in rows] == [0, *(row.end for row in rows[:-1])]
+    assert rows[-1].end == MESSAGE_SIZE
     assert all(row.meaning for row in rows)
 
 
-def test_half_a_message_does_not_parse() -> None:
-    with pytest.raises(StreamError):
-        layouts.BARE_REQUEST.parse(bytes(MESSAGE_SIZE - 1))
+def test_the_headers_of_a_vsockmon_packet_have_no_holes() -> None:
+    for header, size in ((VSOCKMON_HEADER, 32), (VIRTIO_VSOCK_HEADER, 44)):
+        assert [row.offset for row in header] == [0, *(row.end for row in header[:-1])]
+        assert header[-1].end == size
 
 
-def by_struct(sample: Sample) -> dict[str, object]:
-    decoded = (decode_request if sample.to_guest else decode_reply)(sample.raw, sample.arch)
-    assert decoded.encode() == sample.raw
-    return asdict(decoded)
+def test_bits_are_taken_out_and_put_in() -> None:
+    slot = Bits("slot", 3, 5, "slot")
+    assert (slot.of(0xFF), slot.limit, slot.put(0xFF, 3), slot.put(0x07, 3)) == (31, 31, 0x1F, 0x1F)
 
 
-def fmt_of(sample: Sample) -> Any:
-    header = layouts.HEADER.parse(sample.raw)
-    if sample.to_guest:
-        return layouts.request_format(header.msg_type, header.msg_size, sample.arch)
-    return layouts.reply_format(header.msg_type, sample.arch)
+NUMBER = FieldRow(0, "kind", "u8", "kind")
+RET_ROW = FieldRow(0, "ret", "i32", "result")
 
 
-def by_construct(sample: Sample) -> dict[str, object]:
-    fmt = fmt_of(sample)
-    parsed = fmt.parse(sample.raw)
-    assert fmt.build(parsed) == sample.raw
-    return {name: value for name, value in parsed.items() if name != "_io"}
+def table(*messages: MessageRow, header: tuple[FieldRow, ...] = (NUMBER,)) -> MessageTable:
+    return MessageTable(8, 8, header, (RET_ROW,), messages, type_field="kind")
 
 
-def by_scapy(sample: Sample) -> dict[str, object]:
-    conf.contribs["upcall"]["arch"] = sample.arch
-    layer: Packet = (UpcallRequest if sample.to_guest else UpcallReply)(sample.raw)
-    assert isinstance(layer.payload, NoPayload)
-    found = dict(layer.fields)
-    layer.clear_cache()
-    assert bytes(layer) == sample.raw
-    return found
+def message(*rows: FieldRow, name: str = "ask", number: int = 1) -> MessageRow:
+    return MessageRow(number, name, rows)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _restore_scapy_arch() -> Iterator[None]:
-    before = dict(conf.contribs["upcall"])
-    yield
-    conf.contribs["upcall"].update(before)
+A = FieldRow(1, "a", "u8", "a number")
+WRONG = {
+    "two messages have the same number": lambda: table(message(), message(name="other")),
+    "no name for a message": lambda: table(message(name="Ask")),
+    "no field of the request's header": lambda: table(message(), header=()),
+    "is of type": lambda: table(message(replace(A, type="u24"))),
+    "and the row before ends at 1": lambda: table(message(replace(A, offset=2))),
+    "used twice": lambda: table(message(A, replace(A, offset=2))),
+    "cannot be the name": lambda: table(message(replace(A, name="padding"))),
+    "which is no number before it": lambda: table(message(replace(A, count=2, length="n"))),
+    "beyond its 8 bytes": lambda: table(message(replace(A, count=8))),
+    "no ret": lambda: MessageTable(8, 8, (NUMBER,), (), (message(),), type_field="kind"),
+    "need a type_field": lambda: MessageTable(8, 8, (), (RET_ROW,), ()),
+}
 
 
-def test_the_seeded_messages_use_every_format() -> None:
-    used = {id(fmt_of(sample)) for sample in seeded(500)}
-    messages = [fmt for fmt in layouts.FORMATS.values() if fmt.sizeof() == MESSAGE_SIZE]
-    assert used == {id(fmt) for fmt in messages}
-
-
-def test_the_three_statements_of_the_format_agree_on_20_000_messages() -> None:
-    for sample in seeded(20_000):
-        assert by_struct(sample) == by_construct(sample) == by_scapy(sample)
-
-
-def test_the_three_statements_of_the_format_agree_on_every_recorded_message() -> None:
-    for sample in golden_messages():
-        assert by_struct(sample) == by_construct(sample) == by_scapy(sample)
-
-
-@given(samples())
-def test_the_three_statements_of_the_format_agree_on_any_message(sample: Sample) -> None:
-    assert by_struct(sample) == by_construct(sample) == by_scapy(sample)
+@pytest.mark.parametrize("why", WRONG)
+def test_a_table_that_is_none_is_refused_with_a_reason(why: str) -> None:
+    with pytest.raises(BadTable, match=why):
+        WRONG[why]()

@@ -262,11 +262,11 @@ def test_without_a_transport_header_the_payload_follows_at_once() -> None:
 
 def test_a_summary_says_who_asked_for_what() -> None:
     _, _, request, reply, *_ = captured("cpu_lifecycle")
-    asked = "Upcall request ADD_CPU count=1 apic_ver=0x14 apic_ids=[1]"
+    asked = "Upcall request ADD_CPU count=1 apic_ver=20 apic_ids=[1]"
     assert request.summary() == f"2:0 > 4:219 / RW / {asked}"
     assert reply.summary() == "4:219 > 2:0 / RW / Upcall reply ADD_CPU ret=EIO apic_index=0"
     two = vsock(True, UpcallAddPci(devfn=0x18) / UpcallRequest(msg_type=77))
-    one = "Upcall request ADD_PCI busno=0x0 devfn=0x18"
+    one = "Upcall request ADD_PCI busno=0 devfn=0x18"
     assert two.summary() == f"2:1024 > 3:219 / RW / {one} / Upcall request 77"
     assert vsock(True, UpcallService()).summary().endswith("Upcall service device manager")
     assert "RST" in vsock(False, b"", op="RST").summary()

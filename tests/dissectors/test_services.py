@@ -47,7 +47,7 @@ def decode_add(raw, arch):
     return Add(*unpack("<HH", raw))
 
 
-def decode_added(raw, request, arch):
+def decode_added(raw, arch, request):
     raw = raw.ljust(8, b"\\0")  # the first message has two bytes
     return Added(*unpack("<ii", raw), request.counter if request else None)
 

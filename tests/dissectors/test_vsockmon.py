@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.utils import RawPcapReader
 
-from dissectors import layouts
+from dissectors import wire_formats
 from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT
 from dissectors.events import Event, ReplyReceived, RequestReceived
 from dissectors.messages import bare_request, hello
@@ -56,7 +56,7 @@ HELLO, ASK, ANSWER = (
 
 
 def monitor_header(src: tuple[int, int], dst: tuple[int, int], op: int, t: int, size: int) -> bytes:
-    built: bytes = layouts.VSOCKMON_HEADER.build(
+    built: bytes = wire_formats.VSOCKMON.build(
         {"src_cid": src[0], "dst_cid": dst[0], "src_port": src[1], "dst_port": dst[1], "op": op,
          "t": t, "len": size, "reserved": bytes(2)}
     )  # fmt: skip
@@ -68,7 +68,7 @@ def virtio(
 ) -> bytes:
     """A packet of a virtio guest."""
     monitored = MONITORED.get(VirtioOp(op), MonitorOp.UNKNOWN)
-    header: bytes = layouts.VIRTIO_VSOCK_HEADER.build(
+    header: bytes = wire_formats.VIRTIO_VSOCK.build(
         {"src_cid": src[0], "dst_cid": dst[0], "src_port": src[1], "dst_port": dst[1],
          "len": len(payload), "type": 1, "op": op, "flags": flags, "buf_alloc": 1 << 18,
          "fwd_cnt": 0}

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Final
 
-from dissectors.layouts import REQUEST_FIELDS
+from dissectors.layouts import DEVICE_MANAGER_TABLE
 
 from ..errors import WrongUsage
 from ..trace.script import Asked, Script
 from .matchers import EVERY, FIELDS, Matchers, MatchRule
 from .replies import Difference, Got, differences, request_values
 
-_SAME: Final = {"devfn": {"slot", "function"}, "slot": {"devfn"}, "function": {"devfn"}}
-"""Fields that another one is made of, and that cannot be compared without it."""
+_REQUEST_FIELDS: Final = DEVICE_MANAGER_TABLE.request_fields
 
 _FAR: Final = 2000
 _NEAR: Final = 64
@@ -65,18 +64,24 @@ def align(
     `ignored` are fields of requests or replies that do not count. With `whole_bytes` all 1024
     bytes do, of requests too. Raises WrongUsage for a field that there is not.
     """
-    unknown = [name for name in ignored if name not in REQUEST_FIELDS and name not in FIELDS]
+    unknown = [name for name in ignored if name not in _REQUEST_FIELDS and name not in FIELDS]
     if unknown:
-        known = ", ".join(dict.fromkeys((*REQUEST_FIELDS, *FIELDS)))
+        known = ", ".join(dict.fromkeys((*_REQUEST_FIELDS, *FIELDS)))
         raise WrongUsage(f"{unknown[0]!r} is no field; there are {known}")
     allowed = Matchers({EVERY: [MatchRule(name, "any") for name in ignored if name in FIELDS]})
-    dropped = set(ignored).union(*(_SAME.get(name, ()) for name in ignored))
+    dropped = set(ignored).union(*map(_bound_to, ignored))
     for one, other in zip_longest(_by_connection(a), _by_connection(b), fillvalue=()):
         pairs = [
             Pair(x, y, _differences(x, y, allowed, whole_bytes) if x and y else ())
             for x, y in _paired(one, other, dropped)
         ]
         yield Conversation(one[0].conn if one else None, other[0].conn if other else None, pairs)
+
+
+def _bound_to(name: str) -> Iterator[str]:
+    """Fields that this one is a part of, or its own parts: neither can be compared without it."""
+    for row in _REQUEST_FIELDS.get(name, ()):
+        yield from (part.name for part in row.bits) if row.name == name else (row.name,)
 
 
 def _by_connection(script: Script) -> list[Sequence[Asked]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from dissectors.constants import (
     ENODEV,
     EPERM,
 )
+from dissectors.layouts import ARCH_NAMES, DEVICE_MANAGER_TABLE
 
 from ..capture.records import Mark
 from ..durations import nanoseconds
@@ -39,6 +40,18 @@ ERRNO_CLASSES: Final = {
     "failed": frozenset({EIO}),
 }
 """Results that mean nearly the same; every other number is a class of its own."""
+
+
+def _reply_fields() -> Iterator[tuple[str, str]]:
+    """Each field of a reply's load, and whose it is."""
+    for layout in DEVICE_MANAGER_TABLE.layouts:
+        kinds = dict.fromkeys(message.name.rpartition("_")[2] for message in layout.messages)
+        whose = " or ".join(_KIND_NAMES.get(kind, kind) for kind in kinds)
+        arch = f", {ARCH_NAMES[layout.arch]}" if layout.arch else ""
+        yield from ((row.name, f"of a {whose} reply{arch}") for row in layout.reply)
+
+
+_KIND_NAMES: Final = {"cpu": "CPU"}
 FIELDS: Final = {
     "answer": "whether there is a reply: 1, or 0 for silence",
     "ret": "the result",
@@ -46,8 +59,7 @@ FIELDS: Final = {
     "msg_size": "of the reply",
     "msg_flags": "of the reply",
     "magic_version": "of the reply",
-    "apic_index": "of a CPU reply, x86-64",
-    "cpu_id": "of a CPU reply, aarch64",
+    **dict(_reply_fields()),
     "latency": "from the request's last byte to the reply's, only compared when a rule says so",
     "bytes": "all 1024, only compared with --bytes",
 }

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-from dissectors.layouts import REPLY_FIELDS, REQUEST_FIELDS
+from dissectors.layouts import DEVICE_MANAGER_TABLE, HEADER, REPLY_HEADER
+from dissectors.tables import FieldRow
 
 from ..diagnose.finding import Finding
 from ..trace.operations import Operation
@@ -26,9 +27,23 @@ class Column(NamedTuple):
     meaning: str
 
 
-_HEADER_FIELDS: Final = ("magic_version", "msg_size", "msg_type", "msg_flags")
-_LOAD: Final = [name for name in REQUEST_FIELDS if name not in _HEADER_FIELDS]
-_REPLY_LOAD: Final = [name for name in REPLY_FIELDS if name not in (*_HEADER_FIELDS, "ret")]
+_LOAD: Final = {
+    name: rows[0]
+    for name, rows in DEVICE_MANAGER_TABLE.request_fields.items()
+    if rows[0] not in HEADER
+}
+_REPLY_LOAD: Final = {
+    name: rows[0]
+    for name, rows in DEVICE_MANAGER_TABLE.reply_fields.items()
+    if rows[0] not in REPLY_HEADER
+}
+
+
+def _kind(row: FieldRow) -> Kind:
+    if row.count is not None:
+        return "ints"
+    return "uint" if row.type[0] == "u" else "int"
+
 
 OPERATIONS: Final = (
     Column("conn", "int", "connection, from 1"),
@@ -37,15 +52,12 @@ OPERATIONS: Final = (
     Column("time", "time", "the same as a wall-clock time; null when the capture has none"),
     Column("op", "text", "the message's name in lower case"),
     Column("msg_type", "int", "its number; null for another service"),
-    *(
-        Column(name, "ints" if name == "apic_ids" else "uint", "load; null where it has none")
-        for name in _LOAD
-    ),
+    *(Column(name, _kind(row), "load; null where it has none") for name, row in _LOAD.items()),
     Column("ret", "int", "the result; null while unanswered"),
     Column("errno", "text", "the name of a negative result; else null"),
     Column("latency_ns", "int", "from the end of the request to the end of its reply, or null"),
     Column("reply_msg_size", "int", "size in the reply's header, or null"),
-    *(Column(name, "uint", "load of the reply, or null") for name in _REPLY_LOAD),
+    *(Column(name, _kind(row), "load of the reply, or null") for name, row in _REPLY_LOAD.items()),
     Column("anomalies", "texts", "doubts that the wire raises"),
     Column("codes", "texts", "codes of the findings on it"),
 )

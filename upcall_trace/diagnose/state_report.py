@@ -8,7 +8,8 @@ from itertools import groupby
 from typing import Any, Final
 
 from .. import codes
-from ..views.text import WIDTH, fields_text, id_list, safe
+from ..views.text import WIDTH, fields_text, safe
+from ..views.values import id_list
 from .finding import Ref
 from .ledger import Cpu, CpusOnline, Dead, Entry, Lock, Mmio, Pci, Thing
 from .state import Device, GuestState

@@ -80,7 +80,7 @@ class Rehearsal:
         reply = None
         if outcome.reply is not None:
             arch = self.guest.world.arch
-            reply = DEVICE_MANAGER.decode_reply(raw, asked.message, arch)
+            reply = DEVICE_MANAGER.decode_reply(raw, arch, asked.message)
         changes, undo = before.until(_Things(self.guest), self.guest)
         alive = outcome.fate is Fate.ANSWERED
         return Rehearsed(

@@ -125,6 +125,12 @@ class Operation:
         return result_meaning(self.msg_type, self.ret)
 
     @property
+    def reply_load(self) -> dict[str, Any]:
+        """The fields of the reply's load; empty without one."""
+        header = ("msg_type", "msg_size")
+        return {name: value for name, value in (self.reply or {}).items() if name not in header}
+
+    @property
     def failed(self) -> bool:
         """True when it was answered with an error, or not at all."""
         return self.ret is None or self.ret < 0

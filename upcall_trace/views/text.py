@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dissectors.constants import NOT_A_RESULT, errno_name
 
+from .values import in_words
+
 if TYPE_CHECKING:  # numpy is behind it, and every command imports this module
     from ..trace.operations import Operation
     from ..trace.provenance import Run
@@ -44,49 +46,15 @@ def seconds(t_ns: int) -> str:
     return f"{t_ns / 1e9:.6f}"
 
 
-_MMIO: Final = {"mmio_base", "mmio_size", "mmio_irq"}
-_PCI: Final = {"busno", "devfn", "slot", "function"}
-_CPU: Final = {"count", "apic_ver", "apic_ids"}
-
-
 def fields_text(fields: Mapping[str, Any], room: int = 60) -> str:
     """An operation's key fields in a few words: `0xe0006000+0x2000 irq=5`, `apic_ids=1-3`.
 
     A list of ids is cut to end within `room` columns.
     """
-    names = fields.keys()
-    if names == _MMIO and _numbers(fields.values()):
-        base, size, irq = fields["mmio_base"], fields["mmio_size"], fields["mmio_irq"]
-        return f"{base:#x}+{size:#x} irq={irq}"
-    if names == _PCI and _numbers(fields.values()):
-        return f"bus={fields['busno']} slot={fields['slot']}.{fields['function']}"
-    if names == _CPU and _numbers(fields["apic_ids"]):
-        ids = f"apic_ids={id_list(fields['apic_ids'])}"
-        return ids if len(ids) <= room else f"{ids[: max(room, 12) - 1]}…"
-    return safe(" ".join(f"{name}={value}" for name, value in fields.items()))
-
-
-def _numbers(values: Iterable[Any]) -> bool:
-    """Whether these are our own fields: another service may give its own the same names."""
-    return isinstance(values, Iterable) and all(type(value) is int for value in values)
-
-
-def id_list(ids: list[int]) -> str:
-    """Ids in their order, runs of three and more shortened: `2,3`, `1-8`, `3-1`, `none`."""
-    parts: list[str] = []
-    begin = 0
-    while begin < len(ids):
-        step = 1 if begin + 1 < len(ids) and ids[begin + 1] > ids[begin] else -1
-        end = begin + 1
-        while end < len(ids) and ids[end] == ids[end - 1] + step:
-            end += 1
-        if end - begin >= 3:
-            parts.append(f"{ids[begin]}-{ids[end - 1]}")
-            begin = end
-        else:
-            parts.append(str(ids[begin]))
-            begin += 1
-    return ",".join(parts) or "none"
+    told = in_words(
+        fields, lambda text: text if len(text) <= room else f"{text[: max(room, 12) - 1]}…"
+    )
+    return safe(" ".join(f"{n}={value}" for n, value in fields.items())) if told is None else told
 
 
 def answer_text(
@@ -99,7 +67,8 @@ def answer_text(
     if ret is None:
         return "no answer"
     if ret == 0 and not meaning:
-        return " ".join(["ok", *(f"{name}={value}" for name, value in (load or {}).items())])
+        told = (f"{name}={safe(str(value))}" for name, value in (load or {}).items())
+        return " ".join(["ok", *told])
     name = errno_name(ret)
     return f"{f'{name} ({ret})' if name else f'ret {ret}'} {meaning}".rstrip()
 
@@ -112,9 +81,7 @@ def result_text(operation: Operation) -> str:
     elif operation.ret and "stale-error" in operation.anomalies:
         stale = operation.meaning == NOT_A_RESULT
         meaning = "left over from an earlier reply" if stale else f"{meaning}, or stale"
-    reply = operation.reply or {}
-    load = {name: reply[name] for name in ("apic_index", "cpu_id") if name in reply}
-    return answer_text(operation.ret, meaning, load)
+    return answer_text(operation.ret, meaning, operation.reply_load)
 
 
 def operation_text(operation: Operation) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from dissectors import layouts
-from dissectors.constants import MAGIC_VERSION, Arch, errno_name, op_name
+from dissectors.codecs import elements
+from dissectors.constants import Arch
+from dissectors.layouts import DEVICE_MANAGER_TABLE
+from dissectors.tables import FieldRow, Show, padding
 
 from ...trace.operations import CPU_ARM, Operation
 from ...trace.provenance import Kind
-from ...views.text import id_list, safe
+from ...views.values import shown, shown_in_full
 from ..data.walk import Message
-
-_SIGNED: Final = "i32"
-_NAMED: Final = ("magic_version", "mmio_base", "mmio_size")
 
 
 class ShownField(NamedTuple):
@@ -32,17 +31,24 @@ def request_fields(operation: Operation, message: Message, arm: bool) -> list[Sh
     """The fields of a request; none for a service that is not known here."""
     if operation.msg_type is None:
         return []
-    arch = Arch.AARCH64 if arm else Arch.X86_64
+    table = DEVICE_MANAGER_TABLE
     msg_size = int.from_bytes(message.raw[4:8], "little")
-    return list(_fields(layouts.request_format(operation.msg_type, msg_size, arch), message))
+    arch = table.told_arch(operation.msg_type, msg_size) or _arch(arm)
+    rows = (*table.request_header, *table.layout(operation.msg_type, arch).request)
+    return list(_fields((*rows, padding(rows, table.request_size)), message))
 
 
 def reply_fields(operation: Operation, message: Message, arm: bool) -> list[ShownField]:
     """The fields of a reply; none for a service that is not known here."""
     if operation.msg_type is None or operation.reply is None:
         return []
-    arch = Arch.AARCH64 if arm else Arch.X86_64
-    return list(_fields(layouts.reply_format(operation.reply["msg_type"], arch), message))
+    table = DEVICE_MANAGER_TABLE
+    rows = (*table.reply_header, *table.layout(operation.reply["msg_type"], _arch(arm)).reply)
+    return list(_fields((*rows, padding(rows, table.reply_size)), message))
+
+
+def _arch(arm: bool) -> Arch:
+    return Arch.AARCH64 if arm else Arch.X86_64
 
 
 def is_arm(layout: int, header_arch: str | None) -> bool:
@@ -50,34 +56,22 @@ def is_arm(layout: int, header_arch: str | None) -> bool:
     return layout == CPU_ARM or header_arch == Arch.AARCH64.value
 
 
-def _fields(fmt: object, message: Message) -> Iterator[ShownField]:
-    count = message.raw[16] if len(message.raw) > 16 else 0
-    for row in layouts.layout(fmt):
-        raw = message.raw[row.offset : row.offset + row.size]
+def _fields(rows: Sequence[FieldRow], message: Message) -> Iterator[ShownField]:
+    numbers: dict[str, int] = {}
+    for row in rows:
+        raw = message.raw[row.offset : row.end]
         if not raw:
             continue
-        value = _value(row, raw, count)
+        if row.show is Show.FILLING:
+            zeros = raw.count(0)
+            many = f"{len(raw) - zeros} of {len(raw)} not zero"
+            value = "all zero" if zeros == len(raw) else many
+        elif row.count is not None:
+            value = shown(row, elements(row, raw, numbers.get(row.length, row.count)))
+        else:
+            numbers[row.name] = int.from_bytes(raw, "little", signed=row.type[0] == "i")
+            value = shown_in_full(row, numbers[row.name])
         yield ShownField(row.name, row.offset, len(raw), value, _kinds(message, row.offset, raw))
-
-
-def _value(row: layouts.FieldLayout, raw: bytes, count: int) -> str:
-    if row.name == "apic_ids":
-        return id_list(list(raw[:count]))
-    if row.type_name.startswith("u8["):
-        zeros = raw.count(0)
-        return "all zero" if zeros == len(raw) else f"{len(raw) - zeros} of {len(raw)} not zero"
-    number = int.from_bytes(raw, "little", signed=row.type_name == _SIGNED)
-    if row.name == "magic_version":
-        return f"{number:#010x}" + ("" if number == MAGIC_VERSION else " wrong")
-    if row.name in _NAMED:
-        return f"{number:#x}"
-    if row.name == "msg_type":
-        return f"{number} {safe(op_name(number))}"
-    if row.name == "ret" and number:
-        return f"{number} {errno_name(number) or ''}".rstrip()
-    if row.name == "devfn":
-        return f"{number:#04x} slot {number >> 3} function {number & 7}"
-    return str(number)
 
 
 def _kinds(message: Message, offset: int, raw: bytes) -> tuple[Kind, ...]:

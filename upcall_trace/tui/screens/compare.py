@@ -10,7 +10,8 @@ from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
 from ...trace.operations import Operation
-from ...views.text import duration, fields_text, id_list, result_text, safe, seconds
+from ...views.text import duration, fields_text, result_text, safe, seconds
+from ...views.values import id_list
 from ..panes.line_view import LineView, TextLines
 from ..panes.styled import Line, Styled, cut
 
