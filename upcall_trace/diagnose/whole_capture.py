@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..capture.reader import Damage
 from ..capture.records import Header, Mark, Record
 from ..sources import open_source
+from ..sources.spooled import plain
 from ..trace.decoding import Connection
 from ..trace.filters import parse
 from ..trace.opening import Capture, Progress, load
@@ -30,9 +31,9 @@ class WholeCapture:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         with open_source(path) as source:
             self.header: Header = source.header
+        self.path = plain(path)
         self._opened: Capture | None = None
 
     def __repr__(self) -> str:

@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from ..capture.reader import CaptureReader, Damage, NotACapture
 from ..capture.records import MAGIC, Header, Record
 from ..errors import UnreadableInput
 from ..plugins import BrokenPlugin, Plugin, installed, note
+from .spooled import SpooledPath, plain
 
 SNIFFED: Final = 4096
 """How many bytes of a file's beginning a format is recognised by."""
@@ -103,17 +104,17 @@ def open_source(path: Path) -> Source:
     Raises UnreadableInput, in one sentence, for everything that can be wrong with it.
     """
     try:
+        path = plain(path)
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise UnreadableInput(f"{path} is {_kind(mode)}, not a file")
         with path.open("rb") as file:
             start = file.read(SNIFFED)
         if start.startswith(MAGIC[:6]):
-            return CaptureReader(path)
+            return _told(CaptureReader(path), path)
         for known in FORMATS:
             if known.recognise(start):
-                source: Source = import_module(known.module).read(path)
-                return source
+                return _told(import_module(known.module).read(path), path)
         if start and (foreign := _of_a_plugin(path, start)):
             return foreign
     except NotACapture as error:
@@ -125,6 +126,39 @@ def open_source(path: Path) -> Source:
     raise UnreadableInput(
         f"{path} is neither a capture nor one of the formats {', '.join(format_names())}"
     )
+
+
+def _told(source: Source, path: Path) -> Source:
+    """The source; of a torn archive it says that the end is missing."""
+    if isinstance(path, SpooledPath) and path.torn:
+        return _TornSource(source, path.stat().st_size)
+    return source
+
+
+class _TornSource:
+    """A source whose archive ended early."""
+
+    complete = False
+    live = False
+
+    def __init__(self, source: Source, size: int) -> None:
+        self._source = source
+        self._end = Damage(size, 1, at_end=True)
+        self.header = source.header
+
+    @property
+    def damage(self) -> list[Damage]:
+        told = self._source.damage
+        return told if any(each.at_end for each in told) else [*told, self._end]
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        return self._source.records()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *trouble: object) -> None:
+        self._source.__exit__(None, None, None)
 
 
 def format_names() -> list[str]:

@@ -15,6 +15,7 @@ from ...capture.records import Header, Record
 from ...capture.writer import CaptureWriter
 from ...diagnose.whole_capture import WholeCapture
 from ...errors import ExitCode, UnreadableInput, WrongUsage
+from ...sources.spooled import plain
 from ...trace.opening import Capture, build_index, load
 from .output import progress, talk
 
@@ -28,6 +29,7 @@ _DAMAGE_TOLD = 10
 def open_capture(path: Path) -> Capture:
     """Load a capture with a progress bar where it takes long; raises UnreadableInput."""
     try:
+        path = plain(path)
         size = path.stat().st_size
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None

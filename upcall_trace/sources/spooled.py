@@ -1,0 +1,100 @@
+"""A plain copy of what cannot be read in place: standard input, and packed files.
+
+The copy has no name, so that nothing of it stays behind, however the program ends.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import IO, Final
+
+from ..errors import UnreadableInput
+from ..unpacking import STDIN, Torn, packing, read_block, unpacked
+
+_BLOCK: Final = 1 << 20
+_RATIO: Final = 2000
+_FREE: Final = 256 << 20
+"""An archive may stand for so many times its size, and for so much in any case."""
+_SNIFFED: Final = 8
+
+
+class SpooledPath(type(Path())):  # type: ignore[misc]  # the class of this system's paths
+    """The path of a copy, which calls itself what the user calls the original.
+
+    `torn` is true when the archive ended early or was damaged: then the copy ends there.
+    """
+
+    __slots__ = ("_copy", "torn")
+    _copy: IO[bytes]
+    torn: bool
+
+    def __fspath__(self) -> str:
+        return f"/proc/self/fd/{self._copy.fileno()}"
+
+
+_known: dict[tuple[str, int, int, int], SpooledPath] = {}
+
+
+def plain(path: Path) -> Path:
+    """`path`, or a copy of its bytes where it is standard input or packed.
+
+    Raises OSError, and UnreadableInput for an archive that stands for too much.
+    """
+    if isinstance(path, SpooledPath):
+        return path
+    key = _key(path)
+    if key is None:
+        return path
+    if key not in _known:
+        if path != STDIN:
+            with path.open("rb") as file:
+                if packing(file.read(_SNIFFED)) is None:
+                    return path
+        _known[key] = _copy_of(path, key[3])
+    return _known[key]
+
+
+def _key(path: Path) -> tuple[str, int, int, int] | None:
+    """What a copy is known by; None for what is no file."""
+    if path == STDIN:
+        return ("-", 0, 0, 0)
+    told = path.stat()
+    if not stat.S_ISREG(told.st_mode):
+        return None
+    return (str(path), told.st_ino, told.st_mtime_ns, told.st_size)
+
+
+def _copy_of(path: Path, size: int) -> SpooledPath:
+    name = "standard input" if path == STDIN else str(path)
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the program
+    limit = max(_FREE, size * _RATIO) if path != STDIN else None
+    torn = False
+    with unpacked(path) as file:
+        while True:
+            try:
+                block = read_block(file, _BLOCK)
+            except Torn:
+                torn = True
+                break
+            except KeyboardInterrupt:
+                if path != STDIN:
+                    raise
+                break  # Ctrl-C ends what feeds the pipe, too; what came is shown
+            if not block:
+                break
+            copy.write(block)
+            if limit is not None and copy.tell() > limit:
+                copy.close()
+                raise UnreadableInput(
+                    f"{name} stands for more than {limit >> 20} MiB; unpack it if you trust it"
+                )
+    copy.flush()
+    if torn and not os.fstat(copy.fileno()).st_size:
+        copy.close()
+        raise UnreadableInput(f"{name} is a damaged archive: nothing of it can be unpacked")
+    spooled = SpooledPath(name)
+    spooled._copy, spooled.torn = copy, torn
+    return spooled
