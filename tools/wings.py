@@ -22,6 +22,7 @@ EVERYBODYS: Final = (
     "upcall_trace.codes",
     "upcall_trace.durations",
     "upcall_trace.plugins",
+    "upcall_trace.unpacking",
 )
 """Modules that every folder of `upcall_trace/` may import."""
 

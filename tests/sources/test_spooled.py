@@ -20,10 +20,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
     "zst": zstd.compress,
 }
-SOURCES = [
-    CAPTURE,
-    *(Path("tests/golden") / f"framing.{kind}" for kind in ("jsonl", "vsockmon.pcap")),
-]
+SOURCES = [CAPTURE, GOLDEN / "framing.jsonl", GOLDEN / "framing.vsockmon.pcap"]
 
 
 @pytest.mark.parametrize("name", PACKERS)

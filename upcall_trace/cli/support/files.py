@@ -40,7 +40,7 @@ def open_capture(path: Path) -> Capture:
 def open_whole(path: Path) -> WholeCapture:
     """A capture to be asked for anything, with a progress bar; raises UnreadableInput."""
     whole = WholeCapture(path)
-    with progress(f"decoding {path.name}", path.stat().st_size) as report:
+    with progress(f"decoding {path.name}", whole.path.stat().st_size) as report:
         whole.load(report)
     return whole
 
