@@ -370,7 +370,7 @@ def test_a_transcript_is_told_from_its_beginning(tmp_path: Path, space: bytes) -
         (b"\x89UPCAP\n", "cannot be read as a capture"),
         (b"", "is empty"),
         (b"{}", "neither a capture nor one of the formats pcap, transcript"),
-        (b"\x1f\x8b" + bytes(50), "neither a capture nor one of the formats"),
+        (b"\x1f\x8b" + bytes(50), "is a damaged archive"),
         (bytes(5000), "neither a capture nor one of the formats"),
     ],
 )
