@@ -1,0 +1,186 @@
+"""From a connection object along its pointers: to its socket, the socket's counts, its thread.
+
+Pure but for the `read` that it is given. A guest's virtual addresses become addresses of the memory
+by what is found there: empty lists point at themselves. Where that fails, as in pages that were
+taken out of their memory, nothing is followed, and nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from .locating import ConnectionObject, GuestSocket, is_kernel_pointer
+
+Read = Callable[[int, int], bytes]
+
+_WORD: Final = Struct("<Q")
+_SOCKET: Final = Struct("<IH10xQQ")
+"""struct socket: state, type, then flags, file and sk (the same from 5.10 to 6.18)."""
+_STREAM: Final = 1
+_LAST_STATE: Final = 4
+_COUNTERS_SIZE: Final = 64
+_LAYOUTS: Final = ((28, 40), (40, 52))
+"""Where `fwd_cnt` and `buf_alloc` stand in struct virtio_vsock_sock: to 6.10, and from 6.11."""
+_TX_CNT: Final = 16
+_LEAST_BUFFER: Final = 4096
+_THREAD: Final = b"db_dev_mgr\0"
+_TASK_SIZE: Final = 12 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the guest's transport counted of a connection, in bytes, service byte and hello too.
+
+    `address` is where it stands, `layout` which of the kernel's layouts it has.
+    """
+
+    address: int
+    layout: int
+    to_guest: int
+    from_guest: int
+
+    @property
+    def requests(self) -> int:
+        """Requests that the guest took: whole ones, behind the service byte."""
+        return max(0, self.to_guest - 1) // 1024
+
+    @property
+    def replies(self) -> int:
+        """Replies that the guest sent, behind the CONNECT message."""
+        return max(0, self.from_guest // 1024 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Where an object's pointers lead.
+
+    `thread` is True while the guest's thread is there, False when it is gone, None when that
+    cannot be told.
+    """
+
+    guest_cid: int
+    peer_port: int
+    counts: Counts | None
+    thread: bool | None
+
+
+def follow(held: ConnectionObject, sockets: Iterable[GuestSocket], read: Read) -> Followed | None:
+    """What an object's socket is, None when it was not found."""
+    wanted = _WORD.pack(held.socket)
+    for socket in sockets:
+        if socket.context.find(wanted, 0, socket.at) < 0:
+            continue
+        shift = _shift(socket)
+        if shift is None or not _agrees(held, socket, shift, read):
+            return Followed(socket.guest_cid, socket.peer_port, None, None)
+        return Followed(
+            socket.guest_cid,
+            socket.peer_port,
+            _counts(socket, shift, read),
+            _thread(held, shift, read),
+        )
+    return None
+
+
+def shift_of(sockets: Iterable[GuestSocket], read: Read) -> int | None:
+    """What to take from a virtual address of the guest to have one of this memory.
+
+    None where that was not found out; then pointers cannot be followed.
+    """
+    for socket in sockets:
+        shift = _shift(socket)
+        if shift is None:
+            continue
+        for at in range(socket.at % 8, socket.at, 8):
+            (pointer,) = _WORD.unpack_from(socket.context, at)
+            if is_kernel_pointer(pointer) and _is_socket_of(pointer, socket, shift, read):
+                return shift
+    return None
+
+
+def leads_to_socket(held: ConnectionObject, shift: int, read: Read) -> bool | None:
+    """Whether a stream socket is where the object says; None when that memory is not there."""
+    raw = read(held.socket - shift, _SOCKET.size)
+    if len(raw) < _SOCKET.size:
+        return None
+    state, kind, _, sk = _SOCKET.unpack(raw)
+    return bool(state <= _LAST_STATE and kind == _STREAM and is_kernel_pointer(sk))
+
+
+def read_counts(address: int, layout: int, read: Read) -> Counts | None:
+    """The counts at an address where they were found before."""
+    return _counts_in(read(address, _COUNTERS_SIZE), address, layout)
+
+
+def _shift(socket: GuestSocket) -> int | None:
+    """By the list heads around a socket's addresses that are empty, and so point at themselves."""
+    begin = socket.address - socket.at
+    votes: Counter[int] = Counter()
+    for at in range(socket.at % 8, len(socket.context) - 16, 8):
+        ahead, back = _WORD.unpack_from(socket.context, at), _WORD.unpack_from(socket.context, at + 8)
+        if ahead == back and is_kernel_pointer(ahead[0]):
+            votes[ahead[0] - begin - at] += 1
+    best = votes.most_common(1)
+    return best[0][0] if best and best[0][1] >= 2 else None
+
+
+def _is_socket_of(pointer: int, socket: GuestSocket, shift: int, read: Read) -> bool:
+    raw = read(pointer - shift, _SOCKET.size)
+    if len(raw) < _SOCKET.size:
+        return False
+    state, kind, _, sk = _SOCKET.unpack(raw)
+    return bool(
+        state <= _LAST_STATE
+        and kind == _STREAM
+        and socket.address - socket.at <= sk - shift < socket.address
+    )
+
+
+def _agrees(held: ConnectionObject, socket: GuestSocket, shift: int, read: Read) -> bool:
+    """Whether the socket that the object points at points at this one in turn."""
+    return _is_socket_of(held.socket, socket, shift, read)
+
+
+def _counts(socket: GuestSocket, shift: int, read: Read) -> Counts | None:
+    """The transport's counts: the one thing behind the addresses that points back."""
+    begin = socket.address - socket.at
+    for at in range(socket.at + 32, len(socket.context) - 8, 8):
+        (pointer,) = _WORD.unpack_from(socket.context, at)
+        if not is_kernel_pointer(pointer):
+            continue
+        raw = read(pointer - shift, _COUNTERS_SIZE)
+        if len(raw) < _COUNTERS_SIZE:
+            continue
+        (back,) = _WORD.unpack_from(raw)
+        if begin <= back - shift < socket.address:
+            for layout in range(len(_LAYOUTS)):
+                counts = _counts_in(raw, pointer - shift, layout)
+                if counts is not None:
+                    return counts
+    return None
+
+
+def _counts_in(raw: bytes, address: int, layout: int) -> Counts | None:
+    if len(raw) < _COUNTERS_SIZE:
+        return None
+    fwd_at, room_at = _LAYOUTS[layout]
+    sent, taken, room = (
+        int.from_bytes(raw[at : at + 4], "little") for at in (_TX_CNT, fwd_at, room_at)
+    )
+    if not taken or room < _LEAST_BUFFER or room & (room - 1):
+        return None
+    return Counts(address, layout, taken, sent)
+
+
+def _thread(held: ConnectionObject, shift: int, read: Read) -> bool | None:
+    """Whether the thread that the object belongs to is still one of upcall's."""
+    if held.task is None:
+        return None
+    raw = read(held.task - shift, _TASK_SIZE)
+    if len(raw) < _TASK_SIZE:
+        return None
+    return _THREAD in raw

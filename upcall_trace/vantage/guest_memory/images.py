@@ -1,0 +1,244 @@
+"""Images of a guest's memory: raw ones, ELF cores, and both compressed.
+
+A hole of a sparse file is skipped. Compressed images are read once, from front to back.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from struct import error as StructError
+from typing import BinaryIO, Final, Self
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+from ...errors import UnreadableInput
+from .processes import LEAST_MAPPING
+from .windows import WINDOW_SIZE, Window, windows_of
+
+_ELF: Final = b"\x7fELF\x02\x01"
+_ELF_HEAD: Final = Struct("<16xHHIQQQIHHHHHH")
+_PROGRAM: Final = Struct("<IIQQQQQQ")
+_CORE: Final = 4
+_LOAD: Final = 1
+_WRITABLE: Final = 2
+_MANY_SEGMENTS: Final = 0xFFFF
+_SEGMENT_LIMIT: Final = 1 << 16
+_HEAD_SIZE: Final = 1 << 20
+_PACKED: Final = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_FOREIGN: Final = (
+    (b"KDUMP   ", "a kdump-compressed dump", "dump again without compression"),
+    (b"DISKDUMP", "a compressed disk dump", "dump again as ELF"),
+    (b"QFI\xfb", "a qcow2 disk image", "give the guest's memory, not its disk"),
+    (b"\x89UPCAP", "a capture", "upcall-trace show reads it"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`size` bytes of the file at `offset` that stood at `address`."""
+
+    offset: int
+    size: int
+    address: int
+
+
+class Image:
+    """A file with a guest's memory; a context manager. Raises UnreadableInput.
+
+    `missing` counts bytes that the file says it has, and does not: it was cut off.
+    """
+
+    aligned = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.missing = 0
+        try:
+            self._file: BinaryIO = _open(path)
+            head = self._file.read(_HEAD_SIZE)
+            self._packed = _packing(head)
+            self.size = path.stat().st_size
+        except OSError as error:
+            raise UnreadableInput(f"{path}: {error.strerror or error}") from None
+        self._head = self._unpacked_head() if self._packed else head
+        if not self._head:
+            self.close()
+            raise UnreadableInput(f"{path} is empty, or nothing of it could be unpacked")
+        for magic, what, way in _FOREIGN:
+            if self._head.startswith(magic):
+                self.close()
+                raise UnreadableInput(f"{path} is {what}, which is not read here: {way}")
+        self.is_core = self._head.startswith(_ELF)
+        self._segments = self._find_segments()
+
+    def windows(self) -> Iterator[Window]:
+        """All of it; raises UnreadableInput when it cannot be read on."""
+        try:
+            pieces = self._stream() if self._packed else self._extents()
+            yield from windows_of(pieces)
+        except OSError as error:
+            raise UnreadableInput(f"{self.path}: {error.strerror or error}") from None
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes at an address; none of a compressed image, which is read only in order."""
+        if self._packed or address < 0:
+            return b""
+        for segment in self._segments:
+            within = address - segment.address
+            if 0 <= within < segment.size:
+                try:
+                    wanted = min(size, segment.size - within)
+                    return os.pread(self._file.fileno(), wanted, segment.offset + within)
+                except (OSError, OverflowError):
+                    return b""
+        return b""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find_segments(self) -> list[Segment]:
+        if not self.is_core:
+            return [Segment(0, self.size, 0)]
+        segments = _segments_of(self._head)
+        if not segments:
+            self.close()
+            raise UnreadableInput(f"{self.path} is an ELF file without memory in it")
+        if self._packed:
+            return segments
+        there: list[Segment] = []
+        for segment in segments:
+            size = max(0, min(segment.size, self.size - segment.offset))
+            self.missing += segment.size - size
+            if size:
+                there.append(Segment(segment.offset, size, segment.address))
+        return there
+
+    def _unpacked_head(self) -> bytes:
+        head = b""
+        # What comes before the damage is still worth looking through.
+        with suppress(OSError, EOFError, lzma.LZMAError, zstd.ZstdError), self._unpacking() as unpacked:
+            head = unpacked.read(_HEAD_SIZE)
+        return head
+
+    def _unpacking(self) -> BinaryIO:
+        self._file.seek(0)
+        return _unpacker(self._packed, self._file)
+
+    def _extents(self) -> Iterator[tuple[int, bytes]]:
+        """The parts of a plain file that are no holes, each with its address."""
+        descriptor = self._file.fileno()
+        for segment in self._segments:
+            begin, edge = segment.offset, segment.offset + segment.size
+            while begin < edge:
+                begin, end = _next_data(descriptor, begin, edge)
+                while begin < end:
+                    raw = os.pread(descriptor, min(WINDOW_SIZE, end - begin), begin)
+                    if not raw:
+                        return
+                    yield segment.address + begin - segment.offset, raw
+                    begin += len(raw)
+
+    def _stream(self) -> Iterator[tuple[int, bytes]]:
+        """A compressed file from front to back; its addresses are those of what comes out."""
+        at = 0
+        segments = sorted(self._segments, key=lambda segment: segment.offset)
+        with self._unpacking() as unpacked:
+            while True:
+                try:
+                    raw = unpacked.read(WINDOW_SIZE)
+                except (EOFError, lzma.LZMAError, zstd.ZstdError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno:
+                        raise
+                    self.missing += 1  # how much, nobody knows
+                    return
+                if not raw:
+                    return
+                if self.is_core:
+                    yield from _cut(at, raw, segments)
+                else:
+                    yield at, raw
+                at += len(raw)
+
+
+def _cut(at: int, raw: bytes, segments: list[Segment]) -> Iterator[tuple[int, bytes]]:
+    for segment in segments:
+        begin = max(at, segment.offset)
+        end = min(at + len(raw), segment.offset + segment.size)
+        if begin < end:
+            yield segment.address + begin - segment.offset, raw[begin - at : end - at]
+
+
+def _open(path: Path) -> BinaryIO:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise UnreadableInput(f"{path} is a directory; give the file with the guest's memory in it")
+    if not stat.S_ISREG(mode):
+        raise UnreadableInput(f"{path} is no file")
+    return path.open("rb")
+
+
+def _packing(head: bytes) -> str:
+    return next((name for magic, name in _PACKED if head.startswith(magic)), "")
+
+
+def _unpacker(packing: str, file: BinaryIO) -> BinaryIO:
+    if packing == "gzip":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if packing == "xz":
+        return lzma.LZMAFile(file)  # type: ignore[return-value]
+    return zstd.ZstdFile(file)  # type: ignore[return-value]
+
+
+def _next_data(descriptor: int, begin: int, edge: int) -> tuple[int, int]:
+    """Where the next bytes of a sparse file are, up to `edge`."""
+    try:
+        begin = os.lseek(descriptor, begin, os.SEEK_DATA)
+    except OSError:  # nothing but a hole from here on
+        return edge, edge
+    if begin >= edge:
+        return edge, edge
+    return begin, min(edge, os.lseek(descriptor, begin, os.SEEK_HOLE))
+
+
+def _segments_of(head: bytes) -> list[Segment]:
+    """The memory in an ELF core.
+
+    Dumps of a guest have guest-physical addresses; a core of the VMM's process has none, and then
+    the large writable parts of it are taken, as of the process itself.
+    """
+    try:
+        kind, _, _, _, table, sections, _, _, entry, count, _, _, _ = _ELF_HEAD.unpack_from(head)
+        if count == _MANY_SEGMENTS:
+            count = int.from_bytes(head[sections + 44 : sections + 48], "little")
+        programs = [
+            _PROGRAM.unpack_from(head, table + place * entry)
+            for place in range(min(count, _SEGMENT_LIMIT))
+        ]
+    except StructError:
+        return []
+    loads = [each for each in programs if each[0] == _LOAD and each[5]]
+    if kind != _CORE or not loads:
+        return []
+    if any(each[4] for each in loads):
+        return [Segment(offset, size, at) for _, _, offset, _, at, size, _, _ in loads]
+    large = [each for each in loads if each[1] & _WRITABLE and each[5] >= LEAST_MAPPING]
+    return [Segment(offset, size, at) for _, _, offset, at, _, size, _, _ in large or loads]
