@@ -27,6 +27,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Record a client against a simulated guest, and show it."),
     "record": ("record", "Record upcall traffic: a proxy on the VMM's socket, or an interface."),
+    "peek": ("peek", "Tell what upcall stands in a VM's memory: last requests, last replies."),
     "guest": ("guest", "Answer upcall requests as a real guest kernel does."),
     "send": ("send", "Send one request and show what the guest answers."),
     "replay": ("replay", "Send a recording again and compare every reply."),

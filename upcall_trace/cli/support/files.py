@@ -73,9 +73,10 @@ def write_capture(
     records: Iterable[Record],
     *inputs: Path,
     overwrite: bool = False,
+    private: bool = False,
 ) -> None:
     """A capture with an index, at `path` once it is whole; raises as `replacing` does."""
-    with replacing(path, *inputs, overwrite=overwrite) as temporary:
+    with replacing(path, *inputs, overwrite=overwrite, private=private) as temporary:
         with CaptureWriter(temporary, header) as writer:
             for record in records:
                 writer.write(record)
@@ -83,9 +84,12 @@ def write_capture(
 
 
 @contextmanager
-def replacing(path: Path, *inputs: Path, overwrite: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path, *inputs: Path, overwrite: bool = False, private: bool = False
+) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds.
 
+    With `private` nobody but its owner may read it, whatever the umask says.
     Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written, and
     when it has something in it already that is not to be overwritten.
     """
@@ -98,9 +102,10 @@ def replacing(path: Path, *inputs: Path, overwrite: bool = False) -> Iterator[Pa
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        if not private:  # as it was made
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None

@@ -7,28 +7,18 @@ Every operation whose place or pairing was inferred carries a comment that says 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT
 from dissectors.services import DEVICE_MANAGER
 
 from ...capture.records import COMMENT, Begins, Chunk, Gap, Mark, Open, Record
-from .conversations import Assembled, Conversation, Exchange, Talk
+from .conversations import Assembled, Exchange, Sighting, Talk
 
 SOURCE: Final = "guest-memory"
 NOT_THERE: Final = "not in the guest's memory any more"
-UNTOLD: Final = "whether it was answered cannot be told from the guest's memory"
 _LARGEST_GAP: Final = 1 << 25
 """Bytes of one gap at most: the requests in it are counted one by one when it is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """The number that a connection has in the capture, and its records."""
-
-    conn: int
-    records: list[Record]
 
 
 def as_records(assembled: Assembled, wall_ns: int, port: int = UPCALL_PORT) -> Iterator[Record]:
@@ -39,7 +29,7 @@ def as_records(assembled: Assembled, wall_ns: int, port: int = UPCALL_PORT) -> I
         yield from _stranger(conn, talk, wall_ns, port)
 
 
-def _conversation(conn: int, told: Conversation, wall_ns: int, port: int) -> Iterator[Record]:
+def _conversation(conn: int, told: Sighting, wall_ns: int, port: int) -> Iterator[Record]:
     held, number = told.held, told.number
     about = f"{held.address:#x}, {told.state}: {'; '.join(told.why)}"
     if number is None and told.asked:
@@ -60,7 +50,7 @@ def _conversation(conn: int, told: Conversation, wall_ns: int, port: int) -> Ite
         if told.unanswered and exchanges and exchanges[-1].reply is None:
             last = exchanges[-1]
             exchanges[-1] = Exchange(last.number, last.request, held.reply, last.request_at)
-        yield from _exchanges(conn, exchanges, number)
+        yield from _exchanges(conn, exchanges, number, wall_ns)
         request = number
     yield Chunk(0, conn, True, held.request)
     if told.unanswered is None:
@@ -81,7 +71,7 @@ def _stranger(conn: int, talk: Talk, wall_ns: int, port: int) -> Iterator[Record
     yield Mark(wall_ns, conn, None, COMMENT, about)
     last = placed[-1].number or 0
     every = [talk.exchanges.get(k, Exchange(k)) for k in range(last + 1)]
-    yield from _exchanges(conn, every, last + 1)
+    yield from _exchanges(conn, every, last + 1, wall_ns)
 
 
 def _begin(conn: int, port: int, hello: bytes | None) -> Iterator[Record]:
@@ -94,7 +84,7 @@ def _begin(conn: int, port: int, hello: bytes | None) -> Iterator[Record]:
         yield Gap(0, conn, False, MESSAGE_SIZE, NOT_THERE)
 
 
-def _exchanges(conn: int, exchanges: list[Exchange], count: int) -> Iterator[Record]:
+def _exchanges(conn: int, exchanges: list[Exchange], count: int, wall_ns: int) -> Iterator[Record]:
     """Requests and replies in order; what is missing becomes gaps, whole runs of it one each."""
     missing = 0
     for each in exchanges[:count]:
@@ -111,6 +101,8 @@ def _exchanges(conn: int, exchanges: list[Exchange], count: int) -> Iterator[Rec
             yield Chunk(0, conn, False, each.reply)
         else:
             yield Gap(0, conn, False, MESSAGE_SIZE, NOT_THERE)
+            if each.request is not None:
+                yield Mark(wall_ns, conn, each.number, COMMENT, f"its reply is {NOT_THERE}")
     yield from _run_of_gaps(conn, missing)
 
 

@@ -78,7 +78,7 @@ class Talk:
 
 
 @dataclass(slots=True)
-class Conversation:
+class Sighting:
     """A connection object with what belongs to it.
 
     `unanswered` says whether its last request waits for an answer, None when that cannot be told.
@@ -105,7 +105,7 @@ class Conversation:
 class Assembled:
     """Everything that was found: by object, by ports without an object, and what stands alone."""
 
-    conversations: list[Conversation]
+    conversations: list[Sighting]
     strangers: list[Talk]
     messages: list[CarvedMessage]
     packets: int
@@ -283,7 +283,7 @@ class _Judge:
     def _is_backed(self, held: ConnectionObject) -> bool:
         return held.address in self._followed or held.address in self._paired
 
-    def conversation(self, held: ConnectionObject) -> Conversation:
+    def conversation(self, held: ConnectionObject) -> Sighting:
         led = self._followed.get(held.address)
         talk, sure_of_talk = self._paired.get(held.address, (None, False))
         counts = led.counts if led and not held.scribbled else None
@@ -294,7 +294,7 @@ class _Judge:
         certain = state not in (ObjectState.POSSIBLE, ObjectState.FREED) and bool(
             led or (talk and sure_of_talk)
         )
-        return Conversation(held, state, unanswered, certain, why, talk, counts, number)
+        return Sighting(held, state, unanswered, certain, why, talk, counts, number)
 
     def _unanswered(
         self,

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from .locating import ConnectionObject, GuestSocket, is_kernel_pointer
+from .locating import ConnectionObject, KernelSocket, is_kernel_pointer
 
 Read = Callable[[int, int], bytes]
 
 _WORD: Final = Struct("<Q")
+_TWO_WORDS: Final = Struct("<QQ")
 _SOCKET: Final = Struct("<IH10xQQ")
 """struct socket: state, type, then flags, file and sk (the same from 5.10 to 6.18)."""
 _STREAM: Final = 1
@@ -68,7 +69,7 @@ class Followed:
     thread: bool | None
 
 
-def follow(held: ConnectionObject, sockets: Iterable[GuestSocket], read: Read) -> Followed | None:
+def follow(held: ConnectionObject, sockets: Iterable[KernelSocket], read: Read) -> Followed | None:
     """What an object's socket is, None when it was not found."""
     wanted = _WORD.pack(held.socket)
     for socket in sockets:
@@ -86,7 +87,7 @@ def follow(held: ConnectionObject, sockets: Iterable[GuestSocket], read: Read) -
     return None
 
 
-def shift_of(sockets: Iterable[GuestSocket], read: Read) -> int | None:
+def shift_of(sockets: Iterable[KernelSocket], read: Read) -> int | None:
     """What to take from a virtual address of the guest to have one of this memory.
 
     None where that was not found out; then pointers cannot be followed.
@@ -116,19 +117,22 @@ def read_counts(address: int, layout: int, read: Read) -> Counts | None:
     return _counts_in(read(address, _COUNTERS_SIZE), address, layout)
 
 
-def _shift(socket: GuestSocket) -> int | None:
+def _shift(socket: KernelSocket) -> int | None:
     """By the list heads around a socket's addresses that are empty, and so point at themselves."""
     begin = socket.address - socket.at
     votes: Counter[int] = Counter()
     for at in range(socket.at % 8, len(socket.context) - 16, 8):
-        ahead, back = _WORD.unpack_from(socket.context, at), _WORD.unpack_from(socket.context, at + 8)
+        ahead, back = (
+            _WORD.unpack_from(socket.context, at),
+            _WORD.unpack_from(socket.context, at + 8),
+        )
         if ahead == back and is_kernel_pointer(ahead[0]):
             votes[ahead[0] - begin - at] += 1
     best = votes.most_common(1)
     return best[0][0] if best and best[0][1] >= 2 else None
 
 
-def _is_socket_of(pointer: int, socket: GuestSocket, shift: int, read: Read) -> bool:
+def _is_socket_of(pointer: int, socket: KernelSocket, shift: int, read: Read) -> bool:
     raw = read(pointer - shift, _SOCKET.size)
     if len(raw) < _SOCKET.size:
         return False
@@ -140,12 +144,12 @@ def _is_socket_of(pointer: int, socket: GuestSocket, shift: int, read: Read) -> 
     )
 
 
-def _agrees(held: ConnectionObject, socket: GuestSocket, shift: int, read: Read) -> bool:
+def _agrees(held: ConnectionObject, socket: KernelSocket, shift: int, read: Read) -> bool:
     """Whether the socket that the object points at points at this one in turn."""
     return _is_socket_of(held.socket, socket, shift, read)
 
 
-def _counts(socket: GuestSocket, shift: int, read: Read) -> Counts | None:
+def _counts(socket: KernelSocket, shift: int, read: Read) -> Counts | None:
     """The transport's counts: the one thing behind the addresses that points back."""
     begin = socket.address - socket.at
     for at in range(socket.at + 32, len(socket.context) - 8, 8):

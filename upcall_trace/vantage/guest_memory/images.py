@@ -10,9 +10,11 @@ import lzma
 import os
 import stat
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
@@ -25,7 +27,7 @@ else:
 
 from ...errors import UnreadableInput
 from .processes import LEAST_MAPPING
-from .windows import WINDOW_SIZE, Window, windows_of
+from .windows import WINDOW_SIZE, Stretch, windows_of
 
 _ELF: Final = b"\x7fELF\x02\x01"
 _ELF_HEAD: Final = Struct("<16xHHIQQQIHHHHHH")
@@ -36,7 +38,10 @@ _WRITABLE: Final = 2
 _MANY_SEGMENTS: Final = 0xFFFF
 _SEGMENT_LIMIT: Final = 1 << 16
 _HEAD_SIZE: Final = 1 << 20
+_PIECE: Final = 1 << 20
 _PACKED: Final = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_BROKEN: Final = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
+"""What unpacking raises."""
 _FOREIGN: Final = (
     (b"KDUMP   ", "a kdump-compressed dump", "dump again without compression"),
     (b"DISKDUMP", "a compressed disk dump", "dump again as ELF"),
@@ -73,18 +78,16 @@ class Image:
             self.size = path.stat().st_size
         except OSError as error:
             raise UnreadableInput(f"{path}: {error.strerror or error}") from None
-        self._head = self._unpacked_head() if self._packed else head
-        if not self._head:
+        try:
+            self._head = self._unpacked_head() if self._packed else head
+            self._refuse_others()
+            self.is_core = self._head.startswith(_ELF)
+            self._segments = self._find_segments()
+        except UnreadableInput:
             self.close()
-            raise UnreadableInput(f"{path} is empty, or nothing of it could be unpacked")
-        for magic, what, way in _FOREIGN:
-            if self._head.startswith(magic):
-                self.close()
-                raise UnreadableInput(f"{path} is {what}, which is not read here: {way}")
-        self.is_core = self._head.startswith(_ELF)
-        self._segments = self._find_segments()
+            raise
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[Stretch]:
         """All of it; raises UnreadableInput when it cannot be read on."""
         try:
             pieces = self._stream() if self._packed else self._extents()
@@ -115,12 +118,18 @@ class Image:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _refuse_others(self) -> None:
+        if not self._head:
+            raise UnreadableInput(f"{self.path} is empty, or nothing of it could be unpacked")
+        for magic, what, way in _FOREIGN:
+            if self._head.startswith(magic):
+                raise UnreadableInput(f"{self.path} is {what}, which is not read here: {way}")
+
     def _find_segments(self) -> list[Segment]:
         if not self.is_core:
             return [Segment(0, self.size, 0)]
         segments = _segments_of(self._head)
         if not segments:
-            self.close()
             raise UnreadableInput(f"{self.path} is an ELF file without memory in it")
         if self._packed:
             return segments
@@ -135,11 +144,12 @@ class Image:
     def _unpacked_head(self) -> bytes:
         head = b""
         # What comes before the damage is still worth looking through.
-        with suppress(OSError, EOFError, lzma.LZMAError, zstd.ZstdError), self._unpacking() as unpacked:
-            head = unpacked.read(_HEAD_SIZE)
+        with suppress(*_BROKEN), self._unpacking() as unpacked:
+            while len(head) < _HEAD_SIZE and (raw := unpacked.read1(_HEAD_SIZE)):
+                head += raw
         return head
 
-    def _unpacking(self) -> BinaryIO:
+    def _unpacking(self) -> BufferedIOBase:
         self._file.seek(0)
         return _unpacker(self._packed, self._file)
 
@@ -162,21 +172,25 @@ class Image:
         at = 0
         segments = sorted(self._segments, key=lambda segment: segment.offset)
         with self._unpacking() as unpacked:
-            while True:
-                try:
-                    raw = unpacked.read(WINDOW_SIZE)
-                except (EOFError, lzma.LZMAError, zstd.ZstdError, OSError) as error:
-                    if isinstance(error, OSError) and error.errno:
-                        raise
-                    self.missing += 1  # how much, nobody knows
-                    return
-                if not raw:
-                    return
+            while raw := self._next_piece(unpacked):
                 if self.is_core:
                     yield from _cut(at, raw, segments)
                 else:
                     yield at, raw
                 at += len(raw)
+
+    def _next_piece(self, unpacked: BufferedIOBase) -> bytes:
+        """The next MiB or so of what is packed, as far as it can be unpacked."""
+        piece = bytearray()
+        try:
+            while len(piece) < _PIECE and (raw := unpacked.read1(_PIECE)):
+                piece += raw
+        except _BROKEN as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            if not piece:
+                self.missing += 1  # how much, nobody knows
+        return bytes(piece)
 
 
 def _cut(at: int, raw: bytes, segments: list[Segment]) -> Iterator[tuple[int, bytes]]:
@@ -200,12 +214,10 @@ def _packing(head: bytes) -> str:
     return next((name for magic, name in _PACKED if head.startswith(magic)), "")
 
 
-def _unpacker(packing: str, file: BinaryIO) -> BinaryIO:
+def _unpacker(packing: str, file: BinaryIO) -> BufferedIOBase:
     if packing == "gzip":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    if packing == "xz":
-        return lzma.LZMAFile(file)  # type: ignore[return-value]
-    return zstd.ZstdFile(file)  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=file)
+    return lzma.LZMAFile(file) if packing == "xz" else zstd.ZstdFile(file)
 
 
 def _next_data(descriptor: int, begin: int, edge: int) -> tuple[int, int]:
@@ -233,7 +245,7 @@ def _segments_of(head: bytes) -> list[Segment]:
             _PROGRAM.unpack_from(head, table + place * entry)
             for place in range(min(count, _SEGMENT_LIMIT))
         ]
-    except StructError:
+    except (StructError, OverflowError):
         return []
     loads = [each for each in programs if each[0] == _LOAD and each[5]]
     if kind != _CORE or not loads:

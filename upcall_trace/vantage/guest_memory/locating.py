@@ -29,7 +29,7 @@ from dissectors.constants import (
 )
 from dissectors.vsockmon import VIRTIO_SIZE, VirtioOp
 
-from .windows import REACH, Progress, Window
+from .windows import REACH, Progress, Stretch
 
 REPLY_AT: Final = 16 + MESSAGE_SIZE
 """Where the reply buffer stands in the guest's object; the request buffer is at 16."""
@@ -105,7 +105,7 @@ class CarvedMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class GuestSocket:
+class KernelSocket:
     """The guest's end of a vsock connection of the upcall port.
 
     `context` is the memory around its addresses, which stand at `address`, `at` bytes into it.
@@ -125,7 +125,7 @@ class Located:
     objects: dict[int, ConnectionObject] = field(default_factory=dict)
     packets: dict[int, CarvedPacket] = field(default_factory=dict)
     messages: dict[int, CarvedMessage] = field(default_factory=dict)
-    sockets: dict[int, GuestSocket] = field(default_factory=dict)
+    sockets: dict[int, KernelSocket] = field(default_factory=dict)
     immediates: set[int] = field(default_factory=set)
     looked_at: int = 0
     overflowed: bool = False
@@ -133,7 +133,7 @@ class Located:
 
 
 def locate(
-    windows: Iterable[Window],
+    windows: Iterable[Stretch],
     aligned: bool,
     port: int = UPCALL_PORT,
     progress: Progress | None = None,
@@ -154,7 +154,7 @@ def locate(
     return found
 
 
-def look(window: Window, aligned: bool, port: int, found: Located) -> None:
+def look(window: Stretch, aligned: bool, port: int, found: Located) -> None:
     """Add what one window shows to what was found."""
     found.looked_at += window.size
     for phase in (0,) if aligned else range(4):
@@ -239,9 +239,7 @@ def _fits(request: bytes, reply: bytes) -> bool:
     return request[8:12] == reply[8:12] != bytes(4)
 
 
-def _look_for_magic(
-    window: Window, words: NDArray[np.uint32], phase: int, found: Located
-) -> None:
+def _look_for_magic(window: Stretch, words: NDArray[np.uint32], phase: int, found: Located) -> None:
     places = np.flatnonzero(words == MAGIC_VERSION)
     if not len(places):
         return
@@ -259,13 +257,13 @@ def _look_for_magic(
         _judge(window, offset, found)
 
 
-def _keep_immediate(window: Window, offset: int, found: Located) -> None:
+def _keep_immediate(window: Stretch, offset: int, found: Located) -> None:
     """The magic where no message is; the request of an object may be as odd as one likes."""
     if offset < window.end and len(found.immediates) < LIMIT:
         found.immediates.add(window.address(offset))
 
 
-def _judge(window: Window, offset: int, found: Located) -> None:
+def _judge(window: Stretch, offset: int, found: Located) -> None:
     """A sane header stands here: of an object's reply, of a message, or of what looks like one."""
     whole = window.around(offset, REPLY_AT, MESSAGE_SIZE)
     if whole is not None:
@@ -278,7 +276,9 @@ def _judge(window: Window, offset: int, found: Located) -> None:
         return
     if _is_message(raw):
         address = window.address(offset)
-        kept = max(kept_of_request(raw), kept_of_reply(raw), key=lambda each: len(each.rstrip(b"\0")))
+        kept = max(
+            kept_of_request(raw), kept_of_reply(raw), key=lambda each: len(each.rstrip(b"\0"))
+        )
         _keep(found.messages, address, CarvedMessage(address, kept), found)
     else:
         _keep_immediate(window, offset, found)
@@ -294,7 +294,7 @@ def _is_message(raw: bytes) -> bool:
 
 
 def _look_for_port(
-    window: Window, words: NDArray[np.uint32], phase: int, port: int, found: Located
+    window: Stretch, words: NDArray[np.uint32], phase: int, port: int, found: Located
 ) -> None:
     places = np.flatnonzero(words == port)
     if not len(places):
@@ -331,7 +331,7 @@ def _are_headers(words: NDArray[np.uint32], first: NDArray[Any]) -> NDArray[np.b
     return ok
 
 
-def _keep_packet(window: Window, offset: int, to_guest: bool, found: Located) -> None:
+def _keep_packet(window: Stretch, offset: int, to_guest: bool, found: Located) -> None:
     header = window.around(offset, 0, VIRTIO_SIZE)
     if header is None:
         return
@@ -349,9 +349,7 @@ def _keep_packet(window: Window, offset: int, to_guest: bool, found: Located) ->
     elif size:
         return
     address = window.address(offset)
-    packet = CarvedPacket(
-        address, to_guest, guest_cid, peer_port, op, fwd_cnt, size, payload
-    )
+    packet = CarvedPacket(address, to_guest, guest_cid, peer_port, op, fwd_cnt, size, payload)
     _keep(found.packets, address, packet, found)
 
 
@@ -376,7 +374,7 @@ def _is_payload(payload: bytes, to_guest: bool) -> bool:
     )
 
 
-def _keep_socket(window: Window, offset: int, found: Located) -> None:
+def _keep_socket(window: Stretch, offset: int, found: Located) -> None:
     begin, edge = window.piece(offset)
     before = min(_SOCKET_BEFORE, offset - begin)
     after = min(_SOCKET_AFTER, edge - offset)
@@ -388,7 +386,7 @@ def _keep_socket(window: Window, offset: int, found: Located) -> None:
     peer_cid = int.from_bytes(context[before + 24 : before + 28], "little")
     if peer_cid == _HOST_CID and peer_port != _ANY_PORT:
         address = window.address(offset)
-        socket = GuestSocket(address, guest_cid, peer_port, before, context)
+        socket = KernelSocket(address, guest_cid, peer_port, before, context)
         _keep(found.sockets, address, socket, found)
 
 

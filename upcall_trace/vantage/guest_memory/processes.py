@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import Unreachable
-from .windows import OVERLAP, REACH, WINDOW_SIZE, Window
+from .windows import OVERLAP, REACH, WINDOW_SIZE, Stretch
 
 LEAST_MAPPING: Final = 64 << 20
 """A guest's memory is in mappings of this size and more."""
@@ -66,9 +66,14 @@ def guest_mappings(maps: str) -> list[Mapping]:
             continue
         mapping = Mapping(int(begin, 16), int(end, 16), int(inode), name or "")
         last = joined[-1] if joined else None
-        if last and last.end == mapping.begin and (last.inode, last.name) == (
-            mapping.inode,
-            mapping.name,
+        if (
+            last
+            and last.end == mapping.begin
+            and (last.inode, last.name)
+            == (
+                mapping.inode,
+                mapping.name,
+            )
         ):
             joined[-1] = Mapping(last.begin, mapping.end, last.inode, last.name)
         else:
@@ -137,7 +142,7 @@ class RunningVmm:
         self.size = sum(end - begin for begin, end in runs)
         return runs
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[Stretch]:
         """Every page that is there; raises VmmGone."""
         raw, view = self._buffer, memoryview(self._buffer)
         offsets: list[int] = []
@@ -146,7 +151,7 @@ class RunningVmm:
         for begin, end in self.present():
             while begin < end:
                 if WINDOW_SIZE - used < 2 * OVERLAP:
-                    yield Window(raw, offsets, addresses, used, used)
+                    yield Stretch(raw, offsets, addresses, used, used)
                     offsets, addresses, used = [], [], 0
                 size = min(end - begin, WINDOW_SIZE - used)
                 got = self._read_into(view[used : used + size], begin)
@@ -157,13 +162,13 @@ class RunningVmm:
                 addresses.append(begin)
                 used += got
                 if begin + got < end:  # the next window begins a bit before this one's end
-                    yield Window(raw, offsets, addresses, used - REACH, used)
+                    yield Stretch(raw, offsets, addresses, used - REACH, used)
                     offsets, addresses, used = [], [], 0
                     begin += max(got - OVERLAP, _PAGE)
                 else:
                     begin = end
         if used:
-            yield Window(raw, offsets, addresses, used, used)
+            yield Stretch(raw, offsets, addresses, used, used)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes at an address that is known to be there; raises VmmGone."""
@@ -200,6 +205,8 @@ class RunningVmm:
             except OSError as error:
                 self._gone(error)
                 return
+            if not raw:  # a process that ended and was not waited for has no memory
+                self._check_gone()
             yield begin, np.frombuffer(raw[: len(raw) // _ENTRY * _ENTRY], "<u8")
 
     def _is_there(self, address: int, size: int) -> bool:
@@ -222,7 +229,11 @@ class RunningVmm:
 
     def _gone(self, error: OSError) -> None:
         """Raises VmmGone when the process is, and not only one of its pages."""
-        if error.errno in _GONE and not self._has_maps():
+        if error.errno in _GONE:
+            self._check_gone()
+
+    def _check_gone(self) -> None:
+        if not self._has_maps():
             raise VmmGone(f"{self.name} has ended") from None
 
 
@@ -244,7 +255,7 @@ def _runs(begin: int, entries: NDArray[np.uint64]) -> list[tuple[int, int]]:
 def _refused(name: str, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or "its memory is not shown"
     return (
-        f"the memory of {name} may not be read ({reason}): run this as the VMM's user or root, with "
-        "CAP_SYS_PTRACE, in its user and PID namespace; upcall-trace doctor says what stands in "
-        "the way"
+        f"the memory of {name} may not be read ({reason}): run this as the VMM's user or root, "
+        "with CAP_SYS_PTRACE, in its user and PID namespace; upcall-trace doctor says what stands "
+        "in the way"
     )

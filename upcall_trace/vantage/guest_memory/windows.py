@@ -22,7 +22,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(slots=True)
-class Window:
+class Stretch:
     """Bytes that were read together; `offsets` and `addresses` say where each piece stood.
 
     What is found at `end` and beyond is left to the next window, which shows it whole.
@@ -66,7 +66,7 @@ class Memory(Protocol):
     size: int
     """Bytes that `windows` shows, as far as that is known beforehand; else 0."""
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[Stretch]:
         """All of it, in order of address; never more than a few MiB at a time."""
         ...
 
@@ -75,7 +75,7 @@ class Memory(Protocol):
         ...
 
 
-def windows_of(pieces: Iterator[tuple[int, bytes]]) -> Iterator[Window]:
+def windows_of(pieces: Iterator[tuple[int, bytes]]) -> Iterator[Stretch]:
     """Windows over pieces that come in order, each with its address.
 
     A piece that goes on where the one before ended is shown with the end of that in front.
@@ -95,8 +95,8 @@ def windows_of(pieces: Iterator[tuple[int, bytes]]) -> Iterator[Window]:
         yield _window(pending, kept, kept_at, goes_on=False)
 
 
-def _window(piece: tuple[int, bytes], kept: bytes, kept_at: int, goes_on: bool) -> Window:
+def _window(piece: tuple[int, bytes], kept: bytes, kept_at: int, goes_on: bool) -> Stretch:
     address, raw = piece
     if kept_at + len(kept) == address and kept:
         address, raw = kept_at, kept + raw
-    return Window(raw, [0], [address], len(raw) - REACH if goes_on else len(raw))
+    return Stretch(raw, [0], [address], len(raw) - REACH if goes_on else len(raw))
