@@ -18,11 +18,14 @@ from click.shell_completion import ShellComplete
 
 from dissectors.constants import MessageType
 from dissectors.messages import Request, bare_request, hello, mmio_request
+from upcall_trace.capture.index import read_index
+from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.cli import cli, main
 from upcall_trace.sources import open_source
 from upcall_trace.trace.decoding import Session
+from upcall_trace.trace.indexing import INDEX_VERSION
 from upcall_trace.trace.operations import Operation, Operations
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,6 +58,12 @@ def write_capture(path: Path, records: Iterable[Record], header: Header | None =
         for record in records:
             writer.write(record)
     return path
+
+
+def has_index(path: Path) -> bool:
+    """Whether there is an index for all of a capture."""
+    with CaptureReader(path) as reader:
+        return read_index(reader, INDEX_VERSION) is not None
 
 
 def decode(records: Iterable[Record], header: Header | None = None) -> Session:

@@ -20,6 +20,7 @@ import click
 import msgpack
 import numpy as np
 import pytest
+import xxhash
 from click.testing import CliRunner
 
 from dissectors.channel import State
@@ -30,15 +31,17 @@ from tools import generate_docs
 from tools.generate_docs import BLOCKS, ROOT, block_names, messages, pages, render, update
 from tools.markdown import table
 from tools.program_blocks import ANOMALY_MEANINGS
+from upcall_trace.capture.frames import Kind
 from upcall_trace.capture.reader import CaptureReader
-from upcall_trace.capture.records import Chunk, Kind
+from upcall_trace.capture.records import Chunk
 from upcall_trace.cli import cli
 from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.kernel.faults import ACTIONS, parse_fault
 from upcall_trace.kernel.world import World, load_worlds
 from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.trace.filters import FIELDS, FLAGS, parse
-from upcall_trace.trace.opening import INDEX_VERSION, load
+from upcall_trace.trace.indexing import INDEX_VERSION
+from upcall_trace.trace.opening import load
 from upcall_trace.trace.operations import ANOMALIES
 
 if sys.version_info >= (3, 14):
@@ -343,7 +346,7 @@ def test_commands_end_with_the_codes_that_the_page_tells(
     tmp_path: Path, arguments: list[str], expected: ExitCode
 ) -> None:
     sample = ROOT / "captures" / "mmio_lifecycle.upcap"
-    (tmp_path / "torn").write_bytes(sample.read_bytes()[:1000])
+    (tmp_path / "torn").write_bytes(sample.read_bytes()[:1001])
     (tmp_path / "text").write_text("no capture\n", encoding="utf-8")
     names = {name: str(tmp_path / name) for name in ("torn", "text", "gone", "out")}
     run = program("-m", "upcall_trace", *(a.format(sample=sample, **names) for a in arguments))
@@ -517,7 +520,7 @@ def frames_of(raw: bytes) -> Iterator[tuple[int, list[Any]]]:
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_the_capture_page_is_enough_to_read_every_byte_of_a_recording(path: Path) -> None:
     records = [values for _, values in frames_of(path.read_bytes())]
-    assert records[0][:2] == [0, 1]
+    assert records[0][:2] == [0, 2]
     chunks = [
         (t_ns, conn, to_guest, b"".join(bytes(p) if isinstance(p, int) else p for p in parts))
         for kind, t_ns, conn, to_guest, *parts in (v for v in records if v[0] == 2)
@@ -530,22 +533,27 @@ def test_the_capture_page_is_enough_to_read_every_byte_of_a_recording(path: Path
 
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_the_capture_page_is_enough_to_read_an_index(path: Path) -> None:
-    frames = dict(frames_of(path.read_bytes()))
+    raw = path.read_bytes()
+    frames = dict(frames_of(raw))
     kind, at = frames[max(frames)]
     assert (kind, len(at)) == (11, 8)
-    kind, version, covers, summary, tables = frames[int.from_bytes(at, "little")]
-    assert (kind, version) == (10, INDEX_VERSION)
-    assert frames[max(offset for offset in frames if offset < covers)][0] == 8
-    assert set(summary) == {"duration_ns", "first_ns", "gaps"}
-    assert set(tables["others"]) == {"connections", "marks", "vmm"}
+    kind, version, begin, end, digest, previous, rows_at, *_, ended = frames[
+        int.from_bytes(at, "little")
+    ]
+    assert (kind, version, begin, previous, ended) == (15, INDEX_VERSION, 0, None, True)
+    assert digest == xxhash.xxh3_128(raw[:end]).digest()
+    assert frames[max(offset for offset in frames if offset < end)][0] == 8
+    kind, version, columns = frames[rows_at]
+    assert (kind, version) == (9, INDEX_VERSION)
     told = first_cells(text_of("capture-format.md"), "column")
     operations = load(path).operations
-    assert set(tables["operations"]) == told == set(operations.names())
-    for name, (dtype, count, offsets) in tables["operations"].items():
-        blocks = [zstd.decompress(frames[offset][1]) for offset in offsets]
-        column = np.frombuffer(b"".join(blocks), dtype)
+    others = {"changed", "changed_rows", "connections", "marks", "vmm", "origins"}
+    assert set(columns) - others == told == set(operations.names())
+    for name, (dtype, count, packed) in columns.items():
+        column = np.frombuffer(zstd.decompress(packed), dtype)
         assert len(column) == count
-        assert column.tolist() == operations.column(name).tolist()
+        if name in told:
+            assert column.tolist() == operations.column(name).tolist()
 
 
 def test_the_capture_page_has_every_kind() -> None:

@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from dissectors.constants import MessageType
 from dissectors.messages import mmio_request
-from upcall_trace.capture import records
+from upcall_trace.capture import frames, records
+from upcall_trace.capture.encoding import encode
+from upcall_trace.capture.frames import FRAME, MAGIC, Kind, unpack
 from upcall_trace.capture.records import (
-    FRAME,
-    MAGIC,
     Begins,
+    Carry,
     Chunk,
     Close,
     End,
@@ -26,39 +27,56 @@ from upcall_trace.capture.records import (
     GaveUp,
     Header,
     How,
-    Kind,
     Mark,
     Open,
+    Origin,
     Record,
     Vmm,
-    encode,
-    unpack,
 )
 from upcall_trace.dataset.schema import FINDINGS, OPERATIONS, Column
 from upcall_trace.exports import transcript
-from upcall_trace.trace.opening import INDEX_VERSION
-from upcall_trace.trace.operations import COLUMN_TYPES, MAX_ROWS
+from upcall_trace.trace.indexing import INDEX_VERSION, SEGMENT_BYTES
+from upcall_trace.trace.opening import CHECKED_SIZE, DECODED_SIZE
+from upcall_trace.trace.operations import COLUMN_TYPES, FREE_ROWS, ROW_BYTES
 from upcall_trace.vantage.recorder import BACKLOG_LIMIT, FLUSH_S
 
 from .markdown import code, fenced, table
 
 _EXAMPLES: Final[tuple[Record, ...]] = (
-    Header("proxy", "upcall-trace", "host", "x86_64", 1_000, 1, 219, {"pod": "web"}),
-    Open(1, 2, Begins.LINE, 219, True, (3, 4, 5)),
+    Header(
+        "proxy",
+        "upcall-trace",
+        "host",
+        "x86_64",
+        1_000,
+        1,
+        219,
+        {"pod": "web"},
+        "f00d",
+        2,
+        "5a5a",
+        "[pod]",
+    ),
+    Open(1, 2, Begins.LINE, 219, True, (3, 4, 5), 6),
     Chunk(1, 2, True, b"d"),
-    Close(1, 2, True, How.RESET),
+    Close(1, 2, True, How.RESET, "why"),
     GaveUp(1, 2, 3),
     Vmm(1, "start vCPU 1", 2),
     Gap(1, 2, True, 3, "why"),
     Mark(1, 2, 3, "comment", "text"),
     End(1),
+    Origin(1, 2, "proxy", "/run/vm.sock", "5a5a", "[pod]"),
+    Chunk(1, 2, True, b"d", 3),
+    Carry(1, 2, Begins.LINE, 219, True, (3, 4, 5), 6),
 )
 """One of every record, its fields all different as far as their types allow."""
 
-_NO_RECORD: Final = {
-    Kind.INDEX_ROWS: "A block of one column of the index.",
-    Kind.INDEX: "The index: what the columns are and where their blocks stand.",
-    Kind.TAIL: "Where the INDEX record stands.",
+_OTHER_KINDS: Final = {
+    Kind.INDEX_ROWS: "The columns of one segment of the index.",
+    Kind.INDEX: "The index of version 1; readers pass over it.",
+    Kind.TAIL: "Where the last SEGMENT record stands.",
+    Kind.SEEN: "A CHUNK that was seen only later, with how much.",
+    Kind.SEGMENT: "What a stretch of the file sums up to, and where its columns stand.",
 }
 _FIELD_TEXTS: Final = {
     ("HEADER", "version"): "int: the format's version",
@@ -70,13 +88,25 @@ _FIELD_TEXTS: Final = {
     ("HEADER", "resolution_ns"): "int: the step of the clock behind `t_ns`, 0 when unknown",
     ("HEADER", "port"): "int: the guest's port whose connections carry upcall",
     ("HEADER", "notes"): "map of str to str",
-    ("OPEN", "begins"): "str: what the recorded bytes begin with, below",
-    ("OPEN", "port"): "int or nil: the guest's port, where no CONNECT line tells it",
-    ("OPEN", "accepted"): "bool or nil: did the guest accept, where no OK line tells it",
-    ("OPEN", "peer"): "array of pid, uid and gid of the client, or nil",
-    ("CHUNK", "data"): "the bytes, in parts, below",
+    ("HEADER", "recording"): "str: the same in every part of one recording, empty for one file",
+    ("HEADER", "part"): "int: which part of its recording it is, from 1; 0 for one file",
+    ("HEADER", "sandbox"): "str or nil: the id of the sandbox, where it is known",
+    ("HEADER", "world"): "str: the text of the world file that describes the guest, or empty",
+    ("ORIGIN", "number"): "int: what OPEN records name it by, from 1",
+    ("ORIGIN", "kind"): "str: as `source` in the header",
+    ("ORIGIN", "name"): "str: a socket's path, an address, or a process",
+    ("ORIGIN", "sandbox"): "str or nil: as in the header",
+    ("ORIGIN", "world"): "str: as in the header",
+    ("SEEN", "uncertainty_ns"): "int: it crossed at most so long before `t_ns`",
+    ("", "data"): "the bytes, in parts, below",
+    ("", "begins"): "str: what the recorded bytes begin with, below",
+    ("", "port"): "int or nil: the guest's port, where no CONNECT line tells it",
+    ("", "accepted"): "bool or nil: did the guest accept, where no OK line tells it",
+    ("", "peer"): "array of pid, uid and gid of the client, or nil",
+    ("", "source"): "int: the number of an ORIGIN record, 0 for what the header describes",
     ("CLOSE", "by_guest"): "bool: which side ended it",
     ("CLOSE", "how"): "str, below",
+    ("CLOSE", "reason"): "str: why the recorder ended it, else empty",
     ("GAVE_UP", "after_ns"): "int: how long the client had waited",
     ("VMM", "action"): "str: what the VMM did",
     ("VMM", "conn"): "int: the connection it belongs to, 0 for none",
@@ -102,7 +132,8 @@ def _record_kinds() -> Iterator[tuple[Kind, Record]]:
 def capture_kinds() -> str:
     """The kinds of records."""
     texts = {kind: inspect.getdoc(type(record)) or "" for kind, record in _record_kinds()}
-    rows = [(kind.value, kind.name, _sentence((texts | _NO_RECORD)[kind])) for kind in Kind]
+    texts |= _OTHER_KINDS
+    rows = [(kind.value, kind.name, _sentence(texts[kind])) for kind in Kind]
     return table(("kind", "name", "what it says"), rows)
 
 
@@ -115,19 +146,23 @@ def capture_fields() -> str:
     """What stands where in each record, found out by encoding one."""
     rows = []
     for kind, record in _record_kinds():
-        for position, name in _positions(record).items():
+        for position, name in _positions(kind, record).items():
             text = _FIELD_TEXTS.get((kind.name, name)) or _FIELD_TEXTS["", name]
             rows.append((kind.name, position, code(name), text))
     return table(("record", "place", "field", "type and meaning"), rows)
 
 
-def _positions(record: Record) -> dict[int, str]:
+def _positions(kind: Kind, record: Record) -> dict[int, str]:
     """Place in the array -> name of the field, places in order."""
     assert is_dataclass(record)
     values = unpack(encode(record)[FRAME.size :])
     names = [field.name for field in fields(record)]
     if isinstance(record, Header):  # the version comes first, whatever this program's class says
         names.insert(0, names.pop())
+    if isinstance(record, Chunk):
+        uncertain = names.pop()
+        if kind is Kind.SEEN:
+            names.insert(1, uncertain)
     positions = dict(enumerate(names, start=1))
     for position, name in positions.items():
         assert values[position] == _plain(getattr(record, name)), name
@@ -143,11 +178,17 @@ def capture_limits() -> str:
     return table(
         ("limit", "value"),
         [
-            ("format version", records.FORMAT_VERSION),
+            ("format version", frames.FORMAT_VERSION),
             ("version of the index", INDEX_VERSION),
-            ("payload of one frame", f"{records.MAX_PAYLOAD >> 20} MiB"),
+            ("bytes after which a new segment begins", f"{SEGMENT_BYTES >> 20} MiB"),
+            (
+                "a capture is decoded, not read through its index, up to",
+                f"{DECODED_SIZE >> 20} MiB",
+            ),
+            ("every byte is summed up without --verify, up to", f"{CHECKED_SIZE >> 20} MiB"),
+            ("payload of one frame", f"{frames.MAX_PAYLOAD >> 20} MiB"),
             ("bytes of one CHUNK; a longer send becomes several", f"{records.MAX_CHUNK >> 10} KiB"),
-            ("operations in one capture", f"{MAX_ROWS:,}"),
+            ("operations in a capture of n bytes", f"{FREE_ROWS:,} + n / {ROW_BYTES}"),
             ("time until a recorder hands what it got to the kernel", f"{FLUSH_S * 1000:.0f} ms"),
             ("bytes that may wait for a slow disk", f"{BACKLOG_LIMIT >> 20} MiB"),
         ],

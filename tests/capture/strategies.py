@@ -19,6 +19,7 @@ from upcall_trace.capture.records import (
     How,
     Mark,
     Open,
+    Origin,
     Record,
     Vmm,
 )
@@ -56,6 +57,10 @@ def headers() -> st.SearchStrategy[Header]:
         resolution_ns=INT,
         port=INT,
         notes=st.dictionaries(TEXT, TEXT, max_size=5),
+        recording=TEXT,
+        part=st.integers(0, 1 << 40),
+        sandbox=st.none() | TEXT,
+        world=TEXT,
     )
 
 
@@ -76,9 +81,18 @@ def records(
             st.none() | INT,
             st.none() | st.booleans(),
             peers,
+            st.integers(0, 9),
         ),
-        st.builds(Chunk, time, conn, st.booleans(), received() if raw is None else raw),
-        st.builds(Close, time, conn, st.booleans(), st.sampled_from(How)),
+        st.builds(
+            Chunk,
+            time,
+            conn,
+            st.booleans(),
+            received() if raw is None else raw,
+            st.just(0) | st.integers(0, 1 << 40),
+        ),
+        st.builds(Origin, time, st.integers(1, 9), TEXT, TEXT, st.none() | TEXT, TEXT),
+        st.builds(Close, time, conn, st.booleans(), st.sampled_from(How), TEXT),
         st.builds(GaveUp, time, conn, INT),
         st.builds(Vmm, time, TEXT, conn),
         st.builds(Gap, time, conn, st.booleans(), st.integers(0, (1 << 63) - 1), reason),

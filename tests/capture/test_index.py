@@ -1,13 +1,13 @@
-"""The index only ever saves time: with it, without it or with a bad one, the answer is the same."""
+"""The records decide: with an index, without it or with one that lies, the answer is the same."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from tests.support import (
     ADD_MEM,
     HELLO,
     ask,
-    command,
     connect,
     each_transcript,
     golden,
@@ -32,29 +31,20 @@ from tests.support import (
     small_capture,
     write_capture,
 )
-from upcall_trace.capture.index import TAIL_SIZE, append_index, append_mark, read_index
+from upcall_trace.capture.encoding import encode
+from upcall_trace.capture.frames import FRAME, Kind, frame, pack
+from upcall_trace.capture.index import TAIL_SIZE, append_mark, encode_columns, read_index, tail
 from upcall_trace.capture.reader import CaptureReader
-from upcall_trace.capture.records import (
-    FRAME,
-    Chunk,
-    End,
-    Header,
-    Kind,
-    Mark,
-    Open,
-    Record,
-    Vmm,
-    encode,
-    frame,
-    pack,
-)
+from upcall_trace.capture.records import Chunk, Close, End, Header, Mark, Open, Origin, Record, Vmm
+from upcall_trace.capture.segments import Segment, digest_of, parse_segment
 from upcall_trace.errors import ExitCode
-from upcall_trace.trace.filters import FIELDS, parse
-from upcall_trace.trace.opening import INDEX_VERSION, Capture, build_index, decode_source, load
-from upcall_trace.trace.operations import COLUMN_TYPES, MAX_ROWS
+from upcall_trace.trace import indexing, opening
+from upcall_trace.trace.filters import parse
+from upcall_trace.trace.indexing import INDEX_VERSION
+from upcall_trace.trace.opening import Capture, build_index, decode_source, load
+from upcall_trace.trace.operations import COLUMN_TYPES
 from upcall_trace.views.json_objects import info_object, operation_object
 
-Columns = dict[str, Any]
 VERSIONS = Path(__file__).parent / "versions"
 
 
@@ -66,6 +56,7 @@ def told(capture: Capture) -> dict[str, Any]:
         "marks": capture.marks,
         "vmm": capture.vmm,
         "connections": capture.connections,
+        "origins": capture.origins,
         "slots": [np.flatnonzero(parse("apic_id >= 1").mask(capture.operations)).tolist()],
     }
 
@@ -77,21 +68,37 @@ def decoded(path: Path) -> Capture:
 
 
 @pytest.fixture
+def by_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every capture were too large to be decoded each time."""
+    monkeypatch.setattr(opening, "DECODED_SIZE", -1)
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment for every few records, so that replies come in a later one than requests."""
+    monkeypatch.setattr(indexing, "SEGMENT_BYTES", 150)
+
+
+EVERYTHING: list[Record] = [
+    *small_capture(),
+    *records_of(golden("cpu_lifecycle"))[1][:-1],
+    Vmm(9500, "vCPU 1 created \x1b"),
+    Mark(77, 1, 0, "comment", "text \udcff"),
+    Mark(78, None, None, "start"),
+    Origin(9600, 1, "proxy", "/run/vm.sock", "5a5a"),
+]
+
+
+@pytest.fixture
 def indexed(tmp_path: Path) -> Path:
     """A capture with an index, and a bit of everything in it."""
     path = tmp_path / "x.upcap"
-    everything = [
-        *small_capture(),
-        *records_of(golden("cpu_lifecycle"))[1][:-1],
-        Vmm(9500, "vCPU 1 created \x1b"),
-        Mark(77, 1, 0, "comment", "text \udcff"),
-        Mark(78, None, None, "start"),
-    ]
-    write_capture(path, everything, Header("test", wall_ns=1 << 60))
+    write_capture(path, EVERYTHING, Header("test", wall_ns=1 << 60))
     assert build_index(path)
     return path
 
 
+@pytest.mark.usefixtures("by_index")
 @each_transcript
 def test_an_index_tells_what_decoding_tells(tmp_path: Path, golden: Path) -> None:
     header, recorded = records_of(golden)
@@ -104,44 +111,58 @@ def test_an_index_tells_what_decoding_tells(tmp_path: Path, golden: Path) -> Non
     assert told(with_index) == told(without) == told(decoded(path))
 
 
-@given(st.lists(records(), max_size=8))
+@pytest.mark.usefixtures("by_index", "short_segments")
+@each_transcript
+def test_many_segments_tell_the_same_as_one(tmp_path: Path, golden: Path) -> None:
+    header, recorded = records_of(golden)
+    path = write_capture(tmp_path / "x.upcap", recorded, header)
+    expected = told(load(path))
+    assert build_index(path)
+    with CaptureReader(path) as reader:
+        index = read_index(reader, INDEX_VERSION)
+    assert index is not None
+    assert len(index.segments) > 3
+    assert told(load(path)) == expected
+
+
+@given(st.lists(records(), max_size=8), st.sampled_from([1, 60, 4 << 20]))
 def test_an_index_of_any_records_tells_what_decoding_tells(
-    tmp_path_factory: pytest.TempPathFactory, recorded: list[Record]
+    tmp_path_factory: pytest.TempPathFactory, recorded: list[Record], segment: int
 ) -> None:
     path = write_capture(tmp_path_factory.getbasetemp() / "any.upcap", recorded)
-    without = load(path)
-    if build_index(path):
-        assert load(path).indexed
-    assert told(load(path)) == told(without)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "DECODED_SIZE", -1)
+        patch.setattr(indexing, "SEGMENT_BYTES", segment)
+        without = load(path)
+        if build_index(path):
+            assert load(path).indexed
+        assert told(load(path)) == told(without)
 
 
-def test_an_index_reads_no_record_of_traffic(indexed: Path) -> None:
-    expected = told(load(indexed))
-    raw = bytearray(indexed.read_bytes())
+def test_a_small_capture_is_decoded_whatever_its_index_says(indexed: Path) -> None:
+    assert not load(indexed).indexed
+
+
+@pytest.mark.usefixtures("by_index")
+def test_an_index_is_used_only_with_the_records_that_it_was_made_of(indexed: Path) -> None:
     with CaptureReader(indexed) as reader:
         place = next(o for o, r in reader.records() if isinstance(r, Chunk) and len(r.data) > 100)
-    raw[place + FRAME.size + 5] ^= 0xFF
-    indexed.write_bytes(raw)
+    flip(indexed, place + FRAME.size + 5)
     capture = load(indexed)
-    assert capture.indexed
-    assert told(capture) == expected
-    assert told(decoded(indexed)) != expected
+    assert not capture.indexed
+    assert capture.complete is False
+    assert capture.damage
 
 
-@pytest.mark.parametrize("rows", [0, 1, (1 << 19) - 1, 1 << 19, (1 << 19) + 1, 1 << 20, 1200000])
-def test_columns_longer_than_a_block(tmp_path: Path, rows: int) -> None:
-    """A block has 4 MiB, and some are filled to their last byte."""
-    path = write_capture(tmp_path / "x.upcap", [])
-    columns = {"long": np.arange(rows, dtype="<i8"), "short": np.full(rows, 7, "|u1")}
-    append_index(path, 5, path.stat().st_size, {"some": columns}, {"key": "value"})
-    with CaptureReader(path) as reader:
-        index = read_index(reader, 5)
-        assert index is not None
-        assert index.summary == {"key": "value"}
-        assert index.names("some") == ["long", "short"]
-        for name, column in columns.items():
-            assert np.array_equal(index.column("some", name), column)
-            assert index.column("some", name).dtype == column.dtype
+def test_a_large_capture_that_nobody_verified_is_not_called_complete(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "DECODED_SIZE", -1)
+    monkeypatch.setattr(opening, "CHECKED_SIZE", -1)
+    assert run("info", "--json", indexed).objects[0]["complete"] is None
+    assert "not verified" in run("info", indexed).out
+    assert run("info", "--verify", "--json", indexed).objects[0]["complete"] is True
+    assert run("info", "--verify", indexed).out.startswith("file         complete,")
 
 
 def test_a_capture_that_is_not_whole_gets_no_index(tmp_path: Path) -> None:
@@ -162,7 +183,6 @@ def test_an_index_that_does_not_fit_on_the_disk_leaves_the_capture_as_it_was(
 ) -> None:
     path = write_capture(tmp_path / "x.upcap", small_capture())
     before = path.read_bytes()
-
     script = "import sys; from upcall_trace.trace.opening import *; build_index(Path(sys.argv[1]))"
     ended = subprocess.run(
         limited([sys.executable, "-c", script, str(path)], "RLIMIT_FSIZE", len(before) + 400),
@@ -182,45 +202,58 @@ def parts(path: Path) -> list[tuple[int, int, Kind]]:
     return [(offset, end - offset, kind) for (offset, kind), end in zip(found, ends, strict=True)]
 
 
+def index_begin(path: Path) -> int:
+    return next(offset for offset, _, kind in parts(path) if kind is Kind.INDEX_ROWS)
+
+
 def flip(path: Path, offset: int) -> None:
     raw = bytearray(path.read_bytes())
     raw[offset] ^= 0xFF
     path.write_bytes(raw)
 
 
-def test_a_flipped_byte_anywhere_in_the_index_changes_no_answer(indexed: Path) -> None:
+def answers(capture: Capture) -> dict[str, Any]:
+    """What is told of the traffic, which no damage behind it may change."""
+    known = told(capture)
+    return {**known, "info": {**known["info"], "complete": ..., "damage": ...}}
+
+
+@pytest.mark.parametrize("size", [-1, 16 << 20], ids=["by index", "decoded"])
+def test_a_flipped_byte_anywhere_in_the_index_changes_no_answer_and_is_told(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(opening, "DECODED_SIZE", size)
     whole = indexed.read_bytes()
-    expected = told(load(indexed))
-    begin = next(offset for offset, _, kind in parts(indexed) if kind is Kind.INDEX_ROWS)
-    places = range(begin, len(whole), 7)
-    for place in places:
+    expected = answers(load(indexed))
+    for place in range(index_begin(indexed), len(whole), 7):
         indexed.write_bytes(whole)
         flip(indexed, place)
         capture = load(indexed)
-        assert told(capture) == expected
-        assert capture.damage == []
-        assert capture.complete
+        assert answers(capture) == expected
+        assert capture.damage, place
+        assert capture.complete is False
+        assert capture.lost_bytes == 0
 
 
 def test_an_index_cut_anywhere_changes_no_answer(indexed: Path) -> None:
     whole = indexed.read_bytes()
-    expected = told(load(indexed))
-    begin = next(offset for offset, _, kind in parts(indexed) if kind is Kind.INDEX_ROWS)
-    for size in range(begin, len(whole), 11):
+    expected = answers(load(indexed))
+    begins = [offset for offset, _, _ in parts(indexed)]
+    for size in range(index_begin(indexed), len(whole), 11):
         indexed.write_bytes(whole[:size])
         capture = load(indexed)
-        assert not capture.indexed
-        assert told(capture) == expected
-        assert capture.damage == []
+        assert answers(capture) == expected
+        assert bool(capture.damage) is (size not in begins)
 
 
+@pytest.mark.usefixtures("by_index")
 def test_a_missing_tail_or_an_older_version_costs_only_the_short_cut(
     indexed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = told(load(indexed))
-    monkeypatch.setattr("upcall_trace.trace.opening.INDEX_VERSION", INDEX_VERSION + 1)
+    monkeypatch.setattr(opening, "INDEX_VERSION", INDEX_VERSION + 1)
     stale = load(indexed)
-    monkeypatch.undo()
+    monkeypatch.setattr(opening, "INDEX_VERSION", INDEX_VERSION)
     assert not stale.indexed
     assert told(stale) == expected
     indexed.write_bytes(indexed.read_bytes()[:-TAIL_SIZE])
@@ -228,6 +261,7 @@ def test_a_missing_tail_or_an_older_version_costs_only_the_short_cut(
     assert told(load(indexed)) == expected
 
 
+@pytest.mark.usefixtures("by_index")
 def test_marks_made_later_are_seen_through_the_index(indexed: Path) -> None:
     before = load(indexed)
     marks = [Mark(100 + n, 1, n, "comment", "later") for n in range(3)]
@@ -239,22 +273,25 @@ def test_marks_made_later_are_seen_through_the_index(indexed: Path) -> None:
     assert told(after) == told(decoded(indexed))
 
 
-def test_a_torn_mark_behind_the_index_changes_no_answer(indexed: Path) -> None:
-    expected = told(load(indexed))
+def test_a_torn_mark_behind_the_index_changes_no_answer_and_is_told(indexed: Path) -> None:
+    expected = answers(load(indexed))
     with indexed.open("ab") as file:
         file.write(encode(Mark(1, 1, 1, "later"))[:-2])
-    assert told(load(indexed)) == expected
+    assert answers(load(indexed)) == expected
+    assert load(indexed).damage
 
 
+@pytest.mark.usefixtures("by_index")
 def test_records_behind_the_index_are_not_overlooked(indexed: Path) -> None:
-    tail = indexed.read_bytes()[-TAIL_SIZE:]
+    end = indexed.read_bytes()[-TAIL_SIZE:]
     with indexed.open("ab") as file:
-        file.write(encode(Open(1, 99)) + encode(End(1)) + tail)
+        file.write(encode(Open(1, 99)) + encode(End(1)) + end)
     capture = load(indexed)
     assert not capture.indexed
     assert 99 in {connection.number for connection in capture.connections}
 
 
+@pytest.mark.usefixtures("by_index")
 def test_a_second_index_takes_the_place_of_the_first(indexed: Path) -> None:
     with indexed.open("ab") as file:
         file.write(encode(Open(1, 99)) + encode(End(1)))
@@ -265,224 +302,168 @@ def test_a_second_index_takes_the_place_of_the_first(indexed: Path) -> None:
     assert 99 in {connection.number for connection in capture.connections}
 
 
-def test_a_column_that_turns_out_damaged_later_is_decoded_instead(indexed: Path) -> None:
-    expected = told(load(indexed))
-    rows = [offset for offset, _, kind in parts(indexed) if kind is Kind.INDEX_ROWS]
-    for place, name in enumerate(COLUMN_TYPES):
-        whole = indexed.read_bytes()
-        flip(indexed, rows[place] + FRAME.size + 8)
-        capture = load(indexed)
-        assert capture.indexed, name
-        assert told(capture) == expected
-        indexed.write_bytes(whole)
-
-
-Change = Callable[[dict[str, Any]], Any]
-
-
-def rewritten(path: Path, change: Change) -> None:
-    """The index rewritten by somebody who means harm: every frame of it is whole."""
+@pytest.mark.usefixtures("short_segments")
+def test_a_record_taken_out_of_the_middle_is_missed(tmp_path: Path) -> None:
+    """Each frame that is left is whole: only the sum over the segment tells."""
+    path = write_capture(tmp_path / "x.upcap", EVERYTHING)
+    assert build_index(path)
     whole = path.read_bytes()
-    found = parts(path)
-    at, size, _ = next(part for part in found if part[2] is Kind.INDEX)
-    values = msgpack.unpackb(whole[at + FRAME.size : at + size], strict_map_key=False)
-    index = dict(zip(("kind", "version", "covers", "summary", "tables"), values, strict=True))
-    change(index)
-    path.write_bytes(
-        whole[:at]
-        + frame(msgpack.packb(list(index.values())))
-        + frame(pack([int(Kind.TAIL), at.to_bytes(8, "little")]))
-    )
+    with CaptureReader(path) as reader:
+        frames = [o for o, r in reader.records() if isinstance(r, (Chunk, Close))]
+    for begin in frames[:: len(frames) // 9]:
+        length, _ = FRAME.unpack_from(whole, begin)
+        path.write_bytes(whole[:begin] + whole[begin + FRAME.size + length :])
+        outcome = run("info", "--json", path)
+        assert outcome.code == ExitCode.LOST
+        assert outcome.objects[0]["complete"] is False
+        assert "changed since it was recorded" in outcome.err
 
 
-def set_column(name: str, value: Any, table: str = "operations") -> Change:
-    return lambda index: index["tables"][table].update({name: value})
+Columns = dict[str, Any]
 
 
-NASTY: dict[str, Change] = {
-    "no tables": lambda index: index.update(tables={}),
-    "tables are a list": lambda index: index.update(tables=[]),
-    "a table is a list": lambda index: index["tables"].update(operations=[]),
-    "a table is missing": lambda index: index["tables"].pop("others"),
-    "summary is a list": lambda index: index.update(summary=[]),
-    "summary is empty": lambda index: index.update(summary={}),
-    "summary is large": lambda index: index.update(summary={str(n): n for n in range(65)}),
-    "a time is text": lambda index: index["summary"].update(first_ns="x"),
-    "a time is infinite": lambda index: index["summary"].update(first_ns=float("inf")),
-    "a time is too large": lambda index: index["summary"].update(first_ns=(1 << 64) - 1),
-    "version is infinite": lambda index: index.update(version=float("inf")),
-    "covers is infinite": lambda index: index.update(covers=float("inf")),
-    "covers is too large": lambda index: index.update(covers=1 << 40),
-    "covers is negative": lambda index: index.update(covers=-1),
-    "a column is missing": lambda index: index["tables"]["operations"].pop("ret"),
-    "a column too many": set_column("rot", ["<u4", 14, [0]]),
-    "a column is no list": set_column("ret", 5),
-    "a column is short": lambda index: index["tables"]["operations"]["ret"].pop(),
-    "another type": set_column("ret", ["<u4", 14, [0]]),
-    "an unknown type": set_column("ret", ["<f8", 14, [0]]),
-    "a type that is a list": set_column("ret", [["<i4"], 14, [0]]),
-    "an object type": set_column("ret", ["|O", 14, [0]]),
-    "other length": set_column("ret", ["<i4", 3, [0]]),
-    "negative length": set_column("ret", ["<i4", -1, []]),
-    "a length that is text": set_column("ret", ["<i4", "14", [0]]),
-    "a huge length": set_column("ret", ["<i4", 1 << 60, [0]]),
-    "an infinite offset": set_column("ret", ["<i4", 14, [float("inf")]]),
-    "no offsets": set_column("ret", ["<i4", 14, None]),
-    "huge connections": set_column("connections", ["|u1", 1 << 30, [0]], "others"),
-    "connections missing": lambda index: index["tables"]["others"].pop("connections"),
+def relying(path: Path, change: Callable[[Columns, dict[str, Any]], Any]) -> None:
+    """The index rewritten by somebody who means harm: every frame and digest of it is right."""
+    with CaptureReader(path) as reader:
+        index = read_index(reader, INDEX_VERSION)
+        assert index is not None
+        (segment,) = index.segments
+        names = [*COLUMN_TYPES, "changed", "changed_rows", "marks", "vmm", "origins", "connections"]
+        columns = {name: next(index.parts(name)).copy() for name in names}
+    whole = path.read_bytes()
+    fields = {name: getattr(segment, name) for name in Segment.__slots__}
+    change(columns, fields)
+    framed = encode_columns(fields["version"], columns)
+    fields["offset"] = segment.rows_at + len(framed)
+    head = whole[: segment.rows_at] + framed
+    path.write_bytes(head + frame(pack(Segment(**fields).values())) + tail(fields["offset"]))
+
+
+def as_column(values: Any) -> Any:
+    return np.frombuffer(json.dumps(values).encode(), np.uint8)
+
+
+LIES: dict[str, Callable[[Columns, dict[str, Any]], Any]] = {
+    "results": lambda columns, _: columns["ret"].fill(-17),
+    "times": lambda columns, _: np.add(columns["t_ns"], 1000, out=columns["t_ns"]),
+    "places": lambda columns, _: columns["offset"].fill(0),
+    "everything answered": lambda columns, _: columns["answered"].fill(1),
+    "other types": lambda columns, _: columns["msg_type"].fill(6),
+    "anomalies": lambda columns, _: columns["anomalies"].fill(0xFF),
+    "no connections": lambda columns, _: columns.update(connections=as_column([])),
+    "a remark": lambda columns, _: columns.update(marks=as_column([])),
+    "rows that changed": lambda columns, _: columns.update(
+        changed=np.array([0], "<u8"), changed_rows=np.zeros(118, np.uint8)
+    ),
+    "bytes lost": lambda _, fields: fields.update(lost=5),
+    "the duration": lambda _, fields: fields.update(last_ns=1 << 40),
+    "fewer rows": lambda columns, fields: (
+        fields.update(rows=1), columns.update({n: columns[n][:1] for n in COLUMN_TYPES}),
+    ),
+    "the first moment": lambda _, fields: fields.update(first_ns=-5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", LIES.values(), ids=LIES)
+def test_an_index_that_lies_changes_no_answer(indexed: Path, change: Any) -> None:
+    expected = told(load(indexed))
+    listed = run("show", "--json", indexed)
+    relying(indexed, change)
+    assert told(load(indexed)) == expected
+    assert run("show", "--json", indexed) == listed
+    assert run("info", indexed).code == 0
+    verified = run("info", "--verify", indexed)
+    assert verified.code == ExitCode.LOST
+    assert "its index says something else than its records" in verified.err
+
+
+NONSENSE: dict[str, Callable[[Columns, dict[str, Any]], Any]] = {
+    "a column is missing": lambda columns, _: columns.pop("ret"),
+    "a column is short": lambda columns, _: columns.update(ret=columns["ret"][1:]),
+    "another type": lambda columns, _: columns.update(ret=columns["ret"].astype("<u4")),
+    "an unknown type": lambda columns, _: columns.update(ret=columns["ret"].astype("<f8")),
+    "more rows": lambda _, fields: fields.update(rows=1 << 30),
+    "too many rows": lambda _, fields: fields.update(rows=1 << 60),
+    "not JSON": lambda columns, _: columns.update(connections=np.zeros(5, np.uint8)),
+    "JSON of a text": lambda columns, _: columns.update(connections=as_column("text")),
+    "an empty object": lambda columns, _: columns.update(connections=as_column([{}])),
+    "a number for a text": lambda columns, _: columns.update(
+        vmm=as_column([{"t_ns": 1, "action": 5, "conn": 0}])
+    ),
+    "rows that never were": lambda columns, _: columns.update(
+        changed=np.array([99], "<u8"), changed_rows=np.zeros(118, np.uint8)
+    ),
+    "an older version": lambda _, fields: fields.update(version=1),
+    "no end": lambda _, fields: fields.update(ended=False),
+    "another digest": lambda _, fields: fields.update(digest=bytes(16)),
+    "a beginning later": lambda _, fields: fields.update(begin=10),
+    "a segment before that is none": lambda _, fields: fields.update(previous=8),
 }
 
 
-@pytest.mark.parametrize("change", NASTY.values(), ids=NASTY)
-def test_an_index_that_makes_no_sense_is_passed_over(indexed: Path, change: Change) -> None:
-    expected = told(load(indexed))
-    rewritten(indexed, change)
-    capture = load(indexed)
-    assert not capture.indexed
-    assert told(capture) == expected
+@pytest.mark.usefixtures("by_index")
+@pytest.mark.parametrize("change", NONSENSE.values(), ids=NONSENSE)
+def test_an_index_that_makes_no_sense_is_passed_over(indexed: Path, change: Any) -> None:
+    expected = answers(load(indexed))
+    relying(indexed, change)
+    assert answers(load(indexed)) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("connections", "not JSON"),
-        ("connections", {"a": 1}),
-        ("connections", ["text"]),
-        ("connections", [{}]),
-        ("connections", "[" * 100_000),
-        ("connections", {"payload": "many"}),
-        ("connections", {"payload": 10**30}),
-        ("connections", {"payload": True}),
-        ("connections", {"number": None}),
-        ("connections", {"line": 5}),
-        ("connections", {"line": "\u2028"}),
-        ("connections", {"begins": "sideways"}),
-        ("connections", {"how": []}),
-        ("connections", {"peer": 5}),
-        ("connections", {"peer": ["a"]}),
-        ("marks", [{"name": "x"}]),
-        ("marks", [{"wall_ns": 1, "conn": "1", "request": 1, "name": "x", "text": ""}]),
-        ("vmm", [{"t_ns": 1, "action": 5, "conn": 0}]),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_lists_of_an_index_that_make_no_sense_are_passed_over(
-    indexed: Path, name: str, value: Any
-) -> None:
-    expected = told(load(indexed))
-    if isinstance(value, dict) and name == "connections" and "a" not in value:
-        (connection, *_) = load(indexed).connections
-        plain = json.loads(json.dumps(dataclasses.asdict(connection), default=bytes.decode))
-        value = [plain | value]
-    text = value if isinstance(value, str) else json.dumps(value)
-    nonsense: Columns = {name: np.frombuffer(text.encode(), np.uint8)}
-    reindex(indexed, None, **nonsense)
-    capture = load(indexed)
-    assert not capture.indexed
-    assert told(capture) == expected
+NO_SEGMENT: list[list[Any]] = [
+    [15],
+    [15] + [None] * 12,
+    [15, float("inf")] + [0] * 11,
+    [15, 2, 0, 1 << 63, b"", None, 0, 0, 0, 0, 0, 0, True],
+    [15, 2, 5, 1, bytes(16), None, 0, 0, 0, 0, 0, 0, True],
+    [15, 2, 0, 1, bytes(16), None, 9, 0, -1, 0, 0, 0, True],
+    [15, 2, 0, 1, bytes(16), 99, 9, 0, 1, 0, 0, 0, True],
+]
 
 
-def reindex(path: Path, columns: Columns | None = None, **others: Any) -> None:
-    """The index of a capture made anew, with other columns than it should have."""
-    capture = load(path)
-    if columns is None:
-        columns = {name: capture.operations.column(name) for name in capture.operations.names()}
-    nothing = np.frombuffer(b"[]", np.uint8)
-    lists = {"connections": nothing, "marks": nothing, "vmm": nothing, **others}
-    summary = {"duration_ns": 1, "gaps": 0, "first_ns": 0}
-    begin = next(offset for offset, _, kind in parts(path) if kind is Kind.INDEX_ROWS)
-    path.write_bytes(path.read_bytes()[:begin])
-    append_index(path, INDEX_VERSION, begin, {"operations": columns, "others": lists}, summary)
+@pytest.mark.parametrize("values", NO_SEGMENT, ids=range(len(NO_SEGMENT)))
+def test_a_segment_that_stands_nowhere_is_damage(indexed: Path, values: list[Any]) -> None:
+    expected = answers(load(indexed))
+    whole = indexed.read_bytes()
+    framed = frame(msgpack.packb(values))
+    indexed.write_bytes(whole[:-TAIL_SIZE] + framed + tail(len(whole) - TAIL_SIZE))
+    assert answers(load(indexed)) == expected
+    assert load(indexed).complete is False
 
 
-@pytest.mark.parametrize("name", COLUMN_TYPES)
-def test_an_index_full_of_nonsense_lies_but_breaks_nothing(indexed: Path, name: str) -> None:
-    """Nobody can check every number of an index; a wrong one must not stop anything."""
-    capture = load(indexed)
-    columns = {key: capture.operations.column(key).copy() for key in capture.operations.names()}
-    rng = random.Random(219)
-    size = columns[name].nbytes
-    columns[name] = np.frombuffer(rng.randbytes(size), columns[name].dtype)
-    columns["layout"] = np.arange(len(columns["layout"]), dtype=np.uint8) % 8
-    reindex(indexed, columns)
-    lying = load(indexed)
-    assert lying.indexed
-    assert len(told(lying)["operations"]) == len(columns["conn"])
-    for field in FIELDS.values():
-        value = {"op": "add_cpu", "errno": "EPERM", "duration": "1ms"}.get(field.kind, "1")
-        assert len(parse(f"{field.name} == {value}").mask(lying.operations)) == len(columns["conn"])
+def test_segments_that_sum_up_the_file_again_and_again_cost_no_time(tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", [Vmm(1, "x" * (4 << 20))])
+    whole = path.read_bytes()
+    again = Segment(0, 2, 0, len(whole), bytes(16), None, len(whole), 0, 0, 0, 0, 0, True)
+    path.write_bytes(whole + frame(pack(again.values())) * 20_000)
+    assert load(path).complete is False
 
 
-def test_a_column_that_contradicts_the_records_is_the_inputs_fault(
-    indexed: Path, tmp_path: Path
-) -> None:
-    expected = told(load(indexed))["operations"]
-    reindex(indexed, {name: np.zeros(3, dtype) for name, dtype in COLUMN_TYPES.items()})
-    rewritten(indexed, lambda index: index["tables"]["operations"]["ret"].__setitem__(2, [0]))
-    ended = run("show", indexed)
-    assert ended.code == ExitCode.UNREADABLE
-    assert ended.err == f"upcall-trace: {indexed}: its index is damaged; recover it\n"
-    good = tmp_path / "good.upcap"
-    assert run("recover", indexed, "-o", good).code == ExitCode.EXPECTED
-    assert told(load(good))["operations"] == expected
-
-
-@pytest.mark.parametrize(
-    "rows", [1 << 32, MAX_ROWS * 2, pytest.param(MAX_ROWS, marks=pytest.mark.torture)]
-)
-def test_a_small_index_cannot_claim_to_be_a_large_one(indexed: Path, rows: int) -> None:
-    """Blocks may be named again and again, and zeros pack well: what they unpack to is limited."""
-    reindex(indexed, spare=np.zeros(4 << 20, np.uint8))
-    block = next(offset for offset, _, kind in reversed(parts(indexed)) if kind is Kind.INDEX_ROWS)
-    rewritten(
-        indexed,
-        lambda index: index["tables"]["operations"].update(
-            {
-                name: [dtype, rows, [block] * (rows * np.dtype(dtype).itemsize >> 22)]
-                for name, dtype in COLUMN_TYPES.items()
-            }
-        ),
-    )
-
-    ended = subprocess.run(
-        limited(command("info", "--json", indexed), "RLIMIT_AS", 3 << 30),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["requests"] == (rows if rows == MAX_ROWS else 14)
-
-
-def test_a_column_of_any_length_cannot_claim_to_be_a_large_one(indexed: Path) -> None:
-    """The bytes of variable length are not as many as there are operations."""
-    reindex(indexed, spare=np.zeros(4 << 20, np.uint8))
-    block = next(o for o, _, kind in reversed(parts(indexed)) if kind is Kind.INDEX_ROWS)
-    rewritten(indexed, set_column("extra", ["|u1", 4 << 30, [block] * 1024]))
-    ended = subprocess.run(
-        limited(command("show", "--filter", "apic_id == 0", indexed), "RLIMIT_AS", 3 << 30),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_a_column_too_large_to_be_read_again_is_not_written(tmp_path: Path) -> None:
-    path = write_capture(tmp_path / "x.upcap", small_capture())
-    before = path.read_bytes()
-    huge = np.broadcast_to(np.zeros(1, np.uint8), (257 << 20,))
-    with pytest.raises(ValueError, match="a column has more than"):
-        append_index(path, 1, len(before), {"operations": {"extra": huge}}, {})
-    assert path.read_bytes() == before
+def test_a_small_file_cannot_stand_for_very_many_operations(tmp_path: Path) -> None:
+    zeros = encode(Chunk(5, 1, True, bytes(65536)))
+    path = write_capture(tmp_path / "x.upcap", connect())
+    path.write_bytes(path.read_bytes() + zeros * 20_000)
+    outcome = run("info", path)
+    assert outcome.code == ExitCode.UNREADABLE
+    assert "more operations than a file of its size can" in outcome.err
 
 
 def test_a_capture_of_format_version_1_reads_for_ever() -> None:
     """v1.upcap and what it says were made once and are never made anew."""
-    path = VERSIONS / "v1.upcap"
-    expected = json.loads((VERSIONS / "v1.json").read_text())
+    _reads_as_it_was_written("v1")
+
+
+def test_a_capture_of_format_version_2_reads_for_ever() -> None:
+    """It has several segments, and is never made anew either."""
+    _reads_as_it_was_written("v2")
+    with CaptureReader(VERSIONS / "v2.upcap") as reader:
+        kinds = [values[0] for _, values in reader.payloads()]
+    assert set(kinds) == set(Kind) - {Kind.INDEX, Kind.HEADER}
+    assert kinds.count(Kind.SEGMENT) == 3
+
+
+def _reads_as_it_was_written(name: str) -> None:
+    path = VERSIONS / f"{name}.upcap"
+    expected = json.loads((VERSIONS / f"{name}.json").read_text())
     with CaptureReader(path) as reader:
         found = {"header": plain(reader.header), "records": [plain(record) for record in reader]}
         assert (reader.complete, reader.damage) == (True, [])
@@ -513,6 +494,28 @@ def holds(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
+def test_segments_tile_the_file_and_each_sums_up_its_bytes(tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", EVERYTHING)
+    size = path.stat().st_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing, "SEGMENT_BYTES", 300)
+        assert build_index(path)
+    with CaptureReader(path) as reader:
+        segments = [
+            parse_segment(values, offset)
+            for offset, values in reader.payloads()
+            if values[0] == Kind.SEGMENT
+        ]
+        assert [s.digest for s in segments] == [
+            digest_of(reader.read, s.begin, s.end) for s in segments
+        ]
+    assert [s.begin for s in segments] == [0, *(s.end for s in segments[:-1])]
+    assert segments[-1].end == size
+    assert [s.first_row for s in segments] == [0, *accumulate(s.rows for s in segments[:-1])]
+    assert [s.ended for s in segments] == [False] * (len(segments) - 1) + [True]
+
+
+@pytest.mark.usefixtures("by_index")
 def test_one_byte_of_service_and_nothing_else(tmp_path: Path) -> None:
     path = write_capture(tmp_path / "x.upcap", [*connect()[:4], Chunk(1, 1, False, HELLO[:5])])
     assert build_index(path)

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from tests.capture.strategies import headers, received, records
 from tests.support import TRANSCRIPTS, records_of
+from upcall_trace.capture.encoding import decode, encode
+from upcall_trace.capture.frames import FRAME, MAX_PAYLOAD, BadRecord, Kind, unpack
 from upcall_trace.capture.records import (
-    FRAME,
     MAX_CHUNK,
-    MAX_PAYLOAD,
     TIME_LIMIT,
-    BadRecord,
     Begins,
     Chunk,
     Close,
@@ -27,14 +26,11 @@ from upcall_trace.capture.records import (
     GaveUp,
     Header,
     How,
-    Kind,
     Mark,
     Open,
+    Origin,
     Record,
     Vmm,
-    decode,
-    encode,
-    unpack,
 )
 
 
@@ -132,14 +128,15 @@ def test_recorded_traffic_costs_64_bytes_a_message_on_average_and_comes_back_as_
 
 
 def test_an_unknown_kind_is_no_record() -> None:
-    assert decode([12, "what", 3]) is None
+    assert decode([99, "what", 3]) is None
     assert decode([-1]) is None
     assert decode([int(Kind.INDEX), 1, 2, {}, {}]) is None
 
 
 @pytest.mark.parametrize(
     "record",
-    [Header("x"), Open(5, 1), Close(5, 1, True), GaveUp(5, 1, 2), Vmm(5, "x"),
+    [Header("x"), Origin(5, 1, "proxy", "x"), Open(5, 1), Close(5, 1, True), GaveUp(5, 1, 2),
+     Vmm(5, "x"),
      Gap(5, 0, False, 1, "x"), Mark(1, None, None, "x"), End(1)],
     ids=lambda record: type(record).__name__,
 )  # fmt: skip
@@ -150,7 +147,7 @@ def test_values_that_a_later_version_adds_are_ignored(record: Record) -> None:
 
 # What unpacks and is still not a record.
 MALFORMED: list[list[Any]] = [
-    *([kind] for kind in range(9)),
+    *([kind] for kind in [*range(9), 12, 13, 14]),
     [0, 1, "s", "t", "h", None, None, 0, 219, []],
     [0, 1, "s", "t", "h", None, None, 0, 219, {"a": 1}],
     [0, 1, "s", "t", "h", None, None, 0, 219, {b"a": "b"}],

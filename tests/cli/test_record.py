@@ -18,7 +18,7 @@ import pytest
 
 from dissectors.constants import MessageType
 from dissectors.messages import mmio_request
-from tests.support import limited
+from tests.support import has_index, limited
 from tests.vmm import Upcall, Vmm, open_port
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk
@@ -84,7 +84,7 @@ def test_a_signal_ends_the_recording_cleanly(tmp_path: Path, number: signal.Sign
         assert running.said[1:] == [f"{tmp_path}/c.upcap: 1 connections, 1 operations"]
     capture = load(tmp_path / "c.upcap")
     assert capture.complete
-    assert capture.indexed
+    assert has_index(tmp_path / "c.upcap")
     assert capture.started is not None
     assert capture.header.notes == {"pod": "demo"}
     assert capture.header.arch == "x86_64"

@@ -31,9 +31,10 @@ from tests.support import (
     small_capture,
     write_capture,
 )
+from upcall_trace.capture.encoding import encode
+from upcall_trace.capture.frames import MAGIC
 from upcall_trace.capture.records import (
     COMMENT,
-    MAGIC,
     Begins,
     Chunk,
     Close,
@@ -46,7 +47,6 @@ from upcall_trace.capture.records import (
     Open,
     Record,
     Vmm,
-    encode,
 )
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace.filters import FLAGS

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import has_index
 from upcall_trace.cli.support.recorder_process import RecorderFailed, RecorderProcess
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace.opening import load
@@ -48,7 +49,7 @@ def test_a_recording_is_stopped_or_left_running(
             send(tmp_path / "p")
             assert one.leave(stop=True) is ExitCode.EXPECTED
         assert "1 connections, 1 operations" in capsys.readouterr().err
-        assert load(tmp_path / "x.upcap").indexed
+        assert has_index(tmp_path / "x.upcap")
         with RecorderProcess(tmp_path / "q", str(tmp_path / "g"), tmp_path / "y.upcap") as other:
             assert other.leave(stop=False) is ExitCode.EXPECTED
         said = capsys.readouterr().err
@@ -56,7 +57,7 @@ def test_a_recording_is_stopped_or_left_running(
         send(tmp_path / "q")
         os.kill(int(said.split("kill ")[1].split()[0]), signal.SIGINT)
         until = time.monotonic() + 20
-        while not load(tmp_path / "y.upcap").indexed and time.monotonic() < until:
+        while not has_index(tmp_path / "y.upcap") and time.monotonic() < until:
             time.sleep(0.05)
         assert len(load(tmp_path / "y.upcap").operations) == 1
     finally:

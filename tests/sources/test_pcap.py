@@ -14,8 +14,9 @@ from pcapng import blocks as pcapng_blocks
 from scapy.utils import EDecimal, RawPcapNgWriter
 
 from tests.support import GOLDEN, PCAPS, decode, operations, records_of
+from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.reader import Damage
-from upcall_trace.capture.records import Begins, Chunk, Close, Gap, How, Open, Record, encode
+from upcall_trace.capture.records import Begins, Chunk, Close, Gap, How, Open, Record
 from upcall_trace.errors import UnreadableInput, UserError
 from upcall_trace.sources import open_source
 from upcall_trace.sources.pcap import LINKTYPE_VSOCK, read

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.capture.strategies import records
 from tests.support import each_transcript, records_of, write_capture
+from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.reader import Damage
 from upcall_trace.capture.records import (
     MAX_CHUNK,
@@ -29,7 +30,6 @@ from upcall_trace.capture.records import (
     Open,
     Record,
     Vmm,
-    encode,
 )
 from upcall_trace.errors import UnreadableInput
 from upcall_trace.exports.transcript import write_records

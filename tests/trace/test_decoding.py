@@ -618,11 +618,17 @@ def test_columns_from_a_later_row_on_are_the_same_operations() -> None:
     assert header.arch == Arch.X86_64.value
 
 
-def test_there_is_a_limit_to_what_a_few_bytes_can_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upcall_trace.trace.decoding.MAX_ROWS", 100)
-    sent = [*connect(), *(ask(bytes(65536), n) for n in range(2))]
-    with pytest.raises(TooManyOperations, match="more than 100 operations"):
-        decode(sent)
+def test_there_is_a_limit_to_what_a_few_bytes_of_a_file_can_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("upcall_trace.trace.operations.FREE_ROWS", 100)
+    monkeypatch.setattr("upcall_trace.trace.decoding.FREE_ROWS", 100)
+    session = Session(Header("test"))
+    for record in connect():
+        session.feed(record, 50)
+    session.feed(ask(bytes(65536), 1), 100)
+    with pytest.raises(TooManyOperations, match="more operations than a file of its size"):
+        session.feed(ask(bytes(65536), 2), 130)
 
 
 @pytest.mark.parametrize("to_guest", [True, False])

@@ -26,6 +26,7 @@ from tests.support import (
     records_of,
     small_capture,
 )
+from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.records import (
     DAMAGED,
     LEFT_OUT,
@@ -40,7 +41,6 @@ from upcall_trace.capture.records import (
     Open,
     Record,
     Vmm,
-    encode,
 )
 from upcall_trace.trace.operations import Operation, Operations
 from upcall_trace.trace.streams import keep_connections, with_dependencies

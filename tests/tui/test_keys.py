@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import has_index
 from upcall_trace.capture.records import COMMENT
 from upcall_trace.trace.opening import load
 from upcall_trace.tui.app import Browser
@@ -245,7 +246,7 @@ def test_marks_and_comments_are_kept_in_the_capture(tmp_path: Path) -> None:
     assert [(mark.conn, mark.request, mark.name, mark.text) for mark in added] == [
         (1, 10, "q", ""), (1, 10, COMMENT, "look here"),
     ]  # fmt: skip
-    assert load(path).indexed
+    assert has_index(path)
 
 
 def test_an_operation_is_copied_as_a_command() -> None:

@@ -1,16 +1,17 @@
-"""The index of a capture: columns behind its last record, so that opening reads no messages.
+"""The index of a capture: columns of each segment, so that opening a large one decodes nothing.
 
-It is written at clean close and only ever speeds things up: a reader that finds none, an older
-one, or records that it does not cover, decodes the capture instead. Columns are compressed in
-blocks, each a record of its own; the INDEX record names them, and a TAIL record of fixed size,
-always the file's last, points at the INDEX record. docs/capture-format.md.
+It only ever speeds things up. A reader that finds none, an older one, or one that does not cover
+the file decodes the capture instead. Each segment has one INDEX_ROWS record with its columns and
+one SEGMENT record; a TAIL record of fixed size, always the file's last, points at the last
+SEGMENT. docs/capture-format.md.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UpcallError
+from .encoding import encode
+from .frames import MAX_PAYLOAD, BadRecord, Kind, frame, pack
 from .reader import CaptureReader
-from .records import BadRecord, Kind, Mark, encode, frame, pack
+from .records import Mark
+from .segments import Segment, parse_segment
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -29,119 +33,84 @@ else:
 
 Column = NDArray[Any]
 
-_COLUMN_LIMIT: Final = 256 << 20
-"""Bytes of one column at most: a few hostile ones could otherwise unpack to any number."""
-_BLOCK_SIZE: Final = 4 << 20
+_COLUMN_LIMIT: Final = 64 << 20
+"""Bytes of one column of one segment at most: few hostile ones could unpack to any number."""
+_FREE_BYTES: Final = 64 << 20
+_BYTES_PER_BYTE: Final = 16
+"""What all of one column may unpack to: so much, and so many times the size of the file."""
 _LEVEL: Final = 3
-_SUMMARY_LIMIT: Final = 64
 _DTYPES: Final = frozenset({"|u1", "|i1", "<u2", "<u4", "<u8", "<i4", "<i8"})
+
+
+def encode_columns(version: int, columns: Mapping[str, Column]) -> bytes:
+    """The frame of one segment's columns; raises ValueError when they are too large for one."""
+    packed = {}
+    for name, column in columns.items():
+        if column.nbytes > _COLUMN_LIMIT:
+            raise ValueError(f"column {name} has more than {_COLUMN_LIMIT} bytes")
+        raw = np.ascontiguousarray(column).tobytes()
+        packed[name] = [column.dtype.str, len(column), zstd.compress(raw, _LEVEL)]
+    payload = pack([int(Kind.INDEX_ROWS), version, packed])
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError("the columns of a segment do not fit into a record")
+    return frame(payload)
+
+
+def tail(segment_at: int) -> bytes:
+    """The frame of the TAIL record."""
+    return frame(pack([int(Kind.TAIL), segment_at.to_bytes(8, "little")]))
+
+
+TAIL_SIZE: Final = len(tail(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What the INDEX record says; columns are read when they are asked for.
+    """The segments of a capture in their order; columns are read when they are asked for."""
 
-    `covers` is the offset up to which the columns tell the file's records; `end` is where the
-    INDEX record itself stands: only marks follow it.
-    """
-
-    version: int
-    covers: int
-    end: int
-    summary: dict[str, Any]
-    tables: dict[str, dict[str, tuple[str, int, tuple[int, ...]]]]
+    segments: tuple[Segment, ...]
     reader: CaptureReader = field(repr=False)
+    _packed: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
-    def names(self, table: str) -> list[str]:
-        """The columns that `table` has."""
-        return list(self.tables.get(table, {}))
+    def parts(self, name: str) -> Iterator[Column]:
+        """A column, segment by segment; raises BadRecord where the file does not hold it."""
+        budget = _FREE_BYTES + _BYTES_PER_BYTE * self.reader.size
+        for place in range(len(self.segments)):
+            part = self._part(place, name)
+            budget -= part.nbytes
+            if budget < 0:
+                raise BadRecord(f"column {name} is out of bounds")
+            yield part
 
-    def column(self, table: str, name: str) -> Column:
-        """One whole column; raises BadRecord when the file does not hold what it should."""
-        dtype, count, offsets = self.tables[table][name]
-        parts = [self._block(offset, dtype) for offset in offsets]
-        joined: Column = np.concatenate(parts) if parts else np.zeros(0, dtype)
-        if len(joined) != count:
-            raise BadRecord(f"column {name} has {len(joined)} rows, not {count}")
-        return joined
-
-    def _block(self, offset: int, dtype: str) -> Column:
-        values = self.reader.record_at(offset)
-        if values[0] != Kind.INDEX_ROWS or len(values) < 2 or type(values[1]) is not bytes:
-            raise BadRecord(f"no column block at offset {offset}")
-        decompressor = zstd.ZstdDecompressor()
+    def _part(self, place: int, name: str) -> Column:
+        if not self._packed:
+            self._packed.extend(self._columns(segment) for segment in self.segments)
         try:
-            raw = decompressor.decompress(values[1], max_length=_BLOCK_SIZE)
-        except zstd.ZstdError as error:
-            raise BadRecord(f"column block at offset {offset}: {error}") from None
-        if not decompressor.eof or len(raw) % np.dtype(dtype).itemsize:
-            raise BadRecord(f"column block at offset {offset} is not whole")
+            dtype, count, packed = self._packed[place][name]
+            size = count * np.dtype(dtype).itemsize if dtype in _DTYPES else -1
+            if not 0 <= size <= _COLUMN_LIMIT or type(packed) is not bytes:
+                raise BadRecord(f"column {name} is out of bounds")
+            decompressor = zstd.ZstdDecompressor()
+            raw = decompressor.decompress(packed, max_length=size)
+            if len(raw) != size or (not decompressor.eof and decompressor.decompress(b"", 1)):
+                raise BadRecord(f"column {name} is not whole")
+        except (LookupError, TypeError, ValueError, EOFError, zstd.ZstdError) as error:
+            raise BadRecord(f"column {name}: {error}") from None
         return np.frombuffer(raw, dtype)
 
-
-def append_index(
-    path: Path,
-    version: int,
-    covers: int,
-    tables: Mapping[str, Mapping[str, Column]],
-    summary: Mapping[str, Any],
-) -> None:
-    """Append the index of a capture that is closed; `covers` must be the file's size.
-
-    When it cannot be written whole, the file is left as it was. Raises OSError, and ValueError for
-    a column that is too large to be read again.
-    """
-    for columns in tables.values():
-        if any(column.nbytes > _COLUMN_LIMIT for column in columns.values()):
-            raise ValueError(f"a column has more than {_COLUMN_LIMIT} bytes")
-    try:
-        _append(path, version, covers, tables, summary)
-    except BaseException:
-        os.truncate(path, covers)
-        raise
-
-
-def _append(
-    path: Path,
-    version: int,
-    covers: int,
-    tables: Mapping[str, Mapping[str, Column]],
-    summary: Mapping[str, Any],
-) -> None:
-    with path.open("ab") as file:
-        described: dict[str, dict[str, list[Any]]] = {}
-        for table, columns in tables.items():
-            described[table] = {}
-            for name, column in columns.items():
-                offsets = []
-                for block in _blocks(column):
-                    offsets.append(file.tell())
-                    file.write(frame(pack([int(Kind.INDEX_ROWS), zstd.compress(block, _LEVEL)])))
-                described[table][name] = [column.dtype.str, len(column), offsets]
-        at = file.tell()
-        file.write(frame(pack([int(Kind.INDEX), version, covers, dict(summary), described])))
-        file.write(_tail(at))
-        file.flush()
-        os.fdatasync(file.fileno())
-
-
-def _blocks(column: Column) -> Iterator[bytes]:
-    rows = _BLOCK_SIZE // column.dtype.itemsize
-    for begin in range(0, len(column), rows):
-        yield np.ascontiguousarray(column[begin : begin + rows]).tobytes()
-
-
-def _tail(index_offset: int) -> bytes:
-    return frame(pack([int(Kind.TAIL), index_offset.to_bytes(8, "little")]))
-
-
-TAIL_SIZE: Final = len(_tail(0))
+    def _columns(self, segment: Segment) -> dict[str, Any]:
+        values = self.reader.record_at(segment.rows_at)
+        if values[0] != Kind.INDEX_ROWS or len(values) < 3 or type(values[2]) is not dict:
+            raise BadRecord(f"no columns at offset {segment.rows_at}")
+        columns: dict[str, Any] = values[2]
+        return columns
 
 
 def read_index(reader: CaptureReader, version: int) -> Index | None:
     """The index that covers all of the capture's traffic, or None.
 
-    None too when it is of another `version`, damaged, or when more than marks follows it.
+    None too when it is of another `version`, damaged, or when traffic follows it. That the
+    records are those it was made of is not looked at here.
     """
     if reader.live:
         return None
@@ -149,35 +118,42 @@ def read_index(reader: CaptureReader, version: int) -> Index | None:
         values = reader.record_at(reader.size - TAIL_SIZE)
         if values[0] != Kind.TAIL or type(values[1]) is not bytes:
             return None
-        at = int.from_bytes(values[1], "little")
-        index = _parse(reader, at)
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        segments = _chain(reader, int.from_bytes(values[1], "little"))
+    except (BadRecord, LookupError, TypeError):
         return None
-    if index.version != version or not 0 <= index.covers <= at:
+    last = segments[-1]
+    if not last.ended or any(segment.version != version for segment in segments):
         return None
-    # Whatever was appended later may only be marks, or another pointer to the same index.
-    for _, later in reader.payloads(at):
-        if later[0] not in (Kind.INDEX, Kind.MARK, Kind.TAIL):
+    # Whatever was appended later may only be marks, or another pointer to the same segment.
+    damaged = len(reader.damage)
+    for _, later in reader.payloads(last.end):
+        if later[0] not in (Kind.INDEX_ROWS, Kind.SEGMENT, Kind.MARK, Kind.TAIL, Kind.INDEX):
             return None
-    return index
+    return Index(segments, reader) if len(reader.damage) == damaged else None
 
 
-def _parse(reader: CaptureReader, at: int) -> Index:
-    values = reader.record_at(at)
-    kind, version, covers, summary, described = values[:5]
-    if kind != Kind.INDEX or len(summary) > _SUMMARY_LIMIT:
-        raise BadRecord("not an index")
-    tables: dict[str, dict[str, tuple[str, int, tuple[int, ...]]]] = {}
-    for table, columns in described.items():
-        tables[table] = {}
-        for name, (dtype, count, offsets) in columns.items():
-            if dtype not in _DTYPES:
-                raise BadRecord(f"column {name} has no known type")
-            size = count * np.dtype(dtype).itemsize
-            if not 0 <= size <= _COLUMN_LIMIT or len(offsets) > size // _BLOCK_SIZE + 1:
-                raise BadRecord(f"column {name} is out of bounds")
-            tables[table][name] = (dtype, int(count), tuple(int(offset) for offset in offsets))
-    return Index(int(version), int(covers), at, dict(summary), tables, reader)
+def _chain(reader: CaptureReader, at: int) -> tuple[Segment, ...]:
+    """The segments that lead up to the one at `at`, in order; raises BadRecord."""
+    backwards: list[Segment] = []
+    next_at: int | None = at
+    while next_at is not None:
+        segment = parse_segment(reader.record_at(next_at), next_at)
+        if backwards and (
+            segment.end != backwards[-1].begin
+            or segment.first_row + segment.rows != backwards[-1].first_row
+        ):
+            raise BadRecord("segments that do not follow each other")
+        backwards.append(segment)
+        next_at = segment.previous
+    first = backwards[-1]
+    if first.begin or first.first_row:
+        raise BadRecord("the first segments are missing")
+    return tuple(reversed(backwards))
+
+
+def joined(parts: Sequence[Column], dtype: str) -> Column:
+    """One column of its parts."""
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 class StillRecording(UpcallError, ValueError):
@@ -190,15 +166,19 @@ def append_mark(path: Path, mark: Mark) -> None:
     Raises OSError, NotACapture for a file that is not one, and StillRecording: two writers would
     lose each other's records.
     """
-    with CaptureReader(path) as reader:
-        if reader.live:
-            raise StillRecording(f"{path} is still being recorded")
-        tail = b""
+    with CaptureReader(path) as reader, path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StillRecording(f"{path} is still being recorded") from None
+        except OSError:
+            pass  # a file system without locks
+        reader.size = os.fstat(file.fileno()).st_size
+        end = b""
         try:
             values = reader.record_at(reader.size - TAIL_SIZE)
             if values[0] == Kind.TAIL:
-                tail = frame(pack([int(Kind.TAIL), values[1]]))
+                end = frame(pack([int(Kind.TAIL), values[1]]))
         except BadRecord:
             pass
-    with path.open("ab") as file:
-        file.write(encode(mark) + tail)
+        file.write(encode(mark) + end)

@@ -1,7 +1,8 @@
 """Reading a capture: every record that is whole, and an account of what is not.
 
 A torn tail or a damaged stretch never stops the reader: it goes on at the next frame whose
-checksum is right, and `CaptureReader.damage` tells what was passed over.
+checksum is right, and `CaptureReader.damage` tells what was passed over. Where the file says what
+a stretch of it must sum up to, that is looked at too: whole records can be missing.
 """
 
 from __future__ import annotations
@@ -11,26 +12,16 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
 
 from ..errors import UpcallError
-from .records import (
-    DAMAGED,
-    FORMAT_VERSION,
-    FRAME,
-    MAGIC,
-    MAX_PAYLOAD,
-    BadRecord,
-    End,
-    Gap,
-    Header,
-    Mark,
-    Record,
-    decode,
-    unpack,
-)
+from .encoding import decode
+from .frames import FORMAT_VERSION, FRAME, MAGIC, MAX_PAYLOAD, BadRecord, Kind, unpack
+from .records import DAMAGED, Begins, Carry, End, Gap, Header, Mark, Open, Record
+from .segments import Segment, digest_of, parse_segment
 
 _BLOCK = 1 << 20
 _FIRST_SEARCH = 4096
@@ -38,6 +29,8 @@ _OVERLAP = 16
 _RESYNC_BUDGET = 256 << 20
 """Bytes of a file that are summed at most while looking for the next whole record: a hostile one
 could otherwise make every one of its bytes look like the start of a long record."""
+_SUMMED_LIMIT = 4
+"""How often a file is summed up at most, whatever its segments say."""
 _PAYLOAD_START = re.compile(rb"[\x91-\x9f][\x00-\x1f]|\xdc(?=..[\x00-\x1f])", re.DOTALL)
 
 
@@ -45,13 +38,23 @@ class NotACapture(UpcallError, ValueError):
     """The file is not a capture, or of a version that this reader does not know."""
 
 
+class DamageTo(StrEnum):
+    """What a damaged stretch should have held."""
+
+    RECORDS = "records"
+    INDEX = "index"
+    DIGEST = "digest"
+    """Every frame in it is whole, and yet it is not what was recorded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """`size` bytes from `offset` on that hold no whole record."""
+    """`size` bytes from `offset` on that hold no whole record, or not those that were written."""
 
     offset: int
     size: int
     at_end: bool
+    to: DamageTo = DamageTo.RECORDS
 
 
 def is_being_written(file_descriptor: int) -> bool:
@@ -86,9 +89,17 @@ class CaptureReader:
             self.close()
             raise
         self.damage: list[Damage] = []
-        self.complete = False
         self.next_offset = self.first_offset
+        self._ended = False
+        self._covered = 0
+        self._summed = 0
+        self._damage_checked = 0
         self._resync_budget = _RESYNC_BUDGET
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recording was closed cleanly and everything read of it was whole."""
+        return self._ended and not self.damage
 
     def payloads(self, offset: int | None = None) -> Iterator[tuple[int, list[Any]]]:
         """(offset, values) of every whole record from `offset` on, of any kind.
@@ -104,14 +115,14 @@ class CaptureReader:
         while position + header_size <= self.size:
             at = position - block_begin
             if at + header_size > len(block):
-                block, block_begin, at = self._read(position, _BLOCK), position, 0
+                block, block_begin, at = self.read(position, _BLOCK), position, 0
                 if len(block) < header_size:
                     break  # cut back since we looked
             length, checksum = unpack_frame(block, at)
             if 0 < length <= MAX_PAYLOAD and position + header_size + length <= self.size:
                 end = at + header_size + length
                 if end > len(block):
-                    block = self._read(position, max(_BLOCK, header_size + length))
+                    block = self.read(position, max(_BLOCK, header_size + length))
                     block_begin, at, end = position, 0, header_size + length
                 payload = block[at + header_size : end]
                 if len(payload) == length and crc32(payload, length) == checksum:
@@ -135,10 +146,14 @@ class CaptureReader:
     def records(self, offset: int | None = None) -> Iterator[tuple[int, Record]]:
         """(offset, record) of every record of traffic; unknown kinds are skipped.
 
-        Where damage was passed over, a `Gap` of no connection stands in its place.
+        Where damage was passed over, a `Gap` of no connection stands in its place. Read from the
+        beginning on, what the file says of its own stretches is checked as well.
         """
         if offset is None:
-            self.damage, self.complete = [], False
+            self.damage.clear()
+            self._ended, self._covered = False, 0
+            self._summed = self._damage_checked = 0
+        checked = offset is None or self._covered > 0
         last_ns: int | None = None
         told = len(self.damage)
         for position, values in self.payloads(offset):
@@ -147,22 +162,35 @@ class CaptureReader:
             except BadRecord:
                 self._note_damage(position, self.next_offset)
                 continue
-            if record is None or isinstance(record, Header):
+            if record is None:
+                if checked and values[0] == Kind.SEGMENT:
+                    self._check_segment(position, values)
+                continue
+            if isinstance(record, Header):
                 continue
             t_ns = None if isinstance(record, Mark) else record.t_ns
             if told < len(self.damage):
                 yield from self._gaps(told, (t_ns or 0) if last_ns is None else last_ns)
                 told = len(self.damage)
             if type(record) is End:
-                self.complete = True
+                self._ended = True
+            elif type(record) is Carry:
+                record = self._carried(record)
+                if record is None:
+                    continue
             if t_ns is not None:
                 last_ns = t_ns
             yield position, record
         yield from self._gaps(told, last_ns or 0)
 
+    def _carried(self, carry: Carry) -> Record | None:
+        """What a connection that began in an earlier part looks like to who reads only this one."""
+        return Open(carry.t_ns, carry.conn, Begins.MIDDLE, carry.port, carry.accepted, carry.peer,
+                    carry.source)  # fmt: skip
+
     def _gaps(self, told: int, t_ns: int) -> Iterator[tuple[int, Gap]]:
         for damage in self.damage[told:]:
-            if not damage.at_end:
+            if not damage.at_end and damage.to is DamageTo.RECORDS:
                 yield damage.offset, Gap(t_ns, 0, False, damage.size, DAMAGED)
 
     def __iter__(self) -> Iterator[Record]:
@@ -171,14 +199,42 @@ class CaptureReader:
 
     def record_at(self, offset: int) -> list[Any]:
         """The values of the one record at `offset`; raises BadRecord when none is there."""
-        start = self._read(offset, FRAME.size) if 0 <= offset < self.size else b""
+        start = self.read(offset, FRAME.size) if 0 <= offset < self.size else b""
         if len(start) == FRAME.size:
             length, checksum = FRAME.unpack(start)
             if 0 < length <= MAX_PAYLOAD:
-                payload = self._read(offset + FRAME.size, length)
+                payload = self.read(offset + FRAME.size, length)
                 if len(payload) == length and crc32(payload, length) == checksum:
                     return unpack(payload)
         raise BadRecord(f"no record at offset {offset}")
+
+    def is_as_recorded(self, segment: Segment) -> bool:
+        """Whether the bytes that a segment stands for are still those that were written."""
+        return digest_of(self.read, segment.begin, segment.end) == segment.digest
+
+    def note_changed(self, segment: Segment) -> None:
+        """Remember as damage that a segment's bytes are not those that were written."""
+        size = segment.end - segment.begin
+        self.damage.append(Damage(segment.begin, size, False, DamageTo.DIGEST))
+
+    def _check_segment(self, position: int, values: list[Any]) -> None:
+        try:
+            segment = parse_segment(values, position)
+        except BadRecord:
+            self._note_damage(position, self.next_offset)
+            return
+        expected = 0 if segment.previous is None else self._covered
+        self._summed += segment.end - segment.begin
+        sound = (
+            segment.begin == expected
+            and self._summed <= _SUMMED_LIMIT * self.size
+            and self.is_as_recorded(segment)
+        )
+        # Where damage was told since the last one, the sum says nothing new.
+        if not sound and len(self.damage) == self._damage_checked:
+            self.note_changed(segment)
+        self._damage_checked = len(self.damage)
+        self._covered = segment.end
 
     def grow(self) -> Iterator[tuple[int, Record]]:
         """What was appended since the last record that was read; for a file that grows.
@@ -205,17 +261,18 @@ class CaptureReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the file as they are, fewer at its end."""
         return os.pread(self._descriptor, size, offset)
 
     def _read_header(self) -> tuple[Header, int]:
-        start = self._read(0, len(MAGIC) + FRAME.size)
+        start = self.read(0, len(MAGIC) + FRAME.size)
         if start[: len(MAGIC)] != MAGIC:
             raise NotACapture("it does not begin like one")
         if len(start) < len(MAGIC) + FRAME.size:
             raise NotACapture("its header is cut off")
         length, checksum = FRAME.unpack_from(start, len(MAGIC))
-        payload = self._read(len(start), min(length, MAX_PAYLOAD))
+        payload = self.read(len(start), min(length, MAX_PAYLOAD))
         if len(payload) != length or crc32(payload, length) != checksum:
             raise NotACapture("its header is damaged or cut off")
         try:
@@ -235,7 +292,7 @@ class CaptureReader:
         begin = position + 1
         size = _FIRST_SEARCH  # the next record is usually near
         while begin < self.size and self._resync_budget > 0:
-            block = self._read(begin, size + _OVERLAP)
+            block = self.read(begin, size + _OVERLAP)
             if not block:
                 break
             for found in _PAYLOAD_START.finditer(block, FRAME.size):
@@ -243,7 +300,7 @@ class CaptureReader:
                 length, checksum = FRAME.unpack_from(block, found.start() - FRAME.size)
                 if not 0 < length <= MAX_PAYLOAD or candidate + FRAME.size + length > self.size:
                     continue
-                payload = self._read(candidate + FRAME.size, length)
+                payload = self.read(candidate + FRAME.size, length)
                 if crc32(payload, length) == checksum:
                     self._note_damage(position, candidate)
                     return candidate
@@ -256,5 +313,5 @@ class CaptureReader:
 
     def _note_damage(self, begin: int, end: int, at_end: bool = False) -> None:
         # Behind the End record there are only the index and marks, and no traffic to lose.
-        if not self.complete:
-            self.damage.append(Damage(begin, end - begin, at_end))
+        to = DamageTo.INDEX if self._ended else DamageTo.RECORDS
+        self.damage.append(Damage(begin, end - begin, at_end, to))

@@ -7,7 +7,9 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Self
 
-from .records import MAGIC, End, Header, Record, encode
+from .encoding import encode
+from .frames import MAGIC
+from .records import End, Header, Record
 
 
 class CaptureWriter:

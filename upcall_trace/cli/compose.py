@@ -13,7 +13,7 @@ from ..sources import open_source
 from ..trace.filters import parse
 from ..trace.streams import all_records, keep_connections, with_dependencies
 from ..transform.composing import keep_operations, merge
-from .support.files import CAPTURE, open_capture, tell_losses, write_capture
+from .support.files import CAPTURE, open_capture, tell_damage, tell_losses, write_capture
 from .support.options import overwrite_option
 from .support.output import talk
 
@@ -104,4 +104,4 @@ def recover_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
         write_capture(output, source.header, all_records(source), capture, overwrite=overwrite)
         saved = open_capture(output)
     talk(f"{output}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost")
-    return ExitCode.LOST if source.damage else ExitCode.EXPECTED
+    return ExitCode.LOST if tell_damage(capture, source.damage) else ExitCode.EXPECTED

@@ -24,7 +24,7 @@ from ..diagnose.rules.registry import rules
 from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..kernel.world import World
-from .support.files import CAPTURE
+from .support.files import CAPTURE, tell_damage
 from .support.options import given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 
@@ -141,6 +141,7 @@ def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:
             return ExitCode.DIFFERENT
     torn = [each for each in diagnosed if not each.complete]
     for each in torn:
+        tell_damage(each.path, each.damage)
         talk(f"{each.path} is not complete: what is missing in it cannot be judged")
     return ExitCode.LOST if torn else ExitCode.EXPECTED
 

@@ -10,27 +10,43 @@ import click
 from ..errors import ExitCode
 from ..views.json_objects import info_object
 from ..views.text import duration, safe
-from .support.files import CAPTURE, open_capture, tell_losses
-from .support.output import out, out_json
+from .support.files import CAPTURE, open_capture, tell_losses, verify_capture
+from .support.output import out, out_json, talk
 
 
 @click.command("info")
 @click.argument("capture", type=CAPTURE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def info_command(capture: Path, as_json: bool) -> ExitCode:
-    """Counts, times, latencies and completeness of a capture."""
-    opened = open_capture(capture)
+@click.option("--verify", is_flag=True, help="Check every record, however large the file.")
+def info_command(capture: Path, as_json: bool, verify: bool) -> ExitCode:
+    """Counts, times, latencies and completeness of a capture.
+
+    A capture of more than 64 MiB is called complete only with --verify: every record is then
+    read, and its index is compared with them.
+    """
+    if verify:
+        opened, wrong = verify_capture(capture)
+    else:
+        opened, wrong = open_capture(capture, check=False), None
     info = info_object(opened)
     if as_json:
         out_json(info)
     else:
         for name, text in _rows(info):
             out(f"{name:<12} {safe(text)}")
-    return tell_losses(capture, opened)
+    code = tell_losses(capture, opened)
+    if wrong is not None:
+        talk(f"{capture}: its index says something else than its records: {wrong}; recover it")
+        return ExitCode.LOST
+    return code
 
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
-    state = "complete" if info["complete"] else "still recording" if info["recording"] else "torn"
+    state = {True: "complete", False: "torn", None: "not verified"}[info["complete"]]
+    if info["recording"]:
+        state = "still recording"
+    elif info["complete"] is False and info["damage"]:
+        state = "damaged"
     traffic = ", ".join(
         f"{info[name]} {name}" for name in ("connections", "requests", "replies", "bytes")
     )

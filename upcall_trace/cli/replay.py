@@ -160,7 +160,8 @@ def replay_command(
     refused = replay.plan.refused(allow)
     if not live or refused:
         _show_plan(replay, allow, as_json)
-        return ExitCode.USAGE if refused else tell_losses(capture, recording.capture)
+        lost = tell_losses(capture, recording.capture)
+        return ExitCode.USAGE if refused else lost
     check_reachable(target.address)
     stop = threading.Event()
     put_back = stop_on_signals(stop)

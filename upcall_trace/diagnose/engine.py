@@ -435,6 +435,11 @@ class Diagnosis:
 
     def _close(self, close: Close) -> Iterator[Finding]:
         conn = close.conn
+        if close.how.by_us:  # what was open then tells nothing of the guest
+            self._unanswered -= len(self._watched[conn].open)
+            self._watched[conn].open.clear()
+            yield from self._over(conn, closed_by_guest=False, at_end=True)
+            return
         connection = self.session.connections[conn]
         yield from self._over(conn, close.by_guest, at_end=False)
         if connection.port == self._header.port and not connection.accepted and close.by_guest:

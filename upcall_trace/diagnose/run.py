@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..capture.reader import CaptureReader
+from ..capture.reader import CaptureReader, Damage
 from ..errors import WrongUsage
 from ..kernel.world import World
 from ..logs.guest_console import ConsoleOperation, read_console
@@ -47,6 +47,7 @@ class Diagnosed:
     operations: int
     connections: int
     complete: bool
+    damage: tuple[Damage, ...] = ()
     matched: str = ""
     """How well a console fitted, where one was given."""
 
@@ -75,7 +76,8 @@ def diagnose(
     findings.sort(key=sort_key)
     findings += of_vmm_log(logs.vmm, findings)
     matched = matcher.account if matcher else ""
-    return Diagnosed(path, findings, operations, len(session.connections), whole, matched)
+    damage = tuple(source.damage)
+    return Diagnosed(path, findings, operations, len(session.connections), whole, damage, matched)
 
 
 def follow(

@@ -72,8 +72,8 @@ class WholeCapture:
 
     @property
     def complete(self) -> bool:
-        """Whether the recording was closed cleanly and the end of the file is there."""
-        return self.opened.complete
+        """Whether the recording was closed cleanly and all that was read of it is whole."""
+        return self.opened.complete is True
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of the operations as an array, a value for each; raises KeyError.

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..capture.records import End, Header, Mark, Record
+from ..capture.records import End, Header, Mark, Origin, Record
 from ..compare.matchers import Matchers, read_matchers
 from ..control.order_socket import give_order
 from ..control.orders import BadOrder
@@ -301,7 +301,7 @@ class _Keeper:
 
     def __call__(self, record: Record) -> None:
         self._remember(record)
-        if self._recorder is None or isinstance(record, (Header, Mark, End)):
+        if self._recorder is None or isinstance(record, (Header, Origin, Mark, End)):
             return
         conn = record.conn + self._renumber if record.conn else 0
         self._recorder.record(replace(record, t_ns=record.t_ns + self._begin_ns, conn=conn))

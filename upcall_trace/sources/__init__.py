@@ -15,8 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol, Self
 
+from ..capture.frames import MAGIC
 from ..capture.reader import CaptureReader, Damage, NotACapture
-from ..capture.records import MAGIC, Header, Record
+from ..capture.records import Header, Record
 from ..errors import UnreadableInput
 from ..plugins import BrokenPlugin, Plugin, installed, note
 from .spooled import SpooledPath, plain
@@ -33,12 +34,12 @@ class Source(AbstractContextManager["Source"], Protocol):
 
     @property
     def damage(self) -> list[Damage]:
-        """Where the file cannot be read."""
+        """Where the file cannot be read, or is not what was written."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether the file has its end."""
+        """Whether nothing is missing at its end, and nothing that was read was damaged."""
         ...
 
     def records(self) -> Iterator[tuple[int, Record]]:

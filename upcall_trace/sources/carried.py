@@ -14,7 +14,9 @@ from typing import Final
 
 import msgpack
 
-from ..capture.records import FRAME, MAX_PAYLOAD, BadRecord, Record, decode, encode, unpack
+from ..capture.encoding import decode, encode
+from ..capture.frames import FRAME, MAX_PAYLOAD, BadRecord, unpack
+from ..capture.records import Record
 
 PROGRAM: Final = "upcall-trace"
 """How the name of the writing program begins in the section's header."""

@@ -7,8 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
+from ..capture.encoding import checked
 from ..capture.reader import Damage
-from ..capture.records import Header, Record, checked
+from ..capture.records import Header, Record
 from ..errors import UnreadableInput
 from ..plugins import BrokenPlugin, Plugin, note
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,11 +36,12 @@ from ..capture.records import (
     How,
     Mark,
     Open,
+    Origin,
     Record,
     Vmm,
 )
 from ..errors import UnreadableInput
-from .operations import ANOMALY_BIT, MAX_ROWS, OperationTable
+from .operations import ANOMALY_BIT, FREE_ROWS, OperationTable, rows_in
 
 _START = {
     Begins.LINE: Start.LINE,
@@ -48,6 +50,8 @@ _START = {
     Begins.OTHER: Start.OTHER,
 }
 _ZEROS = bytes(1024)
+_KEPT_OVER = 1024
+"""Connections that are over and still remembered, the last ones."""
 _BAD_MAGIC = ANOMALY_BIT["bad-magic"]
 _STALE_SUCCESS = ANOMALY_BIT["stale-success"]
 _STALE_ERROR = ANOMALY_BIT["stale-error"]
@@ -60,7 +64,7 @@ _MISMATCH = ANOMALY_BIT["reply-mismatch"]
 
 
 class TooManyOperations(UnreadableInput):
-    """A few hostile bytes can stand for very many requests: there is a limit."""
+    """A few hostile bytes can stand for very many requests: there is a limit to how many."""
 
 
 @dataclass(slots=True)
@@ -91,6 +95,9 @@ class Connection:
     closed_ns: int | None = None
     closed_by_guest: bool = False
     how: How | None = None
+    reason: str = ""
+    """Why the recorder ended it, where it did."""
+    source: int = 0
     gave_up_ns: int | None = None
 
 
@@ -120,8 +127,8 @@ class Session:
     """Feed it a capture's records in order; it fills `table` and `connections`.
 
     `feed` returns the events of the record, for whoever shows frames. No record makes it raise:
-    what cannot be understood is counted or left out. Only their number is bounded, by
-    TooManyOperations.
+    what cannot be understood is counted or left out. Only their number is bounded, by the size of
+    their file and TooManyOperations.
     """
 
     def __init__(self, header: Header, table: OperationTable | None = None) -> None:
@@ -130,12 +137,14 @@ class Session:
         self.connections: dict[int, Connection] = {}
         self.marks: list[Mark] = []
         self.vmm: list[Vmm] = []
+        self.origins: list[Origin] = []
         self.first_ns: int | None = None
         self.last_ns = 0
         self.lost = 0
         self.finished_rows: list[int] = []
         """Rows that were answered or given up since the caller last emptied the list."""
         self._watched: dict[int, _Watch] = {}
+        self._over: OrderedDict[int, None] = OrderedDict()
         self._file_gaps = 0
         self._ended = False
         self._arch = Arch.named(header.arch) or Arch.X86_64
@@ -164,10 +173,34 @@ class Session:
                 return self._gap(record)
             case Vmm():
                 self.vmm.append(record)
+            case Origin():
+                self.origins.append(record)
             case End() if not self._ended:
                 self._ended = True
                 self.finish()
         return ()
+
+    def unfinished_rows(self) -> Iterator[int]:
+        """The rows that something may still change."""
+        for watch in self._watched.values():
+            if watch.open_rows:
+                for asked in watch.open_rows.values():
+                    yield asked.row
+            if watch.short is not None:
+                yield watch.short[1]
+
+    def let_go(self) -> list[Connection]:
+        """Every connection that is known; those that are over are forgotten, and so is the rest.
+
+        For whoever keeps what was decoded so far: memory then holds only what can still change.
+        """
+        known = list(self.connections.values())
+        for connection in known:
+            if connection.number not in self._watched:
+                del self.connections[connection.number]
+        self.marks, self.vmm, self.origins = [], [], []
+        self.finished_rows.clear()
+        return known
 
     def awaited(self, conn: int, size: int) -> list[tuple[int, int]]:
         """(request, bytes still to come) of each reply that `size` bytes from the guest are of."""
@@ -194,8 +227,10 @@ class Session:
         if previous is not None:
             self._give_up(previous)
         connection = self.connections[record.conn] = Connection(
-            record.conn, record.t_ns, record.begins, record.port, record.accepted, record.peer
-        )
+            record.conn, record.t_ns, record.begins, record.port, record.accepted, record.peer,
+            source=record.source,
+        )  # fmt: skip
+        self._over.pop(record.conn, None)
         observer = Observer(_START[record.begins], self._arch, self.header.port)
         watch = _Watch(observer, connection, file_gaps=self._file_gaps)
         self._watched[record.conn] = watch
@@ -239,8 +274,8 @@ class Session:
                 anomalies |= _SHORT
             if event.overlaps is not None:
                 anomalies |= _OVERLAPPING
-        if len(self.table) >= MAX_ROWS:
-            raise TooManyOperations(f"more than {MAX_ROWS} operations in one capture: split it")
+        if len(self.table) >= FREE_ROWS and offset and len(self.table) >= rows_in(offset):
+            raise TooManyOperations("it stands for more operations than a file of its size can")
         row = self.table.append(
             connection.number, event.number, t_ns, offset, event.position, event.size, request,
             anomalies,
@@ -305,7 +340,12 @@ class Session:
             connection.closed_ns = record.t_ns
             connection.closed_by_guest = record.by_guest
             connection.how = record.how
+            connection.reason = record.reason
         self._give_up(watch)
+        # What was on its way may still be recorded; a long time later it is another connection.
+        self._over[record.conn] = None
+        if len(self._over) > _KEPT_OVER:
+            self._watched.pop(self._over.popitem(last=False)[0], None)
         return watch.observer.end()
 
     def _gap(self, record: Gap) -> list[Event]:

@@ -1,10 +1,11 @@
-"""From a file to operations: through its index when it has one, by decoding it otherwise."""
+"""From a file to operations: a small capture is decoded, a large one read through its index."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -12,27 +13,35 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..capture.index import Index, append_index, read_index
-from ..capture.reader import CaptureReader, Damage
-from ..capture.records import BadRecord, Begins, Header, How, Mark, Vmm
+from ..capture.frames import BadRecord
+from ..capture.index import Index, joined, read_index, tail
+from ..capture.reader import CaptureReader, Damage, DamageTo
+from ..capture.records import Begins, Chunk, Header, How, Mark, Origin, Vmm
+from ..capture.segments import digest_of
 from ..errors import UnreadableInput
 from ..sources import Source, open_source
 from .decoding import Connection, Session
-from .operations import COLUMN_TYPES, MAX_ROWS, Operations
-
-INDEX_VERSION: Final = 1
-"""Raised whenever decoding changes: older indexes are then decoded anew."""
+from .indexing import INDEX_VERSION, Indexer
+from .operations import COLUMN_TYPES, Operations, rows_in, unpack_rows
 
 Progress = Callable[[int], None]
 """Called now and then with the offset that decoding has reached."""
 _PROGRESS_EVERY: Final = 4096
-_JSON_LIMIT: Final = 64 << 20
 _INT_LIMIT: Final = 1 << 63
+
+DECODED_SIZE: Final = 16 << 20
+"""Up to here a capture is decoded whatever its index says: that takes a second or two."""
+CHECKED_SIZE: Final = 64 << 20
+"""Up to here every byte is summed up, also by who did not ask for it."""
+_SAMPLES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A capture as it was found: what is in it, and what is missing."""
+    """A capture as it was found: what is in it, and what is missing.
+
+    `complete` is None when not every byte was looked at.
+    """
 
     header: Header
     operations: Operations
@@ -42,15 +51,17 @@ class Capture:
     duration_ns: int
     damage: list[Damage]
     gaps: int
-    complete: bool
+    complete: bool | None
     live: bool
     first_ns: int = 0
     indexed: bool = field(default=False, compare=False)
+    origins: list[Origin] = field(default_factory=list)
 
     @property
     def lost_bytes(self) -> int:
         """Bytes known to be missing: gaps of the recording, and the file's torn end."""
-        return self.gaps + sum(damage.size for damage in self.damage if damage.at_end)
+        torn = (d.size for d in self.damage if d.at_end and d.to is DamageTo.RECORDS)
+        return self.gaps + sum(torn)
 
     @property
     def started(self) -> datetime | None:
@@ -64,10 +75,14 @@ class Capture:
             return None
 
 
-def load(path: Path, progress: Progress | None = None) -> Capture:
-    """Open anything that holds a capture; raises UnreadableInput and nothing else."""
+def load(path: Path, progress: Progress | None = None, check: bool = True) -> Capture:
+    """Open anything that holds a capture; raises UnreadableInput and nothing else.
+
+    Without `check` the bytes of a large capture are not summed up, and whether it is complete
+    stays unknown.
+    """
     source = open_source(path)
-    indexed = _indexed(source)
+    indexed = _indexed(source, check)
     if indexed is not None:
         return indexed
     with source:
@@ -75,24 +90,25 @@ def load(path: Path, progress: Progress | None = None) -> Capture:
 
 
 def load_indexed(path: Path) -> Capture | None:
-    """Open a capture by its index, None when it has none to go by; raises UnreadableInput."""
+    """Open a large capture by its index, None when it has none to go by; raises UnreadableInput."""
     source = open_source(path)
-    indexed = _indexed(source)
+    indexed = _indexed(source, check=True)
     if indexed is None:
         with source:
             pass  # only to close it
     return indexed
 
 
-def _indexed(source: Source) -> Capture | None:
-    if isinstance(source, CaptureReader):
-        index = read_index(source, INDEX_VERSION)
-        if index is not None:
-            try:
-                return _from_index(source, index)
-            except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
-                pass  # a damaged index is only a lost short cut
-    return None
+def _indexed(source: Source, check: bool) -> Capture | None:
+    if not isinstance(source, CaptureReader) or source.size <= DECODED_SIZE:
+        return None
+    index = read_index(source, INDEX_VERSION)
+    if index is None:
+        return None
+    try:
+        return _from_index(source, index, check or source.size <= CHECKED_SIZE)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
+        return None  # a damaged index is only a lost short cut
 
 
 def decode_source(source: Source, progress: Progress | None = None) -> Capture:
@@ -121,113 +137,186 @@ def capture_of(session: Session, source: Source) -> Capture:
         complete=source.complete,
         live=source.live,
         first_ns=first_ns,
+        origins=session.origins,
     )
 
 
 def build_index(path: Path, progress: Progress | None = None) -> bool:
-    """Append an index to a capture that was closed cleanly; False where that cannot be done."""
+    """Append an index to a capture that was closed cleanly; False where that cannot be done.
+
+    When it cannot be written whole, the file is left as it was. Raises OSError.
+    """
     with CaptureReader(path) as reader:
-        capture = decode_source(reader, progress)
-        covers = reader.size
-    if not capture.complete or capture.damage:
+        size = reader.size
+        indexer = Indexer(reader.header)
+        frames = bytearray()
+
+        def cut(end: int, ended: bool) -> None:
+            digest = digest_of(reader.read, indexer.begin, end)
+            frames.extend(indexer.cut(end, size + len(frames), digest, ended))
+
+        for count, (offset, record) in enumerate(reader.records()):
+            if indexer.due(offset):
+                cut(offset, False)
+            indexer.feed(record, offset)
+            if progress is not None and count % _PROGRESS_EVERY == 0:
+                progress(offset)
+        if not reader.complete:
+            return False
+        cut(size, True)
+    if indexer.broken:
         return False
-    operations = capture.operations
-    summary = {
-        "duration_ns": capture.duration_ns,
-        "gaps": capture.gaps,
-        "first_ns": capture.first_ns,
-    }
     try:
-        tables = {
-            "operations": {name: operations.column(name) for name in operations.names()},
-            "others": {
-                "connections": _as_json([asdict(connection) for connection in capture.connections]),
-                "marks": _as_json([asdict(mark) for mark in capture.marks]),
-                "vmm": _as_json([asdict(vmm) for vmm in capture.vmm]),
-            },
-        }
-        append_index(path, INDEX_VERSION, covers, tables, summary)
-    except ValueError:
-        return False  # too large for one; such a capture is decoded each time
+        with path.open("ab") as file:
+            file.write(bytes(frames) + tail(indexer.last_at))
+            file.flush()
+            os.fdatasync(file.fileno())
+    except BaseException:
+        os.truncate(path, size)
+        raise
     return True
+
+
+def index_disagrees(reader: CaptureReader, decoded: Capture) -> str | None:
+    """What the index of a capture says otherwise than its records, which were decoded.
+
+    None when they agree, and for a capture without an index.
+    """
+    index = read_index(reader, INDEX_VERSION)
+    if index is None:
+        return None
+    try:
+        claimed = _from_index(reader, index, check=False, strict=True)
+        for name in decoded.operations.names():
+            if not np.array_equal(claimed.operations.column(name), decoded.operations.column(name)):
+                return f"column {name}"
+        for what in ("connections", "marks", "vmm", "origins", "gaps", "duration_ns", "first_ns"):
+            if getattr(claimed, what) != getattr(decoded, what):
+                return what.replace("_ns", "")
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 class _LazyColumns(Mapping[str, NDArray[Any]]):
     """An index's columns of operations, each read when it is first looked at.
 
     A column that turns out to be damaged costs the short cut, not the answer: the capture is
-    then decoded.
+    then decoded. With `strict` it raises BadRecord.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, strict: bool) -> None:
         self._index = index
+        self._strict = strict
+        self._rows = sum(segment.rows for segment in index.segments)
         self._read: dict[str, NDArray[Any]] = {}
+        self._changed: list[tuple[NDArray[Any], dict[str, NDArray[Any]]]] | None = None
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._read:
             try:
-                self._read[name] = self._index.column("operations", name)
+                self._read[name] = self._column(name)
             except BadRecord:
+                if self._strict:
+                    raise
                 decoded = decode_source(self._index.reader).operations
-                if len(decoded) != self._index.tables["operations"]["conn"][1]:
+                if len(decoded) != self._rows:
                     path = self._index.reader.path
                     raise UnreadableInput(f"{path}: its index is damaged; recover it") from None
                 self._read = {known: decoded.column(known) for known in decoded.names()}
         return self._read[name]
 
+    def _column(self, name: str) -> NDArray[Any]:
+        parts = []
+        for segment, part in zip(self._index.segments, self._index.parts(name), strict=True):
+            if part.dtype.str != COLUMN_TYPES[name] or (
+                name != "extra" and len(part) != segment.rows
+            ):
+                raise BadRecord(f"column {name} is not as long as its segment")
+            parts.append(part)
+        column = joined(parts, COLUMN_TYPES[name])
+        if name == "extra":
+            return column
+        for rows, columns in self._changes():
+            column[rows] = columns[name]
+        return column
+
+    def _changes(self) -> list[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
+        if self._changed is None:
+            index = self._index
+            self._changed = []
+            for segment, rows, packed in zip(
+                index.segments, index.parts("changed"), index.parts("changed_rows"), strict=True
+            ):
+                columns = unpack_rows(packed.tobytes())
+                if len(rows) != len(columns["conn"]) or (rows >= segment.first_row).any():
+                    raise BadRecord("rows that changed do not fit")
+                self._changed.append((rows, columns))
+        return self._changed
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._index.names("operations"))
+        return iter(COLUMN_TYPES)
 
     def __len__(self) -> int:
-        return len(self._index.names("operations"))
+        return len(COLUMN_TYPES)
 
 
-def _from_index(reader: CaptureReader, index: Index) -> Capture:
-    _check_columns(index.tables["operations"])
-    first_ns, duration_ns, gaps = (
-        _checked(index.summary[name], "int") for name in ("first_ns", "duration_ns", "gaps")
-    )
+def _from_index(reader: CaptureReader, index: Index, check: bool, strict: bool = False) -> Capture:
+    rows = sum(segment.rows for segment in index.segments)
+    if rows > rows_in(reader.size):
+        raise BadRecord("more operations than a file of its size can hold")
+    if check:
+        for segment in index.segments:
+            if not reader.is_as_recorded(segment):
+                raise BadRecord("the records are not those that the index was made of")
+    last = index.segments[-1]
+    first_ns = last.first_ns or 0
+    operations = Operations(_LazyColumns(index, strict), first_ns)
+    _try_samples(reader, operations)
+    connections: dict[int, Connection] = {}
+    for values in _from_json(index, "connections", Connection):
+        connections[values["number"]] = _connection(values)
     marks = [Mark(**values) for values in _from_json(index, "marks", Mark)]
-    marks += [record for _, record in reader.records(index.end) if isinstance(record, Mark)]
+    marks += [record for _, record in reader.records(last.end) if isinstance(record, Mark)]
     return Capture(
         header=reader.header,
-        operations=Operations(_LazyColumns(index), first_ns),
-        connections=[_connection(v) for v in _from_json(index, "connections", Connection)],
+        operations=operations,
+        connections=list(connections.values()),
         marks=marks,
         vmm=[Vmm(**values) for values in _from_json(index, "vmm", Vmm)],
-        duration_ns=duration_ns,
-        damage=[],
-        gaps=gaps,
-        complete=True,
+        duration_ns=last.last_ns - first_ns,
+        damage=reader.damage,
+        gaps=last.lost,
+        complete=True if check else None,
         live=False,
         first_ns=first_ns,
         indexed=True,
+        origins=[Origin(**values) for values in _from_json(index, "origins", Origin)],
     )
 
 
-def _check_columns(described: Mapping[str, tuple[str, int, tuple[int, ...]]]) -> None:
-    types = {name: dtype for name, (dtype, _, _) in described.items()}
-    rows = {count for name, (_, count, _) in described.items() if name != "extra"}
-    if types != COLUMN_TYPES or len(rows) != 1 or max(rows) > MAX_ROWS:
-        raise BadRecord("the columns are not those of operations")
+def _try_samples(reader: CaptureReader, operations: Operations) -> None:
+    """A few rows are compared with their records; raises BadRecord for one that is not there."""
+    from ..capture.encoding import decode
+
+    count = len(operations)
+    for row in sorted({count * part // _SAMPLES for part in range(_SAMPLES)} - {count}):
+        record = decode(reader.record_at(int(operations.column("offset")[row])))
+        if (
+            not isinstance(record, Chunk)
+            or record.conn != operations.column("conn")[row]
+            or record.t_ns != operations.column("t_ns")[row]
+            or not record.to_guest
+        ):
+            raise BadRecord("the index speaks of requests that are not there")
 
 
-def _as_json(values: list[dict[str, Any]]) -> NDArray[Any]:
-    text = json.dumps(values, default=lambda raw: raw.decode("latin-1"))
-    if len(text) > _JSON_LIMIT:
-        raise ValueError("too many connections, marks or VMM records")
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-def _from_json(index: Index, name: str, kind: type[Any]) -> list[dict[str, Any]]:
+def _from_json(index: Index, name: str, kind: type[Any]) -> Iterator[dict[str, Any]]:
     """The objects in a column, with the fields of the dataclass `kind`; raises ValueError."""
-    if index.tables["others"][name][1] > _JSON_LIMIT:
-        raise BadRecord(f"column {name} is out of bounds")
     wanted = fields(kind)
-    return [
-        {known.name: _checked(values[known.name], str(known.type)) for known in wanted}
-        for values in json.loads(index.column("others", name).tobytes())
-    ]
+    for part in index.parts(name):
+        for values in json.loads(part.tobytes()):
+            yield {known.name: _checked(values[known.name], str(known.type)) for known in wanted}
 
 
 _JSON_TYPES: Final[dict[str, type]] = {

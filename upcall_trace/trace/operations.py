@@ -7,7 +7,7 @@ filters and statistics read columns. `OperationTable.operation` makes one row an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final
@@ -28,8 +28,19 @@ from dissectors.messages import (
 )
 from dissectors.services import ServiceReply, ServiceRequest
 
-MAX_ROWS: Final = 1 << 23
-"""Operations in one table at most: about a gigabyte of rows."""
+FREE_ROWS: Final = 1 << 20
+"""So many operations any file may stand for; beyond, it needs bytes for each."""
+ROW_BYTES: Final = 16
+"""Bytes of a capture for an operation at least: a request that is a run of zeros takes more."""
+
+
+def rows_in(size: int) -> int:
+    """How many operations `size` bytes of a capture can stand for.
+
+    A few hostile bytes can stand for very many, and memory has to be found for each.
+    """
+    return FREE_ROWS + size // ROW_BYTES
+
 
 ANOMALIES: Final = (
     "bad-magic",
@@ -142,9 +153,13 @@ class OperationTable:
     def __init__(self) -> None:
         self._rows = bytearray()
         self._extra = bytearray()
+        self._first = 0
+        self._extra_first = 0
+        self._kept: dict[int, bytearray] = {}
+        self._changed: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._rows) // _ROW.size
+        return self._first + len(self._rows) // _ROW.size
 
     def append(
         self,
@@ -181,11 +196,12 @@ class OperationTable:
             layout = OTHER_SERVICE
             described = [request.op, dict(request.fields())]
             self._extra += json.dumps(described, default=str, skipkeys=True).encode()
-        row = len(self._rows) // _ROW.size
+        row = len(self)
         self._rows += _ROW.pack(
             conn, min(number, _U32_LIMIT), t_ns, offset, position, size, layout, msg_type, msg_size,
-            base, window, irq, count, apic_ver, busno, devfn, anomalies, len(self._extra),
-            len(self._extra) - extra_begin,            0, 0, 0, 0, -1, -1, -1,
+            base, window, irq, count, apic_ver, busno, devfn, anomalies,
+            self._extra_first + len(self._extra), len(self._extra) - extra_begin,
+            0, 0, 0, 0, -1, -1, -1,
         )  # fmt: skip
         return row
 
@@ -199,23 +215,61 @@ class OperationTable:
                 load = reply.apic_index
             elif isinstance(reply, CpuReplyArm):
                 load = reply.cpu_id
+        rows, at = self._place(row)
         _ANSWER.pack_into(
-            self._rows, row * _ROW.size + _ANSWER_AT,
+            rows, at + _ANSWER_AT,
             1, reply.ret, msg_type, msg_size, load, latency_ns, offset,
         )  # fmt: skip
 
     def change_anomalies(self, row: int, add: int = 0, remove: int = 0) -> None:
         """Set and clear bits of a row's anomalies."""
-        at = row * _ROW.size + _ANOMALIES_AT
-        (bits,) = _U32.unpack_from(self._rows, at)
-        _U32.pack_into(self._rows, at, (bits | add) & ~remove)
+        rows, at = self._place(row)
+        (bits,) = _U32.unpack_from(rows, at + _ANOMALIES_AT)
+        _U32.pack_into(rows, at + _ANOMALIES_AT, (bits | add) & ~remove)
+
+    def _place(self, row: int) -> tuple[bytearray, int]:
+        """Where a row is now, which may have been cut off."""
+        if row >= self._first:
+            return self._rows, (row - self._first) * _ROW.size
+        self._changed.add(row)
+        return self._kept[row], 0
 
     def columns(self, first: int = 0) -> dict[str, NDArray[Any]]:
         """A copy of every column from row `first` on, and the bytes in `extra`."""
-        rows = np.frombuffer(bytes(self._rows[first * _ROW.size :]), _DTYPE)
-        named: dict[str, NDArray[Any]] = {name: rows[name] for name, _ in _COLUMNS}
-        named["extra"] = np.frombuffer(bytes(self._extra), np.uint8)
-        return named
+        return _columns(self._rows[max(0, first - self._first) * _ROW.size :], self._extra)
+
+    def cut(self, unfinished: Iterable[int]) -> tuple[dict[str, NDArray[Any]], Changed]:
+        """The columns of the rows since the last cut, which are let go of, and what changed.
+
+        `unfinished` are the rows, old and new, that can still change; of those only are copies
+        kept. A row that was cut off earlier and changed since comes back whole.
+        """
+        changed = {row: bytes(self._kept[row]) for row in sorted(self._changed)}
+        columns = _columns(self._rows, self._extra)
+        kept = {}
+        for row in unfinished:
+            rows, at = self._place(row)
+            kept[row] = bytearray(rows[at : at + _ROW.size])
+        self._first, self._extra_first = len(self), self._extra_first + len(self._extra)
+        self._rows, self._extra, self._kept = bytearray(), bytearray(), kept
+        self._changed = set()
+        return columns, changed
+
+
+Changed = dict[int, bytes]
+"""Row -> all of its columns but `extra`, packed."""
+
+
+def _columns(packed: bytes | bytearray, extra: bytes | bytearray) -> dict[str, NDArray[Any]]:
+    rows = np.frombuffer(bytes(packed), _DTYPE)
+    named: dict[str, NDArray[Any]] = {name: rows[name] for name, _ in _COLUMNS}
+    named["extra"] = np.frombuffer(bytes(extra), np.uint8)
+    return named
+
+
+def unpack_rows(packed: bytes) -> dict[str, NDArray[Any]]:
+    """The columns of rows as `OperationTable.cut` packs those that changed; raises ValueError."""
+    return _columns(packed, b"")
 
 
 class NoTable(OperationTable):

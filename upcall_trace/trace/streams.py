@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dissectors.constants import MESSAGE_SIZE
 
 from ..capture.reader import CaptureReader
-from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Record, Vmm
+from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Origin, Record, Vmm
 from ..sources import Source
 from .filters import Mask
 from .operations import ANOMALY_BIT, OTHER_SERVICE, Operations
@@ -43,7 +43,7 @@ def distinct_connections(records: Iterable[Record]) -> list[Record]:
     renamed: dict[int, int] = {}
     for place, record in enumerate(kept):
         conn = getattr(record, "conn", None)
-        if not conn or isinstance(record, (Mark, Header, End)):
+        if not conn or isinstance(record, (Mark, Header, Origin, End)):
             continue
         if isinstance(record, Open) and conn in seen:
             highest += 1
@@ -64,7 +64,7 @@ def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Rec
         match record:
             case End():
                 continue
-            case Vmm() | Mark(conn=None) | Gap(conn=0):
+            case Origin() | Vmm() | Mark(conn=None) | Gap(conn=0):
                 yield record
             case _ if getattr(record, "conn", None) in conns:
                 yield record

@@ -17,12 +17,15 @@ from ..capture.records import (
     Header,
     Mark,
     Open,
+    Origin,
     Record,
     Vmm,
 )
 from ..kernel.noted_world import WORLD
 from ..trace.decoding import Session
 from ..trace.streams import keep_connections
+
+_ORIGIN_BITS = 32
 
 
 def merge(sources: Sequence[tuple[Header, Iterable[Record]]]) -> tuple[Header, Iterator[Record]]:
@@ -66,6 +69,11 @@ class _Renumber:
         self._count = 0
 
     def __call__(self, place: int, record: Record) -> Record:
+        # Each capture has origins of its own; those of the first keep their numbers.
+        if isinstance(record, Origin):
+            return dataclasses.replace(record, number=record.number + (place << _ORIGIN_BITS))
+        if isinstance(record, Open) and record.source:
+            record = dataclasses.replace(record, source=record.source + (place << _ORIGIN_BITS))
         conn = getattr(record, "conn", None)
         if not conn or isinstance(record, (Header, End)):
             return record

@@ -21,19 +21,9 @@ from typing import Final
 from dissectors.constants import UPCALL_PORT
 
 from .. import __version__
-from ..capture.records import (
-    FRAME,
-    MAGIC,
-    Chunk,
-    End,
-    Gap,
-    Header,
-    Record,
-    decode,
-    encode,
-    encode_chunk,
-    unpack,
-)
+from ..capture.encoding import decode, encode, encode_chunk
+from ..capture.frames import FRAME, MAGIC, unpack
+from ..capture.records import Chunk, End, Gap, Header, Record
 from ..errors import WrongUsage
 
 FLUSH_S: Final = 0.02

@@ -30,6 +30,7 @@ from ..capture.records import (
     How,
     Mark,
     Open,
+    Origin,
     Record,
     Vmm,
 )
@@ -138,8 +139,8 @@ def _of_record(record: Record) -> _Shown:
             text += f", port {port}" if port is not None else ""
             text += f", by pid {peer[0]} uid {peer[1]}" if peer else ""
             text += ", refused" if accepted is False else ""
-        case Close(by_guest=by_guest, how=how):
-            text = f"{_HOW[how]} by the {'guest' if by_guest else 'client'}"
+        case Close(by_guest=by_guest, how=how, reason=reason):
+            text = ending_text(how, by_guest, reason)
         case GaveUp(after_ns=after_ns):
             text = f"the client waited {duration(after_ns)} in vain"
         case Vmm(action=action):
@@ -150,6 +151,8 @@ def _of_record(record: Record) -> _Shown:
             text = f"mark {safe(name)} {safe(comment)}".rstrip()
         case Chunk(data=data):
             return _arrow(record.to_guest), f"{len(data)} bytes of an unfinished whole", data, None
+        case Origin(number=number, kind=kind, name=name):
+            text = f"from here on also from {safe(kind)} {safe(name)} (source {number})"
         case Header() | End():
             pass
     return "", text, b"", None
@@ -162,3 +165,15 @@ _OPENED = {
     Begins.OTHER: "opened, not upcall",
 }
 _HOW = {How.CLOSE: "closed", How.HALF: "half-closed", How.RESET: "reset"}
+_OURS = {
+    How.REFUSED: "refused by the recorder",
+    How.AWAY: "the VMM's socket was away",
+    How.FAULT: "closed by a fault that the recorder was asked for",
+}
+
+
+def ending_text(how: How, by_guest: bool, reason: str = "") -> str:
+    """Who ended a connection, how, and why where the recorder did."""
+    if how.by_us:
+        return _OURS[how] + (f": {safe(reason)}" if reason else "")
+    return f"{_HOW[how]} by the {'guest' if by_guest else 'client'}"

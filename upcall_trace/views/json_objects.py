@@ -81,7 +81,12 @@ def info_object(capture: Capture) -> dict[str, Any]:
         "marks": len(capture.marks),
         "vmm": len(capture.vmm),
         "damage": [
-            {"offset": damage.offset, "size": damage.size, "at_end": damage.at_end}
+            {
+                "offset": damage.offset,
+                "size": damage.size,
+                "at_end": damage.at_end,
+                "to": str(damage.to),
+            }
             for damage in capture.damage
         ],
     }

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from ...capture.reader import Damage, is_being_written
+from ...capture.reader import CaptureReader, Damage, DamageTo, is_being_written
 from ...capture.records import Header, Record
 from ...capture.writer import CaptureWriter
 from ...diagnose.whole_capture import WholeCapture
 from ...errors import ExitCode, UnreadableInput, WrongUsage
+from ...sources import open_source
 from ...sources.spooled import plain
-from ...trace.opening import Capture, build_index, load
+from ...trace.opening import Capture, build_index, decode_source, index_disagrees, load
 from .output import progress, talk
 
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
@@ -26,15 +27,28 @@ STDOUT = Path("-")
 _DAMAGE_TOLD = 10
 
 
-def open_capture(path: Path) -> Capture:
-    """Load a capture with a progress bar where it takes long; raises UnreadableInput."""
+def open_capture(path: Path, check: bool = True) -> Capture:
+    """Load a capture with a progress bar where it takes long; raises UnreadableInput.
+
+    `check` as in `load`.
+    """
     try:
         path = plain(path)
         size = path.stat().st_size
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
     with progress(f"decoding {path.name}", size) as report:
-        return load(path, report)
+        return load(path, report, check)
+
+
+def verify_capture(path: Path) -> tuple[Capture, str | None]:
+    """A capture of which every record was read, and what its index says wrongly."""
+    with open_source(path) as source:
+        size = source.size if isinstance(source, CaptureReader) else 0
+        with progress(f"verifying {path.name}", size) as report:
+            decoded = decode_source(source, report)
+        wrong = index_disagrees(source, decoded) if isinstance(source, CaptureReader) else None
+    return decoded, wrong
 
 
 def open_whole(path: Path) -> WholeCapture:
@@ -51,20 +65,30 @@ def tell_losses(path: Path, capture: Capture) -> ExitCode:
     if capture.gaps:
         talk(f"{path}: {capture.gaps} bytes of traffic were not recorded")
         lost = True
-    if not capture.complete and not capture.live and not lost:
+    if capture.complete is False and not capture.live and not lost:
         talk(f"{path}: the recording was not closed cleanly; its last moments may be missing")
         lost = True
     return ExitCode.LOST if lost else ExitCode.EXPECTED
 
 
-def tell_damage(path: Path, found: list[Damage]) -> bool:
+def tell_damage(path: Path, found: Sequence[Damage]) -> bool:
     """Say on stderr where a file cannot be read, up to a point; whether there is such a place."""
     for damage in found[:_DAMAGE_TOLD]:
-        where = "the end is torn" if damage.at_end else "damaged"
-        talk(f"{path}: {where} at offset {damage.offset}: {damage.size} bytes cannot be read")
+        talk(f"{path}: {_DAMAGED[damage.to].format(damage.offset, damage.size, _where(damage))}")
     if len(found) > _DAMAGE_TOLD:
         talk(f"{path}: damaged in {len(found) - _DAMAGE_TOLD} more places")
     return bool(found)
+
+
+_DAMAGED = {
+    DamageTo.RECORDS: "{2} at offset {0}: {1} bytes cannot be read",
+    DamageTo.INDEX: "{2} at offset {0}, behind the recording: {1} bytes cannot be read",
+    DamageTo.DIGEST: "changed since it was recorded, in the {1} bytes from offset {0} on",
+}
+
+
+def _where(damage: Damage) -> str:
+    return "the end is torn" if damage.at_end else "damaged"
 
 
 def write_capture(

@@ -67,7 +67,7 @@ def tell_lacking_world(path: Path, notes: Mapping[str, str], instead: str) -> No
 
 def _worlds(file: Path) -> dict[str, World]:
     """The worlds of a TOML file, or the one that a capture notes; raises UnreadableInput."""
-    from ...capture.records import MAGIC
+    from ...capture.frames import MAGIC
 
     try:
         with file.open("rb") as opened:

@@ -12,6 +12,7 @@ from ...capture.records import Begins, How
 from ...codes import Severity
 from ...trace.decoding import Connection
 from ...trace.operations import Operation
+from ...views.frames import ending_text
 from ...views.text import duration, fields_text, result_text, safe, seconds
 from ..data.line_order import Shows
 from .styled import SEVERITY_LOOKS, SIGNS, Line, Styled, cut, deadline
@@ -20,7 +21,6 @@ GUTTER: Final = 4
 _TIME: Final = 13
 _LEAST_LANE: Final = 16
 _WIDEST_LANE: Final = 110
-_ENDED: Final = {How.CLOSE: "closed", How.HALF: "half-closed", How.RESET: "reset"}
 _BEGAN: Final = {
     Begins.LINE: "opens",
     Begins.SERVICE: "opens, inside the guest",
@@ -159,7 +159,7 @@ def connection_line(shows: Shows, connection: Connection, width: int, beside: Be
     """A connection's beginning or end in `width` columns."""
     plain = "dim" if beside.context else ""
     opens = shows is Shows.OPENED
-    said = opening_text(connection) if opens else ending_text(connection)
+    said = opening_text(connection) if opens else end_text(connection)
     name = f"conn {connection.number}"
     if len(name) >= _key(width):
         name = str(connection.number)
@@ -197,7 +197,7 @@ def connection_facts(connection: Connection, first_ns: int) -> list[str]:
     if connection.service is not None:
         facts.append(f"service byte: {connection.service:#04x}")
     if connection.closed_ns is not None:
-        facts.append(f"{ending_text(connection)} at {seconds(connection.closed_ns - first_ns)} s")
+        facts.append(f"{end_text(connection)} at {seconds(connection.closed_ns - first_ns)} s")
     return [*facts, f"{connection.requests} requests, {connection.replies} replies"]
 
 
@@ -218,7 +218,7 @@ def state_text(connection: Connection) -> str:
     return "no CONNECT message" if connection.accepted else "waiting for OK"
 
 
-def ending_text(connection: Connection) -> str:
+def end_text(connection: Connection) -> str:
     """Who ended a connection, and how."""
-    how = _ENDED[connection.how] if connection.how else "closed"
-    return f"{how} by the {'guest' if connection.closed_by_guest else 'client'}"
+    how = connection.how or How.CLOSE
+    return ending_text(how, connection.closed_by_guest, connection.reason)

@@ -1,0 +1,103 @@
+"""The index of a capture made while its records are written, segment by segment.
+
+`Indexer` decodes what is recorded and lets go of it again, so its memory does not grow with the
+capture. What it writes is the same whenever a segment ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..capture.frames import frame, pack
+from ..capture.index import encode_columns
+from ..capture.records import Header, Record
+from ..capture.segments import Segment
+from .decoding import Session
+
+INDEX_VERSION: Final = 2
+"""Raised whenever decoding changes: older indexes are then decoded anew."""
+SEGMENT_BYTES: Final = 4 << 20
+_SEGMENT_ROWS: Final = 1 << 15
+
+
+class Indexer:
+    """Feed it the records of a capture in order, and `cut` whenever `due` says so."""
+
+    def __init__(self, header: Header) -> None:
+        self._session = Session(header)
+        self._last: Segment | None = None
+        self._begin = 0
+        self._ended = False
+        self.broken = False
+        """True once a segment could not be written: then the capture has no index."""
+
+    def feed(self, record: Record, offset: int) -> None:
+        """Take the record that stands at `offset`."""
+        self._session.feed(record, offset)
+
+    def due(self, offset: int) -> bool:
+        """Whether the segment should end before the record at `offset`."""
+        first = self._last.first_row + self._last.rows if self._last else 0
+        rows = len(self._session.table) - first
+        return offset - self._begin >= SEGMENT_BYTES or rows >= _SEGMENT_ROWS
+
+    @property
+    def begin(self) -> int:
+        """Where the segment begins that is being filled."""
+        return self._begin
+
+    def cut(self, end: int, offset: int, digest: bytes, ended: bool = False) -> bytes:
+        """The frames of the segment that ends at `end`; they will stand at `offset`.
+
+        `digest` is that of the bytes from `begin` to `end`.
+        """
+        session = self._session
+        if ended:
+            session.finish()
+        columns, changed = session.table.cut(session.unfinished_rows())
+        tables: dict[str, NDArray[Any]] = {
+            **columns,
+            "changed": np.fromiter(changed, "<u8", len(changed)),
+            "changed_rows": np.frombuffer(b"".join(changed.values()), np.uint8),
+        }
+        for name, values in (
+            ("marks", session.marks), ("vmm", session.vmm), ("origins", session.origins),
+            ("connections", session.let_go()),
+        ):  # fmt: skip
+            tables[name] = _as_json(values)
+        rows = len(columns["conn"])
+        segment = Segment(
+            offset=0, version=INDEX_VERSION, begin=self._begin, end=end, digest=digest,
+            previous=self._last.offset if self._last else None, rows_at=offset,
+            first_row=len(session.table) - rows, rows=rows, first_ns=session.first_ns,
+            last_ns=session.last_ns, lost=session.lost, ended=ended,
+        )  # fmt: skip
+        try:
+            framed = encode_columns(INDEX_VERSION, tables)
+        except ValueError:
+            self.broken = True
+            return b""
+        self._begin = end
+        self._last = _at(segment, offset + len(framed))
+        return framed + frame(pack(segment.values()))
+
+    @property
+    def last_at(self) -> int:
+        """Where the last SEGMENT record stands, for the TAIL."""
+        return self._last.offset if self._last else 0
+
+
+def _at(segment: Segment, offset: int) -> Segment:
+    return Segment(offset, *segment.values()[1:])
+
+
+def _as_json(values: Sequence[Any]) -> NDArray[Any]:
+    listed = [asdict(value) for value in values]
+    text = json.dumps(listed, default=lambda raw: raw.decode("latin-1"))
+    return np.frombuffer(text.encode(), np.uint8)
