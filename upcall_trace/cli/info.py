@@ -45,7 +45,7 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     state = {True: "complete", False: "torn", None: "not verified"}[info["complete"]]
     if info["recording"]:
         state = "still recording"
-    elif info["complete"] is False and info["damage"]:
+    elif any(not damage["at_end"] for damage in info["damage"]):
         state = "damaged"
     traffic = ", ".join(
         f"{info[name]} {name}" for name in ("connections", "requests", "replies", "bytes")
