@@ -36,7 +36,7 @@ from upcall_trace.capture.frames import FRAME, Kind, frame, pack
 from upcall_trace.capture.index import TAIL_SIZE, append_mark, encode_columns, read_index, tail
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk, Close, End, Header, Mark, Open, Origin, Record, Vmm
-from upcall_trace.capture.segments import Segment, digest_of, parse_segment
+from upcall_trace.capture.segments import IndexSegment, digest_of, parse_segment
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace import indexing, opening
 from upcall_trace.trace.filters import parse
@@ -331,12 +331,12 @@ def relying(path: Path, change: Callable[[Columns, dict[str, Any]], Any]) -> Non
         names = [*COLUMN_TYPES, "changed", "changed_rows", "marks", "vmm", "origins", "connections"]
         columns = {name: next(index.parts(name)).copy() for name in names}
     whole = path.read_bytes()
-    fields = {name: getattr(segment, name) for name in Segment.__slots__}
+    fields = {name: getattr(segment, name) for name in IndexSegment.__slots__}
     change(columns, fields)
     framed = encode_columns(fields["version"], columns)
     fields["offset"] = segment.rows_at + len(framed)
     head = whole[: segment.rows_at] + framed
-    path.write_bytes(head + frame(pack(Segment(**fields).values())) + tail(fields["offset"]))
+    path.write_bytes(head + frame(pack(IndexSegment(**fields).values())) + tail(fields["offset"]))
 
 
 def as_column(values: Any) -> Any:
@@ -433,7 +433,7 @@ def test_a_segment_that_stands_nowhere_is_damage(indexed: Path, values: list[Any
 def test_segments_that_sum_up_the_file_again_and_again_cost_no_time(tmp_path: Path) -> None:
     path = write_capture(tmp_path / "x.upcap", [Vmm(1, "x" * (4 << 20))])
     whole = path.read_bytes()
-    again = Segment(0, 2, 0, len(whole), bytes(16), None, len(whole), 0, 0, 0, 0, 0, True)
+    again = IndexSegment(0, 2, 0, len(whole), bytes(16), None, len(whole), 0, 0, 0, 0, 0, True)
     path.write_bytes(whole + frame(pack(again.values())) * 20_000)
     assert load(path).complete is False
 

@@ -24,7 +24,7 @@ from .encoding import encode
 from .frames import MAX_PAYLOAD, BadRecord, Kind, frame, pack
 from .reader import CaptureReader
 from .records import Mark
-from .segments import Segment, parse_segment
+from .segments import IndexSegment, parse_segment
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -68,7 +68,7 @@ TAIL_SIZE: Final = len(tail(0))
 class Index:
     """The segments of a capture in their order; columns are read when they are asked for."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[IndexSegment, ...]
     reader: CaptureReader = field(repr=False)
     _packed: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
@@ -98,7 +98,7 @@ class Index:
             raise BadRecord(f"column {name}: {error}") from None
         return np.frombuffer(raw, dtype)
 
-    def _columns(self, segment: Segment) -> dict[str, Any]:
+    def _columns(self, segment: IndexSegment) -> dict[str, Any]:
         values = self.reader.record_at(segment.rows_at)
         if values[0] != Kind.INDEX_ROWS or len(values) < 3 or type(values[2]) is not dict:
             raise BadRecord(f"no columns at offset {segment.rows_at}")
@@ -132,9 +132,9 @@ def read_index(reader: CaptureReader, version: int) -> Index | None:
     return Index(segments, reader) if len(reader.damage) == damaged else None
 
 
-def _chain(reader: CaptureReader, at: int) -> tuple[Segment, ...]:
+def _chain(reader: CaptureReader, at: int) -> tuple[IndexSegment, ...]:
     """The segments that lead up to the one at `at`, in order; raises BadRecord."""
-    backwards: list[Segment] = []
+    backwards: list[IndexSegment] = []
     next_at: int | None = at
     while next_at is not None:
         segment = parse_segment(reader.record_at(next_at), next_at)

@@ -21,7 +21,7 @@ from ..errors import UpcallError
 from .encoding import decode
 from .frames import FORMAT_VERSION, FRAME, MAGIC, MAX_PAYLOAD, BadRecord, Kind, unpack
 from .records import DAMAGED, Begins, Carry, End, Gap, Header, Mark, Open, Record
-from .segments import Segment, digest_of, parse_segment
+from .segments import IndexSegment, digest_of, parse_segment
 
 _BLOCK = 1 << 20
 _FIRST_SEARCH = 4096
@@ -208,11 +208,11 @@ class CaptureReader:
                     return unpack(payload)
         raise BadRecord(f"no record at offset {offset}")
 
-    def is_as_recorded(self, segment: Segment) -> bool:
+    def is_as_recorded(self, segment: IndexSegment) -> bool:
         """Whether the bytes that a segment stands for are still those that were written."""
         return digest_of(self.read, segment.begin, segment.end) == segment.digest
 
-    def note_changed(self, segment: Segment) -> None:
+    def note_changed(self, segment: IndexSegment) -> None:
         """Remember as damage that a segment's bytes are not those that were written."""
         size = segment.end - segment.begin
         self.damage.append(Damage(segment.begin, size, False, DamageTo.DIGEST))

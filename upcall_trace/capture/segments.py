@@ -19,7 +19,7 @@ _LIMIT: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class IndexSegment:
     """One SEGMENT record, which stands at `offset`.
 
     `begin` and `end` are of the bytes that `digest` sums up; `rows_at` is the offset of their
@@ -50,7 +50,7 @@ class Segment:
         ]  # fmt: skip
 
 
-def parse_segment(values: list[Any], offset: int) -> Segment:
+def parse_segment(values: list[Any], offset: int) -> IndexSegment:
     """The segment of a SEGMENT record's values; raises BadRecord."""
     if values[0] != Kind.SEGMENT or len(values) < 13:
         raise BadRecord("not a segment")
@@ -65,7 +65,7 @@ def parse_segment(values: list[Any], offset: int) -> Segment:
     back = -1 if previous is None else previous
     if not (0 <= begin <= end <= rows_at < offset and back < rows_at and rows >= 0 <= first_row):
         raise BadRecord("a segment that stands nowhere")
-    return Segment(offset, version, begin, end, digest, previous, rows_at, first_row, rows,
+    return IndexSegment(offset, version, begin, end, digest, previous, rows_at, first_row, rows,
                    first_ns, last_ns, lost, ended)  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..capture.frames import frame, pack
 from ..capture.index import encode_columns
 from ..capture.records import Header, Record
-from ..capture.segments import Segment
+from ..capture.segments import IndexSegment
 from .decoding import Session
 
 INDEX_VERSION: Final = 2
@@ -31,7 +31,7 @@ class Indexer:
 
     def __init__(self, header: Header) -> None:
         self._session = Session(header)
-        self._last: Segment | None = None
+        self._last: IndexSegment | None = None
         self._begin = 0
         self._ended = False
         self.broken = False
@@ -72,7 +72,7 @@ class Indexer:
         ):  # fmt: skip
             tables[name] = _as_json(values)
         rows = len(columns["conn"])
-        segment = Segment(
+        segment = IndexSegment(
             offset=0, version=INDEX_VERSION, begin=self._begin, end=end, digest=digest,
             previous=self._last.offset if self._last else None, rows_at=offset,
             first_row=len(session.table) - rows, rows=rows, first_ns=session.first_ns,
@@ -93,8 +93,8 @@ class Indexer:
         return self._last.offset if self._last else 0
 
 
-def _at(segment: Segment, offset: int) -> Segment:
-    return Segment(offset, *segment.values()[1:])
+def _at(segment: IndexSegment, offset: int) -> IndexSegment:
+    return IndexSegment(offset, *segment.values()[1:])
 
 
 def _as_json(values: Sequence[Any]) -> NDArray[Any]:
