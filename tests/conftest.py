@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from dissectors import services
+from tests.plugin_packages import pip_install
 
 # The same examples each time, and never against the clock.
 settings.register_profile(
@@ -24,6 +26,18 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 def pytest_xdist_auto_num_workers() -> int:
     """One more than processors: many tests wait for a guest."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with this program as pip installs it from a copy of the sources."""
+    root = Path(__file__).parents[1]
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("upcall_trace", "dissectors", "captures", "docs"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy)
+    return pip_install(tmp_path_factory.mktemp("site"), copy)
 
 
 _NASTY = r'''

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,3 +24,13 @@ def plant(site: Path, package: str, entries: Mapping[str, str], **modules: str) 
     for name, source in modules.items():
         (site / f"{name}.py").write_text(source)
     return site
+
+
+def pip_install(target: Path, *projects: Path) -> Path:
+    """Have pip build and install projects into a folder, with what this environment has."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", target, *projects],
+        check=True, timeout=100,
+    )  # fmt: skip
+    return target

@@ -49,6 +49,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "wireshark": ("wireshark", "The dissector for Wireshark and tshark: install it, or its path."),
     "lab": ("lab", "A disposable live guest: a real kernel in QEMU."),
     "doctor": ("doctor", "Tell what can be captured on this host, and why the rest cannot."),
+    "docs": ("docs", "Read the documentation in the terminal."),
+    "completion": ("completion", "Complete on Tab in bash, zsh and fish."),
     "plugins": ("plugins", "List what installed packages add, and what of it is broken."),
 }
 """Name -> (module of this package, one line of help). The module holds `NAME_command`."""

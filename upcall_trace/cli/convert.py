@@ -120,7 +120,7 @@ def _list(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def export_command(capture: Path, name: str | None, output: Path, overwrite: bool) -> ExitCode:
     """Write a capture in another format.
 
-    What the format has no place for is told on stderr. The page formats.md has a table.
+    What the format has no place for is told on stderr. `upcall-trace docs formats` has a table.
     """
     to_stdout = output == STDOUT
     if name is None and to_stdout:

@@ -44,7 +44,7 @@ def lab_command() -> None:
     """A disposable live guest: a real Linux kernel in QEMU that plugs what upcall asks it to.
 
     `lab setup --install` once, then `lab up`. It needs no KVM, and no root but for installing
-    QEMU. docs/lab.md tells more.
+    QEMU. `upcall-trace docs lab` tells more.
     """
 
 

@@ -36,7 +36,7 @@ _ABOUT: Final[dict[str, Callable[[Plugin], str]]] = {
 def plugins_command(as_json: bool) -> ExitCode:
     """List what installed packages add to this program, and what of it is broken.
 
-    To find that out, every plugin is loaded. The page plugins.md tells how to write one. It
+    To find that out, every plugin is loaded. `upcall-trace docs plugins` tells how to write one. It
     reports, and so it ends with 0 whatever it finds.
     """
     found = [_examined(plugin) for seam in SEAMS for plugin in installed(seam)]

@@ -205,7 +205,7 @@ def _of_nameless(said: ConsoleOperation) -> Iterator[Finding]:
         what=f"A request failed in the guest with {ret}" + (f" ({name})." if name else "."),
         why="The console does not say which one; refused MMIO requests have no line of their own.",
         so="The VMM drops most errors, so a device may be missing without any other sign.",
-        next="Record the traffic to see the request; docs/vantage-points.md says how.",
+        next="Record the traffic to see the request; upcall-trace docs vantage-points says how.",
         evidence=tuple(said.evidence),
     )
     for code in _NAMELESS.get(ret, (codes.UNEXPLAINED_RESULT,)):

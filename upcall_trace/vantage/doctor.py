@@ -291,7 +291,7 @@ def on_vsockmon(host: Host) -> Point:
     set_up = f"ip link set {first} up"
     if not interfaces and option == "n":
         why = "this kernel was built without vsockmon"
-        way = "in a guest: build its kernel with it; docs/vantage-points.md says how"
+        way = "in a guest: build its kernel with it; upcall-trace docs vantage-points says how"
     elif not interfaces:
         why = "there is no vsockmon interface"
         way = f"as root: ip link add {first} type vsockmon && {set_up}"

@@ -49,6 +49,17 @@ def talk(text: str) -> None:
     click.echo(safe(text), err=True)
 
 
+def show_markdown(text: str) -> None:
+    """A page of ours, formatted for the terminal, through a pager."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(no_color=not _colour_allowed())
+    with console.capture() as formatted:
+        console.print(Markdown(text, hyperlinks=False))
+    click.echo_via_pager(formatted.get(), color=_colour_allowed())
+
+
 def _colour_allowed() -> bool:
     import os
 
