@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marker, and who decides on the exit code: one process, whatever the workers."""
-    config.addinivalue_line("markers", f"upcall({', '.join(MARKER)}): see docs/pytest.md")
+    config.addinivalue_line("markers", f"upcall({', '.join(MARKER)}): see upcall-trace docs pytest")
     for name in ("upcall_extra", "upcall_unused"):
         if config.getini(name) not in ("", *VERDICTS):
             raise pytest.UsageError(f"{name} is fail or ignore, not {config.getini(name)!r}")
