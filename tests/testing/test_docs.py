@@ -9,7 +9,9 @@ import signal
 import subprocess
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -23,8 +25,10 @@ from tests.test_imports import ROOT
 from tests.testing.test_plugin import plugin_from_the_checkout, pytest_of  # noqa: F401
 from upcall_trace.capture.records import Close, Header
 from upcall_trace.cli import cli
+from upcall_trace.control.order_socket import give_order
 from upcall_trace.errors import EXIT_MEANINGS, ExitCode
-from upcall_trace.kernel.world import load_worlds
+from upcall_trace.kernel.noted_world import world_notes
+from upcall_trace.kernel.world import Window, World, load_worlds
 from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.sockets.addresses import UnixAddress
 from upcall_trace.sockets.client import UpcallClient
@@ -32,6 +36,7 @@ from upcall_trace.testing import plugin as pytest_plugin
 from upcall_trace.testing import settings
 
 pytest_plugins = ["pytester"]
+DISK_BASE = 0xE0006000
 UNPLUG = mmio_request(MessageType.DEL_MMIO, 0xE0006000, 0x2000, 5)
 CRASH = cpu_request(MessageType.DEL_CPU, [77])
 WORKFLOW = text_of("example-workflow.yml")
@@ -42,6 +47,14 @@ def short_path() -> Iterator[Path]:
     """A directory for sockets: a worker's tmp_path may be longer than the kernel takes."""
     with tempfile.TemporaryDirectory(prefix="upcall-") as directory:
         yield Path(directory)
+
+
+def wait_for(path: Path) -> None:
+    """Until somebody listens there."""
+    until = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def add_the_disk_twice(path: Path) -> None:
@@ -96,6 +109,7 @@ def test_the_way_from_a_failure_to_a_test_is_as_its_page_says(
     (world,) = load_worlds(captures / "worlds.toml").values()
     # 1. and 2.
     with SimulatedGuest(world, path=Path("vmm.sock")):
+        Path("vmm.sock.target").unlink()  # a real VMM leaves no note of its guest
         arguments = command(*steps["upcall-trace", "record"])
         with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as recorder:
             assert recorder.stderr is not None
@@ -110,19 +124,23 @@ def test_the_way_from_a_failure_to_a_test_is_as_its_page_says(
     # 3.
     for name in ("show", "diagnose", "filter"):
         assert run(*steps["upcall-trace", name]).code == 0
+    # 4.
+    assert run(*steps["upcall-trace", "edit"]).code == 0
+    subprocess.run(["rm", *steps["rm", "captures/disk-twice.upcap"]], check=True)
+    Path("captures/worlds.toml").unlink()
     # 5. and 6.
     replays = [shlex.split(line)[1:] for line in lines if line.startswith("upcall-trace replay")]
     plan, live, matching = replays
-    assert steps["upcall-trace", "guest"][1:5] == [
-        "--listen", "guest.sock", "--control", "control.sock"
-    ]  # fmt: skip
-    with SimulatedGuest(world, path=Path("guest.sock"), control=Path("control.sock")) as guest:
+    with subprocess.Popen(command(*steps["upcall-trace", "guest"])) as guest, ExitStack() as end:
+        end.callback(guest.terminate)
+        wait_for(Path("control.sock"))
         assert run(*plan).code == 0
-        assert len(guest.state()["mmio"]) == 1  # nothing was sent
+        state = give_order(Path("control.sock"), {"state": True}, 10)["state"]
+        assert len(state["mmio"]) == 1  # nothing was sent
         assert run(*live).out.endswith("all as recorded\n")
         assert run(*matching).code == 0
     # 6. and 7.
-    (captures / "disk-twice.match.toml").write_text(matchers)
+    (captures / "disk.match.toml").write_text(matchers)
     result = pytest_of(pytester, *steps["pytest", "--upcall-captures"])
     assert result.ret == ExitCode.EXPECTED
     result.assert_outcomes(passed=1)
@@ -170,7 +188,14 @@ def test_the_workflow_replays_each_capture_with_the_command_line(
     (short_path / "captures").mkdir()
     capture = short_path / "captures" / "disk.upcap"
     write_capture(capture, [*connect(), *twice, Close(50, 1, by_guest=False)])
-    script = step("The same with the command line, against one guest")
+    # One of a guest that is no default pod, and in which the same request gets another answer.
+    taken = World(mmio=(Window(DISK_BASE, 0x2000, 7),))
+    refused = [ask(DISK, 10), answer(DISK, 20, ret=-17)]
+    other = Header("test", notes=world_notes(taken, "taken"))
+    write_capture(short_path / "captures" / "taken.upcap",
+                  [*connect(), *refused, Close(50, 1, by_guest=False)], other)  # fmt: skip
+    script = step("The same with the command line, each against a guest like its own")
     subprocess.run(["bash", "-e", "-c", script], cwd=short_path, check=True, timeout=60)
-    replayed = short_path / "disk.upcap.replayed"
-    assert "UP301" in run("diagnose", replayed, "--format", "github").out
+    for name in ("disk", "taken"):
+        replayed = short_path / f"{name}.upcap.replayed"
+        assert "UP301" in run("diagnose", replayed, "--format", "github").out

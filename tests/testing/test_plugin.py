@@ -18,7 +18,8 @@ from upcall_trace.capture.records import Close, Header, Record
 from upcall_trace.capture.records import Vmm as VmmRecord
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.errors import ExitCode
-from upcall_trace.kernel.world import kata_pod
+from upcall_trace.kernel.noted_world import world_notes
+from upcall_trace.kernel.world import Window, World, kata_pod
 from upcall_trace.testing.guests import simulated
 from upcall_trace.trace.decoding import Session
 
@@ -662,3 +663,15 @@ def test_an_own_project_with_an_environment_of_its_own(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     check_own_project(project, python, PYTHONPATH="")
+
+
+def test_a_recording_brings_its_guest_along_and_a_missing_one_is_a_warning(
+    pytester: pytest.Pytester,
+) -> None:
+    taken = World(mmio=(Window(0xE0006000, 0x2000, 7),))
+    captures = pytester.path / "captures"
+    recorded(captures / "noted.upcap", rets=(-17,), **world_notes(taken, "odd"))
+    recorded(captures / "named.upcap", rets=(0, -17), machine="odd")
+    result = pytest_of(pytester, "--upcall-captures", "-W", "default")
+    result.assert_outcomes(passed=2, warnings=1)
+    result.stdout.fnmatch_lines(["*it notes the machine 'odd', but not what that looks like, so*"])

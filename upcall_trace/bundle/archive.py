@@ -34,6 +34,7 @@ from ..capture.writer import CaptureWriter
 from ..diagnose.report import as_json, as_markdown
 from ..diagnose.run import Diagnosed, diagnose, diagnose_logs, read_logs
 from ..errors import UnreadableInput
+from ..kernel.noted_world import redacted_world
 from ..kernel.world import World, find_world
 from ..sources import Source, open_source
 from ..trace.opening import Capture, Progress, load
@@ -193,15 +194,17 @@ def _records(source: Source) -> Iterator[Record]:
 def _redacted_header(header: Header, redactor: Redactor) -> Header:
     if header.host:
         redactor.placeholder("capture-host", header.host)
-    for note in header.notes.items():
-        redactor.placeholder("capture-note", "=".join(note))
+    world = redacted_world(header.notes)  # numbers, on which findings rest
+    for key, text in header.notes.items():
+        if key not in world:
+            redactor.placeholder("capture-note", f"{key}={text}")
     return replace(
         header,
         source=redactor.redact_text(header.source),
         tool=redactor.redact_text(header.tool),
         arch=None if header.arch is None else redactor.redact_text(header.arch),
         host="",
-        notes={},
+        notes=world,
     )
 
 

@@ -27,9 +27,9 @@ from .support.files import (
 )
 from .support.options import (
     Named,
-    notes_with_world,
     overwrite_option,
     parse_notes,
+    world_given,
     world_options,
 )
 from .support.output import out, talk
@@ -58,10 +58,9 @@ def import_command(
     What FILE is, is told from its content. With --world the capture keeps what the guest looked
     like at boot; a transcript that names its machine need not be told which of the file's it is.
     """
-    parse_notes(notes)  # what is wrong with them is told before anything is read
+    added = parse_notes(notes)
     with open_source(file) as source:
-        noted = tuple(f"{key}={text}" for key, text in source.header.notes.items() if key)
-        added = notes_with_world((*noted, *notes), world_file, machine)
+        added |= world_given(world_file, machine, source.header.notes | added)
         if isinstance(source, CaptureReader):
             raise WrongUsage(f"{file} is a capture already; use filter or merge to copy it")
         # The source reads its own header too: the port tells which connections are upcall.

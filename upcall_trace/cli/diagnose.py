@@ -93,6 +93,8 @@ def diagnose_command(
     for each in diagnosed:
         if each.matched:
             talk(f"{each.path}: {each.matched}")
+        if each.lacks and any(finding.inferred for finding in each.findings):
+            talk(f"{each.path}: {each.lacks}; --world FILE tells, and makes causes certain")
     match "json" if as_json_too else form:
         case "json":
             out(as_json(diagnosed))

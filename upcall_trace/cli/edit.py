@@ -33,7 +33,7 @@ from ..trace.streams import all_records, distinct_connections
 from ..transform.editing import EDITED_FROM, Edits, Move, edit, in_order
 from ..transform.fields import parse_setting
 from .support.files import CAPTURE, check_output, open_capture, tell_losses, write_capture
-from .support.options import overwrite_option
+from .support.options import overwrite_option, world_given, world_options
 from .support.output import talk
 
 _RANGE: Final = re.compile(r"([0-9.]+)(?:-|\.\.)([0-9.]+)")
@@ -56,6 +56,7 @@ _Given = list[tuple[str, tuple[MatchRule, ...]]]
               help="Say what may differ in a replay, such as '1.3 ret=any'.")  # fmt: skip
 @click.option("--tie", metavar="FINGERPRINT", help="Replay it to such a target only.")
 @click.option("--untie", is_flag=True, help="Replay it to any target again.")
+@world_options
 @overwrite_option
 def edit_command(
     capture: Path,
@@ -67,9 +68,14 @@ def edit_command(
     matchers: tuple[str, ...],
     tie: str | None,
     untie: bool,
+    world_file: Path | None,
+    machine: str | None,
     overwrite: bool,
 ) -> ExitCode:
     """Change CAPTURE into another capture; the numbers given are those in CAPTURE.
+
+    With --world the new capture keeps what its guest looked like at boot; a CAPTURE that names its
+    machine need not be told which of the file's it is.
 
     CAPTURE itself is never changed, so there is nothing to undo. Only --match alone needs no
     output: it adds its rules to CAPTURE, or to the file beside it where CAPTURE is of another
@@ -80,9 +86,11 @@ def edit_command(
         parse_fingerprint(tie)
         if untie:
             raise WrongUsage("--tie and --untie exclude each other")
-    changes = bool(drops or cut or moves or settings or tie or untie)
+    changes = bool(drops or cut or moves or settings or tie or untie or world_file or machine)
     if not changes and not given:
-        raise WrongUsage("nothing to change: give --drop, --cut, --move, --set, --match or --tie")
+        raise WrongUsage(
+            "nothing to change: give --drop, --cut, --move, --set, --match, --tie or --world"
+        )
     if output is None:
         if changes:
             raise WrongUsage("a change needs an output: give -o; only --match does without")
@@ -103,7 +111,9 @@ def edit_command(
     told = {
         "--drop": drops, "--cut": (cut,) if cut else (), "--move": moves, "--set": settings,
         "--match": matchers, "--tie": (tie,) if tie else (), "--untie": ("",) if untie else (),
+        "--world": (world_file.name,) if world_file else (),
     }  # fmt: skip
+    header = replace(header, notes=header.notes | world_given(world_file, machine, header.notes))
     header = _header(header, capture, told, tie, untie)
     left = write_edited(capture, output, header, records, edits, given, overwrite)
     talk(f"{output}: {left} of {len(script.asked)} operations; {capture} is as it was")

@@ -26,7 +26,7 @@ from ..vantage.interface import dropped_packets, open_interface, record_packets
 from ..vantage.proxy import GuestRoute, Proxy
 from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .support.files import CAPTURE
-from .support.options import notes_with_world, target_notes, world_options
+from .support.options import parse_notes, target_notes, world_given, world_options
 from .support.output import progress, talk
 from .support.signals import stop_on_signals
 
@@ -94,7 +94,8 @@ def record_command(
     _raise_descriptor_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     source = "vsockmon" if interface else "proxy"
-    known = notes_with_world(notes, world_file, machine)
+    known = parse_notes(notes)
+    known |= world_given(world_file, machine, known)
     behind = in_place or (Path(upstream) if upstream else None)
     header = live_header(source, arch, port, (target_notes(behind) if behind else {}) | known)
     recording = _recording(output, header, OnStoreError(on_store_error), overwrite, stop)

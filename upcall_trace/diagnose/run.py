@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..capture.reader import CaptureReader, Damage
 from ..errors import WrongUsage
+from ..kernel.noted_world import lacking_world
 from ..kernel.world import World
 from ..logs.guest_console import ConsoleOperation, read_console
 from ..logs.vmm import VmmLine, read_vmm_log
@@ -50,6 +51,8 @@ class Diagnosed:
     damage: tuple[Damage, ...] = ()
     matched: str = ""
     """How well a console fitted, where one was given."""
+    lacks: str = ""
+    """Why nobody knows what the guest looked like, where the capture names its machine."""
 
 
 def diagnose(
@@ -70,6 +73,7 @@ def diagnose(
             if progress is not None and count % _PROGRESS_EVERY == 0:
                 progress(offset)
         findings += diagnosis.finish()
+        lacks = "" if world else lacking_world(source.header.notes) or ""
         session = diagnosis.session
         whole = source.complete and not source.damage and not session.lost
         operations = sum(connection.requests for connection in session.connections.values())
@@ -77,7 +81,9 @@ def diagnose(
     findings += of_vmm_log(logs.vmm, findings)
     matched = matcher.account if matcher else ""
     damage = tuple(source.damage)
-    return Diagnosed(path, findings, operations, len(session.connections), whole, damage, matched)
+    return Diagnosed(
+        path, findings, operations, len(session.connections), whole, damage, matched, lacks
+    )
 
 
 def follow(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from .world import BadWorld, World, parse_world, world_table
@@ -16,6 +17,7 @@ MACHINE: Final = "machine"
 WORLD: Final = "world"
 """The note that has the world itself."""
 _LIMIT: Final = 1 << 20
+_ROLES: Final = frozenset({"vsock", "blk", "fs", "net", "mem"})
 
 
 def world_notes(world: World, name: str | None = None) -> dict[str, str]:
@@ -33,6 +35,16 @@ def noted_world(notes: Mapping[str, str]) -> World | None:
         return parse_world(notes.get(MACHINE, WORLD), json.loads(text))
     except (BadWorld, ValueError, RecursionError):
         return None
+
+
+def redacted_world(notes: Mapping[str, str]) -> dict[str, str]:
+    """The note of the world without words that a person chose; empty where there is none."""
+    world = noted_world(notes)
+    if world is None:
+        return {}
+    mmio = [replace(w, role=w.role if w.role in _ROLES else "") for w in world.mmio]
+    pci = [replace(d, role=d.role if d.role in _ROLES else "") for d in world.pci]
+    return world_notes(replace(world, mmio=tuple(mmio), pci=tuple(pci)))
 
 
 def lacking_world(notes: Mapping[str, str]) -> str | None:

@@ -9,10 +9,12 @@ from typing import Any, Final, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from dissectors.constants import Arch
+
 from ...control.target_note import read_target_note
 from ...errors import WrongUsage
 from ...kernel.noted_world import MACHINE, lacking_world, noted_world, world_notes
-from ...kernel.world import World, choose_world, load_worlds
+from ...kernel.world import World, choose_world, kata_pod, load_worlds
 from .output import talk
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -79,11 +81,15 @@ def _worlds(file: Path) -> dict[str, World]:
     from ...sources import open_source
 
     with open_source(file) as source:
-        notes = source.header.notes
-    world = noted_world(notes)
+        header = source.header
+    lacking = lacking_world(header.notes)
+    if lacking:
+        raise WrongUsage(f"{file}: {lacking}; give a TOML file that has it")
+    world = noted_world(header.notes)
     if world is None:
-        raise WrongUsage(f"{file} is a capture, and notes no world")
-    return {notes.get(MACHINE, "world"): world}
+        talk(f"{file} notes no world: its guest is taken for a default Kata pod")
+        world = kata_pod(Arch.named(header.arch) or Arch.X86_64)
+    return {header.notes.get(MACHINE, "pod"): world}
 
 
 overwrite_option = click.option(
@@ -120,20 +126,17 @@ def target_notes(socket: Path) -> dict[str, str]:
     return world_notes(note.world, note.name if note.kind == "lab" else None)
 
 
-def notes_with_world(
-    notes: tuple[str, ...], file: Path | None, machine: str | None
-) -> dict[str, str]:
-    """The notes of a command line, and those that keep the world that is given with them.
+def world_given(file: Path | None, machine: str | None, notes: Mapping[str, str]) -> dict[str, str]:
+    """The notes that keep the world that is given for a recording with these notes.
 
     Raises UnreadableInput and WrongUsage.
     """
-    parsed = parse_notes(notes)
     if file is None and machine is not None:
         raise WrongUsage("--machine needs a file: give --world too, or --note machine=NAME")
     if file is None:
-        return parsed
+        return {}
     worlds = _worlds(file)
-    noted = parsed.get(MACHINE)
+    noted = notes.get(MACHINE)
     world = choose_world(worlds, machine or (noted if noted in worlds else None))
     name = machine or noted or next(name for name, each in worlds.items() if each is world)
-    return world_notes(world, name) | parsed
+    return world_notes(world, name)
