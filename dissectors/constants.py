@@ -73,6 +73,8 @@ PCI_MSG_SIZE: Final = 2
 CPU_REPLY_MSG_SIZE: Final = 4
 
 # The guest's and the VMM's time limits, docs/protocol.md sections 4 and 5.
+CONNECT_LIMIT_NS: Final = 2_000_000_000
+"""How long Dragonball's multiplexer waits for the guest to answer a request to connect."""
 SERVICE_BYTE_LIMIT_NS: Final = 10_000_000_000
 CALLER_TIMEOUT_NS: Final = 250_000_000
 RECONNECT_DELAY_NS: Final = 10_000_000

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from .markdown import code, fenced, table
 
 _VSOCK: Final = Window(0xE0000000, 0x2000, 5, "vsock")
 _DISK: Final = Window(0xE0002000, 0x2000, 6, "blk")
+_HIDDEN: Final = Window(0xE0008000, 0x2000, 7, "blk")
 _RAM_END: Final = 0xBFFFFFFF
 WORLD: Final = World(
     nr_cpu_ids=8,
@@ -40,12 +41,14 @@ WORLD: Final = World(
     boot_table=tuple(range(8)),
     vcpus_running=tuple(range(16)),
     mmio=(_VSOCK, _DISK),
-    pci=(PciDevice(0, 0), PciDevice(0, 4)),
+    mmio_hidden=(_HIDDEN,),
+    pci=(PciDevice(0, 0), PciDevice(0, 1), PciDevice(0, 1, 1), PciDevice(0, 4)),
     iomem=((0x100000, _RAM_END),),
 )
 """The guest of docs/kernel-model.md, in all its kernels."""
 COLUMNS: Final = {
-    "x86-64, 5.10 and 6.1": (Arch.X86_64, ("5.10", "6.1")),
+    "x86-64, 5.10": (Arch.X86_64, ("5.10",)),
+    "x86-64, 6.1": (Arch.X86_64, ("6.1",)),
     "x86-64, 6.12 and 6.18": (Arch.X86_64, ("6.12", "6.18")),
     "aarch64": (Arch.AARCH64, ("5.10", "6.1", "6.12", "6.18")),
 }
@@ -64,7 +67,14 @@ class Other:
     request: Request
 
 
-Step = Request | bytes | Other
+@dataclass(frozen=True, slots=True)
+class Happens:
+    """Something that is no request: the VMM's doing, or the guest's own."""
+
+    doing: Callable[[Guest], None]
+
+
+Step = Request | bytes | Other | Happens
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +118,12 @@ def _unplug(base: int, size: int = 0x2000, irq: int = 5) -> Request:
     return mmio_request(MessageType.DEL_MMIO, base, size, irq)
 
 
-def _scan(slot: int, bus: int = 0) -> Request:
-    return pci_request(MessageType.ADD_PCI, bus, slot)
+def _scan(slot: int, bus: int = 0, function: int = 0) -> Request:
+    return pci_request(MessageType.ADD_PCI, bus, slot, function)
 
 
-def _remove(slot: int, bus: int = 0) -> Request:
-    return pci_request(MessageType.DEL_PCI, bus, slot)
+def _remove(slot: int, bus: int = 0, function: int = 0) -> Request:
+    return pci_request(MessageType.DEL_PCI, bus, slot, function)
 
 
 def _bad_magic(request: Request) -> Request:
@@ -125,6 +135,16 @@ _ADD_DISK: Final = _plug(_DISK.base, _DISK.size, _DISK.irq)
 _DEL_DISK: Final = _unplug(_DISK.base, _DISK.size, _DISK.irq)
 _ADD_MEM: Final = bare_request(MessageType.ADD_MEM)
 _FEW_RUN: Final = {"vcpus_running": tuple(range(5))}
+_WRONG: Final = _plug(_HIDDEN.base, irq=9)
+
+
+def _probing(guest: Guest) -> None:
+    guest.cpus.forbidden = True
+
+
+_PROBED: Final = Happens(_probing)
+_OFF: Final = Happens(lambda guest: guest.switch_cpu(3, on=False))
+_STARTED: Final = Happens(lambda guest: guest.start_vcpu(5))
 
 CPUS: Final = (
     Situation("ADD_CPU of one that is off", [_add(4)], [_add_n(1)]),
@@ -141,9 +161,20 @@ CPUS: Final = (
     Situation(
         "ADD_CPU of two, where the VMM runs only the first", [_add(4, 5)], [_add_n(2)], _FEW_RUN
     ),
+    Situation(
+        "the same vCPU again, once the VMM runs it",
+        [_add(5), _STARTED, _add(5)],
+        [_add_n(1), _add_n(1), _STARTED, _add_n(1)],
+        _FEW_RUN,
+    ),
     Situation("ADD_CPU of an id that is not in the firmware's table", [_add(9)]),
     Situation("ADD_CPU of five, where four fit", [_add(4, 5, 6, 7, 8)], [_add_n(5)]),
     Situation("ADD_CPU of 4 twice in one list", [_add(4, 4)]),
+    Situation("ADD_CPU of 4 twice in one list, then DEL_CPU of 4", [_add(4, 4), _del(4)]),
+    Situation("ADD_CPU of 255", [_add(255)]),
+    Situation(
+        "ADD_CPU while the driver of a PCI device starts", [_PROBED, _add(4)], [_PROBED, _add_n(1)]
+    ),
     Situation("DEL_CPU of the last one", [_del(3)], [_del_n(1)]),
     Situation("DEL_CPU of 3, 2, 1, or of three", [_del(3, 2, 1)], [_del_n(3)]),
     Situation("DEL_CPU of 1, 2, 3", [_del(1, 2, 3)]),
@@ -153,6 +184,11 @@ CPUS: Final = (
     Situation("DEL_CPU of 3 and the boot CPU", [_del(3, 0)]),
     Situation("DEL_CPU of an id that was never added", [_del(9)]),
     Situation("DEL_CPU of 3 twice in one list", [_del(3, 3)]),
+    Situation("DEL_CPU of one that the guest itself has set off", [_OFF, _del(3)]),
+    Situation("and ADD_CPU of it after that", [_OFF, _del(3), _add(3)]),
+    Situation(
+        "DEL_CPU while the driver of a PCI device starts", [_PROBED, _del(3)], [_PROBED, _del_n(1)]
+    ),
     Situation("DEL_CPU with an empty list, or a count of 0", [_del()], [_del_n(0)]),
 )
 MMIO: Final = (
@@ -170,11 +206,19 @@ MMIO: Final = (
     _both("ADD_MMIO of a window across the end of RAM", _plug(_RAM_END - 0xFFF)),
     _both("ADD_MMIO with `mmio_size` 0", _plug(_FREE, 0)),
     _both("ADD_MMIO of a window beyond 2^64", _plug((1 << 64) - 0x1000)),
+    _both("ADD_MMIO of a window up to 2^64", _plug((1 << 64) - 0x2000)),
+    _both("ADD_MMIO of a window that the CPU cannot address", _plug(1 << 52)),
+    _both("ADD_MMIO of the hidden disk", _plug(_HIDDEN.base, irq=_HIDDEN.irq)),
+    _both("ADD_MMIO of the hidden disk with IRQ 9", _WRONG),
+    _both("and once more on another connection", Other(_WRONG), _WRONG),
+    _both("ADD_MMIO of the hidden disk with IRQ 5, which the channel has", _plug(_HIDDEN.base)),
+    _both("the bare header of an ADD_MMIO, as the first request", _plug(0).encode()[:16], mmio=()),
     _both("ADD_MMIO with IRQ 0", _plug(_FREE, irq=0)),
     _both("ADD_MMIO with IRQ 2000", _plug(_FREE, irq=2000)),
     _both("ADD_MMIO with `msg_size` 20", replace(_plug(_FREE), msg_size=20)),
     _both("ADD_MMIO, where the kernel needs a boot-time device and has none", _plug(_FREE),
           mmio=(), needs_boot_mmio=True),
+    _both("DEL_MMIO, where it has none", _unplug(_FREE), mmio=(), needs_boot_mmio=True),
     _both("DEL_MMIO of the disk", _DEL_DISK),
     _both("DEL_MMIO of the disk, with another IRQ", _unplug(_DISK.base)),
     _both("DEL_MMIO of the disk twice", _DEL_DISK, _DEL_DISK),
@@ -184,6 +228,8 @@ PCI: Final = (
     _both("ADD_PCI of a slot with a device", _scan(4)),
     _both("ADD_PCI of the same slot twice", _scan(4), _scan(4)),
     _both("ADD_PCI of an empty slot", _scan(9)),
+    _both("DEL_PCI of 1.1, then ADD_PCI of 1.0, then DEL_PCI of 1.1 again", _remove(1, function=1),
+          _scan(1), _remove(1, function=1)),
     _both("ADD_PCI on a bus that does not exist", _scan(4, bus=9)),
     _both("DEL_PCI of a device", _remove(4)),
     _both("DEL_PCI of a device twice", _remove(4), _remove(4)),
@@ -224,7 +270,10 @@ LOCK: Final = (
     _stuck("ADD_CPU of one that is off", _add(4), _add_n(1)),
     _stuck("ADD_CPU of one that is on", _add(0)),
     _stuck("DEL_CPU of one", _del(2), _del_n(1)),
+    _stuck("DEL_CPU of the boot CPU first", _del(0, 2)),
     _stuck("DEL_CPU of all", _del(*range(8)), _del_n(8)),
+    _stuck("ADD_CPU with an empty list, or a count of 0", _add(), _add_n(0)),
+    _stuck("DEL_CPU with an empty list, or a count of 0", _del(), _del_n(0)),
     _stuck("ADD_MMIO of a free window", _plug(_FREE), _plug(_FREE)),
     _stuck("ADD_MMIO of the disk's window", _ADD_DISK, _ADD_DISK),
     _stuck("ADD_MMIO with the IRQ of the disk", _plug(_FREE, irq=6), _plug(_FREE, irq=6)),
@@ -272,6 +321,8 @@ def _last(steps: Sequence[Step], world: World) -> Outcome:
         match step:
             case Other():
                 guest.connect().receive(step.request.encode())
+            case Happens():
+                step.doing(guest)
             case _:
                 outcome = _send(connection, step if isinstance(step, bytes) else step.encode())
     assert outcome is not None
@@ -345,6 +396,8 @@ _ORDERS: Final[tuple[tuple[object, str], ...]] = (
     ({"start_vcpu": 1}, "The VMM runs vCPU 1 from now on, so that it can come up"),
     ({"plug_pci": {"bus": 0, "slot": 9}}, "Something answers at this slot"),
     ({"unplug_pci": {"bus": 0, "slot": 9}}, "Nothing answers there any more"),
+    ({"offline_cpu": 3}, "The guest sets its CPU number 3 off by itself, by way of sysfs"),
+    ({"online_cpu": 3}, "The guest sets it on again"),
     ({"reset": True}, "Boot anew: connections end, the world is as at the start"),
     ({"state": True}, "CPUs, devices and locks, below"),
 )
@@ -388,26 +441,34 @@ KEYS: Final = {
     "boot_table": ("numbers", "APIC ids of the firmware's table; 6.12 and 6.18 accept no others"),
     "vcpus_running": ("numbers", "vCPUs that the VMM runs: only they can come up"),
     "mmio": ("tables", "virtio-mmio devices of the boot"),
+    "mmio_hidden": ("tables", "disks that work and that the guest does not know at boot; below"),
     "pci": ("tables", "PCI functions that answer"),
     "pci_buses": ("numbers", "buses that exist beside those in `pci`"),
     "iomem": ("tables", "ranges of addresses that something else has claimed, such as RAM"),
+    "phys_bits": ("number", "address bits of the CPU, 32 to 52; x86-64 only"),
     "max_irq": ("number", "the highest SPI that the interrupt controller maps; aarch64 only"),
-    "needs_boot_mmio": ("true or false", "the kernel dies of its first window if `mmio` is empty"),
+    "needs_boot_mmio": ("true or false", "the kernel dies of every window if `mmio` is empty"),
 }
-_DEFAULTS: Final = {"boot_table": "`cpus_online`", "vcpus_running": "`cpus_online`"}
+_DEFAULTS: Final = {
+    "boot_table": "`cpus_online`",
+    "vcpus_running": "`cpus_online`",
+    "mmio_hidden": "none; below",
+}
 """What is taken for a key that follows another one."""
 _DEVICE_KEYS: Final = (
     ("mmio", Window, {
         "base": "address of the first byte",
         "size": "bytes",
         "irq": "interrupt; an SPI number on aarch64",
-        "role": "what is behind it; only `vsock` means something: the channel's own device",
+        "role": "what is behind it; `vsock` is the channel's own device, `blk` a disk",
+        "probe_ms": "milliseconds that a disk's driver takes to start, as its first read is slow",
     }),
     ("pci", PciDevice, {
         "bus": "0 to 255",
         "slot": "0 to 31",
         "function": "0 to 7; 0 without it",
         "role": "as above",
+        "probe_ms": "as above, for any device",
     }),
 )  # fmt: skip
 

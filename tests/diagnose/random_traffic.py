@@ -28,6 +28,7 @@ from upcall_trace.capture.records import (
     Record,
     Vmm,
 )
+from upcall_trace.diagnose.causes import nearest
 from upcall_trace.diagnose.finding import Ref
 from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Outcome
@@ -55,7 +56,7 @@ class Traffic:
 
     def causes(self, ref: Ref) -> tuple[str, ...]:
         """What went wrong with a request, the decisive code first; empty for success."""
-        return self.truth[ref].causes
+        return nearest(self.truth[ref].causes)
 
     @property
     def connections(self) -> list[int]:

@@ -334,15 +334,14 @@ def test_the_channels_own_device_is_removed(request_: Request, also: str) -> Non
     assert told(found(scene.records, FOUR_CPUS)) == "1.0 UP308, 1.0 UP602, 1.0 UP605"
 
 
-def test_a_guest_without_boot_time_devices_dies_of_the_first_mmio_request() -> None:
+def test_a_guest_without_boot_time_devices_dies_of_every_mmio_request() -> None:
+    """The lock stays free: the second one dies of the same."""
     world = World(needs_boot_mmio=True)
     scene = Scene(world)
     scene.ask(DISK)
     scene.ask(DISK, conn=2)
-    certain = "1.0 UP309, 1.0 UP602, 2.0 UP602, 2.0 UP603"
+    certain = "1.0 UP309, 1.0 UP602, 2.0 UP309, 2.0 UP602"
     assert told(found(scene.records, world)) == certain
-    (stuck,) = [f for f in found(scene.records, world) if f.code == "UP603"]
-    assert "Request 1.0 killed its thread" in stuck.why
     assert "1.0 UP309?" in told(found(scene.records))
     # Once a device was there, that cannot be the reason.
     other = Scene()

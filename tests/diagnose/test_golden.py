@@ -37,9 +37,15 @@ ABOUT_BYTES = frozenset({"UP505", "UP506", "UP507", "UP508"})
 ENDS_EARLY = {"aarch64_lifecycle": [24]}
 """Requests of each connection in packet captures that ended before the transcript."""
 
-each = pytest.mark.parametrize("recording", RECORDINGS, ids=name_of)
-each_transcript = pytest.mark.parametrize("recording", TRANSCRIPTS, ids=name_of)
-each_pcap = pytest.mark.parametrize("recording", PCAPS, ids=name_of)
+
+def known(recordings: list[Path]) -> list[Path]:
+    """Without those of Linux 5.10, for which there are no rules yet."""
+    return [path for path in recordings if "_5_10" not in path.name]
+
+
+each = pytest.mark.parametrize("recording", known(RECORDINGS), ids=name_of)
+each_transcript = pytest.mark.parametrize("recording", known(TRANSCRIPTS), ids=name_of)
+each_pcap = pytest.mark.parametrize("recording", known(PCAPS), ids=name_of)
 
 
 def world_of(recording: Path) -> World:

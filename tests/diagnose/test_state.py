@@ -36,7 +36,9 @@ from upcall_trace.kernel.model import Guest
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
 from upcall_trace.trace.opening import load
 
-each_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=name_of)
+KNOWN = [path for path in RECORDINGS if "_5_10" not in path.name]
+"""For Linux 5.10 there are no rules yet."""
+each_recording = pytest.mark.parametrize("recording", KNOWN, ids=name_of)
 X86 = Header("test", arch="x86_64")
 ARM = Header("test", arch="aarch64")
 ADD_CPU, DEL_CPU = MessageType.ADD_CPU, MessageType.DEL_CPU

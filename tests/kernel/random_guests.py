@@ -40,9 +40,15 @@ def world(rng: Random) -> World:
             )
             for n in slots
         ),
+        mmio_hidden=tuple(
+            Window(_BASE + n * _STEP, _STEP, 5 + n, "blk", rng.choice((0, 0, 3000)))
+            for n in range(8)
+            if n not in slots and rng.random() < 0.3
+        ),
         pci=tuple(
-            PciDevice(0, slot, rng.randrange(2), rng.choice(("", "", "", "vsock")))
+            PciDevice(0, slot, function, rng.choice(("", "", "", "vsock")), rng.choice((0, 0, 500)))
             for slot in range(3)
+            for function in rng.choice(((0,), (1,), (0, 1), (0, 1, 3)))
         ),
         pci_buses=(1,),
         iomem=tuple(
@@ -50,6 +56,7 @@ def world(rng: Random) -> World:
             for n in range(8)
             if rng.random() < 0.2
         ),
+        phys_bits=rng.choice((32, 40, 52)),
         max_irq=rng.choice((7, 987)),
         needs_boot_mmio=rng.random() < 0.1,
     )

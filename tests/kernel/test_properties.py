@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import combinations
 from random import Random
 from typing import Any
@@ -10,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dissectors.constants import CPU_TYPES, MAGIC_VERSION, MESSAGE_SIZE, Arch
+from dissectors.constants import ADDING_TYPES, CPU_TYPES, MAGIC_VERSION, MESSAGE_SIZE, Arch
 from tests.kernel import random_guests
 from upcall_trace.control.orders import BadOrder
-from upcall_trace.kernel.cpus import X86Cpus
+from upcall_trace.kernel.cpus import NoSuchCpu, X86Cpus
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.model import Guest, ServiceThread
-from upcall_trace.kernel.outcome import Fate, Outcome
+from upcall_trace.kernel.outcome import Cpus, Fate, Outcome
 from upcall_trace.kernel.world import PciDevice, Window, World
 from upcall_trace.simulated.in_process import MemoryGuest, MemoryStream
 from upcall_trace.simulated.machine import Backend, Habits, Pace
@@ -31,10 +32,11 @@ def check_cpus(guest: Guest) -> None:
     assert cpus.online <= set(range(guest.world.nr_cpu_ids))
     assert 0 in cpus.online
     if isinstance(cpus, X86Cpus):
-        assert cpus.online <= cpus.table.keys()
+        assert 0 in cpus.table
+        assert cpus.lost == cpus.online - cpus.table.keys()
         assert len(set(cpus.table.values())) == len(cpus.table)
         assert cpus.table[0] == guest.world.cpus_online[0]
-        assert len(cpus.table) <= guest.world.nr_cpu_ids
+        assert len(cpus.table | dict.fromkeys(cpus.lost)) <= guest.world.nr_cpu_ids
         if not guest.world.is_old:
             assert set(cpus.table.values()) <= {*guest.world.boot_table, *guest.world.cpus_online}
     assert cpus.online_ids() == sorted(cpus.online_ids()) or isinstance(cpus, X86Cpus)
@@ -71,7 +73,9 @@ def check_outcome(outcome: Outcome, msg_type: int) -> None:
     assert (magic, type_, flags) == (MAGIC_VERSION, msg_type, 0)
     assert msg_size in ((0, 4) if msg_type in CPU_TYPES else (0,))
     assert ret == 0 or outcome.causes
-    assert outcome.delay_ns == 0 or "UP201" in outcome.causes
+    slow = outcome.delay_ns > 0
+    assert (outcome.cpus is Cpus.START) == ("UP201" in outcome.causes)
+    assert not slow or "UP201" in outcome.causes or msg_type in ADDING_TYPES - CPU_TYPES
 
 
 class Visit:
@@ -102,6 +106,8 @@ class Visit:
             else:
                 check_outcome(outcome, msg_type)
                 was_dead = outcome.fate is not Fate.ANSWERED
+        if guest.hanging is not None:
+            assert guest.lock.stuck
         if was_stuck:
             assert guest.lock.stuck
             assert (guest.cpus.online, guest.windows) == (cpus, windows)
@@ -112,13 +118,18 @@ class Visit:
 
     def _order(self) -> None:
         device = PciDevice(self.rng.choice((0, 2)), self.rng.randrange(4))
-        match self.rng.randrange(4):
+        match self.rng.randrange(6):
             case 0:
                 self.guest.start_vcpu(self.rng.randrange(12))
             case 1:
                 self.guest.plug_pci(device)
             case 2:
                 self.guest.unplug_pci(device)
+            case 3:
+                self.guest.cpus.forbidden = not self.guest.cpus.forbidden
+            case 4:
+                with suppress(NoSuchCpu):
+                    self.guest.switch_cpu(self.rng.randrange(9), self.rng.random() < 0.5)
             case _:
                 self.connections[self.rng.randrange(CONNECTIONS)] = self.guest.connect()
 
@@ -163,6 +174,8 @@ ORDERS: tuple[dict[str, Any], ...] = (
     {"start_vcpu": 3},
     {"plug_pci": {"bus": 0, "slot": 3}},
     {"unplug_pci": {"bus": 0, "slot": 1}},
+    {"offline_cpu": 1},
+    {"online_cpu": 1},
     {"state": True},
     {"reset": False},
     {},

@@ -30,9 +30,17 @@ def written(directory: Path, text: str) -> Path:
 def test_the_recorded_machines() -> None:
     worlds = load_worlds(GOLDEN / "worlds.toml")
     devices = (Window(0xFEB00000, 0x200, 5), Window(0xFEB00200, 0x200, 6))
+    others = tuple(Window(0xFEB00000 + n * 0x200, 0x200, 5 + n) for n in range(2, 8))
     four = (0, 1, 2, 3)
     assert worlds == {
-        "microvm": World("6.1", nr_cpu_ids=4, cpus_online=four, vcpus_running=four, mmio=devices),
+        "microvm": World(
+            "6.1",
+            nr_cpu_ids=4,
+            cpus_online=four,
+            vcpus_running=four,
+            mmio=devices,
+            mmio_hidden=others,
+        ),
         "microvm_6_12": World(
             "6.12",
             nr_cpu_ids=4,
@@ -40,6 +48,7 @@ def test_the_recorded_machines() -> None:
             boot_table=four,
             vcpus_running=four,
             mmio=devices,
+            mmio_hidden=others,
         ),
         "pc": World(
             "6.1",
@@ -61,6 +70,7 @@ def test_the_recorded_machines() -> None:
             cpus_online=four,
             vcpus_running=four,
             mmio=(Window(0xFEB00000, 0x200, 5, "vsock"), Window(0xFEB00200, 0x200, 6)),
+            mmio_hidden=others,
             iomem=(
                 (0x0, 0xFFF),
                 (0x1000, 0x9FBFF),
@@ -98,9 +108,11 @@ def test_every_key(tmp_path: Path) -> None:
         boot_table = [0, 2, 4]
         vcpus_running = [0, 2, 4, 255]
         mmio = [{ base = 0xfeb00000, size = 1, irq = 0xffffffff, role = "vsock" }]
-        pci = [{ bus = 255, slot = 31, function = 7, role = "blk" }]
+        mmio_hidden = [{ base = 0xd0000000, size = 2, irq = 9, probe_ms = 3000 }]
+        pci = [{ bus = 255, slot = 31, function = 7, role = "blk", probe_ms = 7 }]
         pci_buses = [1]
         iomem = [{ base = 0x1000, size = 0x1000 }]
+        phys_bits = 40
         max_irq = 0
         needs_boot_mmio = true
         """,
@@ -114,13 +126,17 @@ def test_every_key(tmp_path: Path) -> None:
         boot_table=(0, 2, 4),
         vcpus_running=(0, 2, 4, 255),
         mmio=(Window(0xFEB00000, 1, 0xFFFFFFFF, "vsock"),),
+        mmio_hidden=(Window(0xD0000000, 2, 9),),
         pci=(PciDevice(255, 31, 7),),
         pci_buses=(1,),
         iomem=((0x1000, 0x1FFF),),
+        phys_bits=40,
         max_irq=0,
         needs_boot_mmio=True,
     )
-    assert world.pci[0].role == "blk"  # not part of a comparison
+    # These are no part of a comparison.
+    assert (world.pci[0].role, world.pci[0].probe_ms) == ("blk", 7)
+    assert world.mmio_hidden[0].probe_ms == 3000
 
 
 def test_what_is_left_out(tmp_path: Path) -> None:
@@ -133,6 +149,27 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     assert worlds["cpus"].vcpus_running == (0, 3)
     assert worlds["cpus"].boot_table == ()
     assert worlds["new"].boot_table == (0,)
+
+
+QEMU = """
+[machine]
+mmio = [
+  { base = 0xfeb00000, size = 0x200, irq = 5 },
+  { base = 0xfeb00400, size = 0x200, irq = 7 },
+]
+"""
+
+
+def test_the_other_transports_of_qemus_microvm_are_disks_unless_the_file_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    (world,) = load_worlds(written(tmp_path, QEMU)).values()
+    assert [(window.base, window.irq) for window in world.mmio_hidden] == [
+        (0xFEB00000 + n * 0x200, 5 + n) for n in (1, 3, 4, 5, 6, 7)
+    ]
+    for other in (QEMU + "mmio_hidden = []\n", QEMU.replace("irq = 7", "irq = 8"), "[pod]"):
+        (world,) = load_worlds(written(tmp_path, other)).values()
+        assert world.mmio_hidden == ()
 
 
 MISTAKES = {
@@ -168,6 +205,7 @@ MISTAKES = {
     "pci_buses = [300]": "pci_buses[0] must be a number from 0 to 0xff, not 300",
     "iomem = [{ base = 0 }]": "iomem[0] has no 'size'",
     "iomem = [{ base = 0, size = 0 }]": "iomem[0].size must be a number from 1 to ",
+    "phys_bits = 53": "phys_bits must be a number from 32 to 0x34, not 53",
     "max_irq = 4294967296": "max_irq must be a number from 0 to 0xffffffff, not 4294967296",
     "needs_boot_mmio = 1": "needs_boot_mmio must be true or false, not 1",
 }

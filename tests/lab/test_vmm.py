@@ -9,10 +9,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.kernel.recordings import created_vcpu
 from tests.support import TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Vmm
-from upcall_trace.control.orders import BadOrder
+from upcall_trace.control.orders import BadOrder, order_of
 from upcall_trace.errors import Unreachable, WrongUsage
 from upcall_trace.lab import vmm
 from upcall_trace.lab.machines import (
@@ -348,7 +347,7 @@ def test_what_is_noted_is_what_recordings_of_real_guests_say(pc: Lab) -> None:
         if isinstance(record, Vmm)
     }
     assert set(pc.notes) <= recorded
-    assert created_vcpu(Vmm(0, pc.notes[0])) == 1
+    assert order_of(pc.notes[0]) == {"start_vcpu": 1}
 
 
 def test_an_order_that_is_none_is_told_the_others(pc: Lab) -> None:

@@ -19,8 +19,8 @@ from dissectors.messages import (
 )
 from upcall_trace.control.orders import BadOrder
 from upcall_trace.kernel.faults import parse_fault
-from upcall_trace.kernel.world import PciDevice, kata_pod
-from upcall_trace.simulated.machine import Backend, Habits, Machine, Pace
+from upcall_trace.kernel.world import PciDevice, Window, kata_pod
+from upcall_trace.simulated.machine import Backend, Busy, Habits, Machine, Pace
 from upcall_trace.simulated.multiplexer import Link, Step
 
 SECOND = 1_000_000_000
@@ -198,9 +198,57 @@ def test_without_its_own_device_the_channel_is_gone_for_good() -> None:
     assert idle.silent
     assert feed(echo, b"x") == []
     assert feed(waiting, b"d") == CLOSED
-    assert feed(ours.link(), b"CONNECT 219\n") == CLOSED
+    late = ours.link()
+    assert feed(late, b"CONNECT 219\n") == []
+    assert feed(late, b"d") == []
+    assert (late.silent, late.deadline_ns) == (False, NOW + 2_000_000_000)
+    assert late.expire(NOW + 2_000_000_000) == [Step(NOW + 2_000_000_000, None)]
+    assert feed(ours.link(), b"HELLO\n") == CLOSED
     ours.reset()
     connected(ours)
+
+
+def test_behind_vhost_device_vsock_a_connect_without_the_channel_is_never_answered() -> None:
+    ours = machine(backend=Backend.VHOST)
+    link = ours.link()
+    assert len(feed(link, b"CONNECT 219\n")) == len(feed(link, b"d")) == 1
+    assert feed(link, DEL_VSOCK.encode()) == []
+    late = ours.link()
+    assert feed(late, b"CONNECT 219\n") == []
+    assert (late.silent, late.deadline_ns, late.read_size) == (True, None, 0)
+
+
+# Time.
+
+
+def test_a_pci_device_is_removed_when_no_vcpu_is_being_started() -> None:
+    ours = machine(pace=Pace.REAL)
+    starting, removing = connected(ours), connected(ours)
+    (failed,) = feed(starting, cpu_request(MessageType.ADD_CPU, [200]).encode())
+    (gone,) = feed(removing, pci_request(MessageType.DEL_PCI, 0, 4).encode())
+    assert failed.at_ns == gone.at_ns == NOW + 10_000_000_000
+    (scanned,) = feed(removing, pci_request(MessageType.ADD_PCI, 0, 4).encode())
+    assert scanned.at_ns == NOW
+
+
+def test_no_cpu_comes_or_goes_while_a_pci_device_is_probed() -> None:
+    world = replace(kata_pod(), pci=(PciDevice(0, 4, probe_ms=500),))
+    ours = Machine(world, Habits(pace=Pace.REAL))
+    one, other = connected(ours), connected(ours)
+    feed(one, pci_request(MessageType.DEL_PCI, 0, 4).encode())
+    (probed,) = feed(one, pci_request(MessageType.ADD_PCI, 0, 4).encode())
+    assert probed.at_ns == NOW + 500_000_000
+    assert ret_of(feed(other, ADD_1.encode())[0]) == -16
+    (later,) = other.receive(ADD_1.encode(), NOW + 500_000_000)
+    assert ret_of(later) == 0
+
+
+def test_a_slow_disk_holds_the_lock() -> None:
+    world = replace(kata_pod(), mmio_hidden=(Window(0xE0006000, 0x2000, 5, "blk", 3000),))
+    ours = Machine(world, Habits(pace=Pace.REAL))
+    (added,) = feed(connected(ours), PLUG.encode())
+    (waiting,) = feed(connected(ours), ADD_1.encode())
+    assert added.at_ns == waiting.at_ns == NOW + 3_000_000_000
 
 
 # Faults.
@@ -329,10 +377,10 @@ def test_a_reset_boots_the_same_world_again() -> None:
     link = connected(ours)
     feed(link, PLUG.encode() + DEL_9.encode())
     ours.control({"start_vcpu": 200})
-    ours.lock_free_ns = NOW * 9
+    ours.busy.lock_ns = NOW * 9
     assert ours.control({"reset": True}) == {"ok": True}
     assert ours.guest.state() == booted
-    assert ours.lock_free_ns == 0
+    assert ours.busy == Busy()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +389,10 @@ def test_a_reset_boots_the_same_world_again() -> None:
         (3, "an order is an object with one key"),
         ({}, "an order is an object with one key"),
         ({"reset": True, "state": True}, "an order is an object with one key"),
-        ({"stop": 1}, "'stop' is no order; known are start_vcpu, plug_pci, unplug_pci, reset, "),
+        ({"stop": 1}, "'stop' is no order; known are start_vcpu, plug_pci, unplug_pci, "),
+        ({"offline_cpu": -1}, "offline_cpu needs a CPU number from 0 to 8191, not -1"),
+        ({"offline_cpu": 0}, "offline_cpu: the guest cannot do that with CPU 0"),
+        ({"online_cpu": 40}, "online_cpu: the guest cannot do that with CPU 40"),
         ({"start_vcpu": 256}, "start_vcpu needs a vCPU from 0 to 255, not 256"),
         ({"start_vcpu": True}, "start_vcpu needs a vCPU from 0 to 255, not True"),
         ({"start_vcpu": "1"}, "start_vcpu needs a vCPU from 0 to 255, not '1'"),

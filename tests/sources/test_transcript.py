@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.capture.strategies import records
-from tests.support import each_transcript, records_of, write_capture
+from tests.support import each_transcript, records_of, transcript_text, write_capture
 from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.reader import Damage
 from upcall_trace.capture.records import (
@@ -49,14 +49,14 @@ def exported(header: Header, recorded: list[Record]) -> tuple[str, tuple[int, in
 @each_transcript
 def test_a_recorded_transcript_comes_back_byte_for_byte(golden: Path) -> None:
     header, recorded = records_of(golden)
-    assert exported(header, recorded) == (golden.read_text(), (0, 0))
+    assert exported(header, recorded) == (transcript_text(golden), (0, 0))
 
 
 @each_transcript
 def test_it_comes_back_byte_for_byte_through_a_capture_too(golden: Path, tmp_path: Path) -> None:
     header, recorded = records_of(golden)
     path = write_capture(tmp_path / "x.upcap", recorded, header)
-    assert exported(*records_of(path)) == (golden.read_text(), (0, 0))
+    assert exported(*records_of(path)) == (transcript_text(golden), (0, 0))
 
 
 def source(tmp_path: Path, text: str | bytes) -> TranscriptSource:

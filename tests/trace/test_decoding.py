@@ -215,6 +215,8 @@ def test_outside_and_inside_the_guest_the_same_was_seen(name: str) -> None:
         assert inside[-1].ret is None
         inside.pop()
         outside = outside[: len(inside)]
+    if name == "channel_removed_5_10":  # what was sent after that never reached the guest
+        assert outside.pop().ret is None
 
     def seen(ops: list[Operation]) -> list[object]:
         return [(op.request, op.op, op.fields, op.ret, op.reply, op.anomalies) for op in ops]

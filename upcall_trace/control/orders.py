@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..errors import UpcallError
-from ..kernel.world import BadWorld, PciDevice, parse_pci
+from ..kernel.world import MAX_CPUS, BadWorld, PciDevice, parse_pci
 
 _MIB: Final = 1 << 20
 _CREATED: Final = re.compile(r"vCPU (\d{1,3}) created")
 _PLUGGED: Final = re.compile(r"PCI device (\d{1,3}):(\d{1,2}) (plugged|unplugged)")
+_SWITCHED: Final = re.compile(
+    r"in the guest: echo ([01]) > /sys/devices/system/cpu/cpu(\d{1,4})/online"
+)
 _RESIZED: Final = re.compile(r"virtio-mem requested-size (\d{1,9})( MiB)?")
 
 
@@ -35,6 +38,11 @@ def memory_resized(size: int) -> str:
     return f"virtio-mem requested-size {f'{size // _MIB} MiB' if size else 0}"
 
 
+def cpu_switched(number: int, on: bool) -> str:
+    """How a capture tells that the guest set one of its CPUs on or off by itself."""
+    return f"in the guest: echo {int(on)} > /sys/devices/system/cpu/cpu{number}/online"
+
+
 def order_of(action: str) -> dict[str, Any] | None:
     """The order that does again what a capture says was done; None where there is none."""
     if found := _CREATED.fullmatch(action):
@@ -42,6 +50,8 @@ def order_of(action: str) -> dict[str, Any] | None:
     if found := _PLUGGED.fullmatch(action):
         name = "plug_pci" if found[3] == "plugged" else "unplug_pci"
         return {name: {"bus": int(found[1]), "slot": int(found[2])}}
+    if found := _SWITCHED.fullmatch(action):
+        return {"online_cpu" if found[1] == "1" else "offline_cpu": int(found[2])}
     if found := _RESIZED.fullmatch(action):
         return {"resize_memory": int(found[1]) * (_MIB if found[2] else 1)}
     return None
@@ -56,6 +66,10 @@ def words_of(order: Mapping[str, Any]) -> str | None:
             return pci_plugged(bus, slot)
         case {"unplug_pci": {"bus": int(bus), "slot": int(slot)}}:
             return pci_plugged(bus, slot, gone=True)
+        case {"online_cpu": int(number)}:
+            return cpu_switched(number, True)
+        case {"offline_cpu": int(number)}:
+            return cpu_switched(number, False)
         case {"resize_memory": int(size)}:
             return memory_resized(size)
     return None
@@ -77,6 +91,13 @@ def vcpu(name: str, value: object) -> int:
     """The vCPU that an order names; raises BadOrder."""
     if type(value) is not int or not 0 <= value <= 255:
         raise BadOrder(f"{name} needs a vCPU from 0 to 255, not {value!r}")
+    return value
+
+
+def cpu_number(name: str, value: object) -> int:
+    """The guest's CPU number that an order names; raises BadOrder."""
+    if type(value) is not int or not 0 <= value < MAX_CPUS:
+        raise BadOrder(f"{name} needs a CPU number from 0 to {MAX_CPUS - 1}, not {value!r}")
     return value
 
 

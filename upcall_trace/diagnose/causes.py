@@ -8,8 +8,9 @@ a recording may lack connections.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dissectors.constants import (
     EBUSY,
@@ -58,6 +59,20 @@ def softened(causes: list[Cause], sure: list[Cause]) -> list[Cause]:
     """The same causes, certain only as far as `sure` has them as certain."""
     certain = {cause.code for cause in sure if not cause.inferred}
     return [Cause(code, inferred or code not in certain) for code, inferred in causes]
+
+
+_NEAREST: Final = {
+    codes.CPU_NEVER_AGAIN: codes.VCPU_NOT_STARTED,
+    codes.CPU_LOST_ITS_ID: codes.UNEXPLAINED_RESULT,
+    codes.CPU_ALREADY_OFFLINE: codes.UNEXPLAINED_RESULT,
+    codes.DRIVER_HANGS: codes.HOTPLUG_LOCK_STUCK,
+}
+"""Codes of the model that have no rule yet, and what is told for them."""
+
+
+def nearest(causes: Iterable[Code]) -> tuple[Code, ...]:
+    """The same causes in codes that have a rule."""
+    return tuple(_NEAREST.get(code, code) for code in causes)
 
 
 class ModelGuest:
@@ -115,14 +130,14 @@ class ModelGuest:
         if outcome.reply != raw:
             self.part()
             return None
-        return _sure(*(code for code in outcome.causes if code != codes.STALE_LOAD))
+        return _sure(*(code for code in nearest(outcome.causes) if code != codes.STALE_LOAD))
 
     def silence(self, ref: Ref) -> list[Cause] | None:
         """Causes of a recorded silence; None when the model expected a reply."""
         outcome = self._outcomes.pop(ref, None)
         if self._guest is None or outcome is None or outcome.fate is Fate.ANSWERED:
             return None
-        return _sure(*outcome.causes)
+        return _sure(*nearest(outcome.causes))
 
 
 def of_reply(at: Situation) -> list[Cause]:

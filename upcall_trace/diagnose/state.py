@@ -322,7 +322,8 @@ class Following:
 
 def _things(guest: Guest) -> Iterator[Thing]:
     for number in sorted(guest.cpus.online):
-        name = guest.cpus.table[number] if isinstance(guest.cpus, X86Cpus) else number
+        # One that has lost its APIC id is shown by its number.
+        name = guest.cpus.table.get(number, number) if isinstance(guest.cpus, X86Cpus) else number
         yield Cpu(name, number)
     for window in guest.windows:
         yield Mmio(window.base, window.size, window.irq, window.role)

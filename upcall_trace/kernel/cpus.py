@@ -1,32 +1,39 @@
 """The kernel's CPU table: who is known under which number, and what may come and go.
 
-docs/protocol.md section 4. Decided by reading, not seen on a real kernel: an id twice in one list,
-an id that is online but out of the scan's reach, and CPU requests with an empty list while the
-hotplug lock is stuck.
+docs/protocol.md sections 4 and 7. What was not seen on a real kernel says "by reading" where it is
+decided.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from dissectors.constants import EINVAL, EIO
+from dissectors.constants import EBUSY, EEXIST, EINVAL, EIO
 from dissectors.messages import CpuRequestArm, CpuRequestX86
 
 from .. import codes
+from ..errors import UpcallError
 from .outcome import FailedError, HotplugLock, OopsError
 from .world import World
 
 CPU_START_LIMIT_NS: Final = 10_000_000_000
 """How long the kernel waits for a vCPU to come up, the hotplug lock held."""
 _BOOT_CPU: Final = 0
-_ALREADY_ONLINE: Final = 1
+_WAS_ALREADY: Final = 1
+_LEAST_BAD_APIC_ID: Final = 255
+"""The first APIC id that a kernel without x2APIC does not start."""
+
+
+class NoSuchCpu(UpcallError):
+    """The guest cannot set this CPU on or off by itself."""
 
 
 class X86Cpus:
     """CPUs named by APIC id.
 
-    `table` maps the numbers of the CPUs in the kernel's table to their ids; `_numbers` is the
-    mapping from id to number, which persists once it was made.
+    `table` maps the numbers of the CPUs in the kernel's table to their ids, `online` has the
+    numbers of those that run. A CPU that runs and is not in the table has lost its id: nothing
+    finds it any more. `_numbers` is the mapping from id to number, which persists once it was made.
     """
 
     def __init__(self, world: World, lock: HotplugLock, running: set[int]) -> None:
@@ -35,29 +42,54 @@ class X86Cpus:
         self._running = running
         self.table = dict(enumerate(world.cpus_online))
         self.online = set(self.table)
+        self.forbidden = False
+        """A PCI device is being probed: no CPU may come or go."""
+        self._dead: set[int] = set()
+        """Numbers whose CPU did not start once and, on 5.10, never will."""
         ids = list(world.cpus_online)
         if not world.is_old:
             ids += [cpu for cpu in world.boot_table if cpu not in world.cpus_online]
         self._numbers = {cpu: number for number, cpu in enumerate(ids[: world.nr_cpu_ids])}
 
+    @property
+    def lost(self) -> set[int]:
+        """Numbers of CPUs that run without an APIC id."""
+        return self.online - self.table.keys()
+
     def online_ids(self) -> list[int]:
-        """APIC ids of the CPUs that are online, by number."""
-        return [self.table[number] for number in sorted(self.online)]
+        """APIC ids of the CPUs that are online and have one, by number."""
+        return [self.table[number] for number in sorted(self.online & self.table.keys())]
+
+    def switch(self, number: int, on: bool) -> None:
+        """The guest sets one of its CPUs on or off by itself; raises NoSuchCpu."""
+        if number == _BOOT_CPU or number not in self.table:
+            raise NoSuchCpu
+        (self.online.add if on else self.online.discard)(number)
 
     def add(self, request: CpuRequestX86 | CpuRequestArm) -> int:
         """ADD_CPU: the number of ids handled; raises FailedError or HangError."""
         ids = _ids(request)
         if any(self._look_up(cpu) is not None for cpu in ids):
             raise FailedError(EINVAL, codes.CPU_ALREADY_KNOWN)
-        self._lock.take()
         for done, cpu in enumerate(ids):
+            self._lock.take()
             partly = (codes.PARTIAL_CPU_ADD,) if done else ()
             number = self._number_for(cpu)
             if number is None:
                 raise FailedError(EINVAL, codes.NO_CPU_NUMBER, *partly)
             if number in self.online:
-                raise FailedError(_ALREADY_ONLINE, codes.UNEXPLAINED_RESULT, *partly)
+                # Its device object is zeroed before sysfs refuses a second one of that name.
+                self.table.pop(number, None)
+                raise FailedError(EEXIST, codes.CPU_LOST_ITS_ID, *partly)
+            if self.forbidden:
+                raise FailedError(EBUSY, codes.CPU_BUSY, *partly)
+            if cpu >= _LEAST_BAD_APIC_ID:
+                raise FailedError(EINVAL, codes.NO_CPU_NUMBER, *partly)
+            if number in self._dead:
+                raise FailedError(EIO, codes.CPU_NEVER_AGAIN, *partly)
             if cpu not in self._running:
+                if self._world.starts_once:
+                    self._dead.add(number)
                 raise FailedError(EIO, codes.VCPU_NOT_STARTED, *partly, delay_ns=CPU_START_LIMIT_NS)
             self.table[number] = cpu
             self.online.add(number)
@@ -66,23 +98,32 @@ class X86Cpus:
     def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
         """DEL_CPU: the number of ids handled; raises FailedError, OopsError or HangError."""
         ids = _ids(request)
-        if len(ids) >= (len(self.table) if self._world.is_old else len(self.online)):
+        if len(ids) >= (self._counted if self._world.is_old else len(self.online)):
             raise FailedError(EINVAL, codes.REMOVE_ALL_CPUS, load=0)
         if any(self._look_up(cpu) is None for cpu in ids):
             raise OopsError(codes.REMOVE_UNFINDABLE_CPU, lock_held=False)
-        self._lock.take()
         for cpu in ids:
             number = self._look_up(cpu)
+            if number == _BOOT_CPU:
+                raise FailedError(EINVAL, codes.REMOVE_BOOT_CPU)
+            self._lock.take()
             if number is None:
                 raise OopsError(
                     codes.REMOVAL_ORDER if self._world.is_old else codes.REMOVE_UNFINDABLE_CPU,
                     lock_held=True,
                 )
-            if number == _BOOT_CPU:
-                raise FailedError(EINVAL, codes.REMOVE_BOOT_CPU)
+            if number not in self.online:
+                raise FailedError(_WAS_ALREADY, codes.CPU_ALREADY_OFFLINE)
+            if self.forbidden:
+                raise FailedError(EBUSY, codes.CPU_BUSY)
             self.online.discard(number)
             del self.table[number]
         return len(ids)
+
+    @property
+    def _counted(self) -> int:
+        """How many CPUs an old kernel believes to have; those without an id count."""
+        return len(self.table) + len(self.lost)
 
     def _look_up(self, cpu: int) -> int | None:
         """The number of an id, as far as the kernel's scan reaches.
@@ -90,7 +131,7 @@ class X86Cpus:
         Old kernels scan as many numbers as there are CPUs in the table, so a gap in the numbers
         hides the highest ones.
         """
-        reach = len(self.table) if self._world.is_old else self._world.nr_cpu_ids
+        reach = self._counted if self._world.is_old else self._world.nr_cpu_ids
         for number, known in self.table.items():
             if known == cpu and number < reach:
                 return number
@@ -101,7 +142,7 @@ class X86Cpus:
         number = self._numbers.get(cpu)
         if not self._world.is_old:
             return number
-        if len(self.table) >= self._world.nr_cpu_ids:
+        if self._counted >= self._world.nr_cpu_ids:
             return None
         if number is None and len(self._numbers) < self._world.nr_cpu_ids:
             number = self._numbers[cpu] = len(self._numbers)
@@ -111,7 +152,8 @@ class X86Cpus:
 class ArmCpus:
     """CPUs counted, not named: the next offline or the last online ones are taken.
 
-    That a vCPU which does not start gives -EIO after 10 s is by reading here.
+    By reading here: a vCPU that does not start gives -EIO after 10 s, and -EBUSY while a PCI
+    device is probed leaves the number online in the load too.
     """
 
     def __init__(self, world: World, lock: HotplugLock, running: set[int]) -> None:
@@ -119,22 +161,32 @@ class ArmCpus:
         self._lock = lock
         self._running = running
         self.online = set(world.cpus_online)
+        self.forbidden = False
+        """A PCI device is being probed: no CPU may come or go."""
 
     def online_ids(self) -> list[int]:
         """The numbers of the CPUs that are online."""
         return sorted(self.online)
 
+    def switch(self, number: int, on: bool) -> None:
+        """The guest sets one of its CPUs on or off by itself; raises NoSuchCpu."""
+        if number == _BOOT_CPU or number >= self._world.nr_cpu_ids:
+            raise NoSuchCpu
+        (self.online.add if on else self.online.discard)(number)
+
     def add(self, request: CpuRequestX86 | CpuRequestArm) -> int:
         """ADD_CPU: CPUs online afterwards; raises FailedError, OopsError or HangError."""
-        self._lock.take()
         for done in range(request.count):
+            self._lock.take()
             partly = (codes.PARTIAL_CPU_ADD,) if done else ()
             offline = (n for n in range(self._world.nr_cpu_ids) if n not in self.online)
             number = next(offline, None)
             if number is None:
                 raise OopsError(codes.ADD_BEYOND_POSSIBLE, lock_held=True)
+            load = len(self.online)
+            if self.forbidden:
+                raise FailedError(EBUSY, codes.CPU_BUSY, *partly, load=load)
             if number not in self._running:
-                load = len(self.online)
                 raise FailedError(
                     EIO, codes.VCPU_NOT_STARTED, *partly, load=load, delay_ns=CPU_START_LIMIT_NS
                 )
@@ -145,8 +197,10 @@ class ArmCpus:
         """DEL_CPU: CPUs still online; raises FailedError or HangError."""
         if request.count >= len(self.online):
             raise FailedError(EINVAL, codes.REMOVE_ALL_CPUS, load=0)
-        self._lock.take()
         for number in sorted(self.online, reverse=True)[: request.count]:
+            self._lock.take()
+            if self.forbidden:
+                raise FailedError(EBUSY, codes.CPU_BUSY, load=len(self.online))
             self.online.discard(number)
         return len(self.online)
 

@@ -2,8 +2,8 @@
 
 No IO, no clock, no threads. `Guest` is one booted kernel: its CPU table, windows, PCI functions and
 hotplug lock. `Guest.connect` gives a connection with the request and reply buffer that the kernel
-allocates for it and never clears. docs/protocol.md section 4; what was not seen on a real kernel
-says "by reading" where it is decided.
+allocates for it and never clears. docs/protocol.md sections 4 and 7; what was not seen on a real
+kernel says "by reading" where it is decided.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ from dissectors.services import DEVICE_MANAGER
 
 from .. import codes
 from ..codes import Code
+from ..durations import UNITS_NS
 from .cpus import ArmCpus, X86Cpus
 from .outcome import (
+    Cpus,
     CutOffError,
     Done,
     FailedError,
@@ -61,7 +63,9 @@ _MSG_SIZE_OFFSET: Final = 4
 _MSG_TYPE_OFFSET: Final = 8
 _TYPE_END: Final = 12
 _ZEROS: Final = bytes(MESSAGE_SIZE)
-_U64_MASK: Final = (1 << 64) - 1
+_LEGACY_IRQS: Final = 16
+"""Interrupts that an x86 kernel has when nothing tells it of others."""
+_DISK_ROLES: Final = ("blk", "disk")
 
 
 class Guest:
@@ -75,11 +79,15 @@ class Guest:
         cpus = ArmCpus if world.arch is Arch.AARCH64 else X86Cpus
         self.cpus: X86Cpus | ArmCpus = cpus(world, self.lock, self.running)
         self.windows: list[Window] = list(world.mmio)
+        disks = [window for window in world.mmio if window.role in _DISK_ROLES]
+        self._disks = {window.base: window for window in (*disks, *world.mmio_hidden)}
         self.plugged: set[PciDevice] = set(world.pci)
         """PCI functions that the VMM offers."""
         self.pci: set[PciDevice] = set(world.pci)
         """PCI functions that the kernel has registered."""
         self.buses = {device.bus for device in world.pci} | set(world.pci_buses)
+        self.hanging: Window | None = None
+        """The device whose driver waits for an interrupt that never comes."""
         self.cut_off = False
 
     def connect(self) -> ServiceThread:
@@ -98,6 +106,10 @@ class Guest:
     def unplug_pci(self, device: PciDevice) -> None:
         """The VMM's side: nothing answers at this slot any more."""
         self.plugged.discard(device)
+
+    def switch_cpu(self, number: int, on: bool) -> None:
+        """The guest's own doing: one of its CPUs is set on or off; raises NoSuchCpu."""
+        self.cpus.switch(number, on)
 
     def state(self) -> dict[str, Any]:
         """The guest's state as JSON values; `cpus_online` are the kernel's CPU numbers."""
@@ -136,22 +148,39 @@ class Guest:
     def _add_mmio(self, request: MmioRequest) -> Done:
         self._check_mmio(request)
         base = request.mmio_base
-        end = base + request.mmio_size - 1 & _U64_MASK
+        window = Window(base, request.mmio_size, request.mmio_irq)
         # The kernel compares inclusive ends strictly: one shared byte at an edge is no overlap.
-        if any(base < window.end and end > window.base for window in self.windows):
+        if any(base < other.end and window.end > other.base for other in self.windows):
             raise FailedError(EEXIST, codes.MMIO_OVERLAP)
-        irqs = {window.irq for window in self.windows} - {SHAREABLE_IRQ}
+        irqs = {other.irq for other in self.windows} - {SHAREABLE_IRQ}
         if request.mmio_irq in irqs:
             raise FailedError(EEXIST, codes.IRQ_CONFLICT)
         self.lock.take()
-        if self.world.needs_boot_mmio and not self.world.mmio:
-            raise OopsError(codes.MMIO_WITHOUT_BOOT_DEVICE, lock_held=True)
-        claimed = [(window.base, window.end) for window in self.windows] + [*self.world.iomem]
-        empty = request.mmio_size == 0  # at 0 such a window seems to end where memory ends
-        if empty or end < base or any(_cross(base, end, *other) for other in claimed):
+        claimed = [(other.base, other.end) for other in self.windows] + [*self.world.iomem]
+        if not base <= window.end <= self.world.last_address or any(
+            _cross(base, window.end, *other) for other in claimed
+        ):
             raise FailedError(EBUSY, codes.MMIO_RESOURCE_BUSY)
-        self.windows.append(Window(base, request.mmio_size, request.mmio_irq))
-        return Done()
+        device = self._disks.get(base)
+        if device is not None and self._waits_for_ever(device, request.mmio_irq):
+            self.lock.stuck = True
+            self.hanging = window
+            raise HangError(codes.DRIVER_HANGS)
+        self.windows.append(window)
+        return Done(delay_ns=device.probe_ms * UNITS_NS["ms"] if device else 0)
+
+    def _waits_for_ever(self, device: Window, irq: int) -> bool:
+        """Whether a disk's driver, given this interrupt, waits for one that never comes.
+
+        On IRQ 5, which is shared, it is woken by the next interrupt of another device; with a
+        channel on it that is the next packet, so that the answer comes. An interrupt that the
+        kernel does not have fails the probe instead (by reading: x86 without ACPI has 16).
+        """
+        if irq == device.irq:
+            return False
+        if irq == SHAREABLE_IRQ:
+            return all(window.irq != irq for window in self.windows)
+        return self.world.arch is Arch.AARCH64 or irq < _LEGACY_IRQS
 
     def _del_mmio(self, request: MmioRequest) -> Done:
         self._check_mmio(request)
@@ -159,9 +188,9 @@ class Guest:
         for window in self.windows:
             if (window.base, window.size, window.irq) == wanted:
                 self.lock.take()
+                self.windows.remove(window)
                 if window.role == "vsock":
                     raise CutOffError
-                self.windows.remove(window)
                 return Done()
         raise FailedError(ENODEV, codes.MMIO_NO_SUCH_DEVICE)
 
@@ -171,6 +200,9 @@ class Guest:
         arm = self.world.arch is Arch.AARCH64
         if request.mmio_irq > self.world.max_irq if arm else request.mmio_irq == 0:
             raise FailedError(EINVAL, codes.MMIO_BAD_IRQ)
+        if self.world.needs_boot_mmio and not self.world.mmio:
+            # The parent's list of children, which both commands walk, does not exist yet.
+            raise OopsError(codes.MMIO_WITHOUT_BOOT_DEVICE, lock_held=False)
 
     def _add_pci(self, request: PciRequest) -> Done:
         device = PciDevice(request.busno, request.slot, request.function)
@@ -180,17 +212,25 @@ class Guest:
         # on a stock kernel with the same calls.
         if device not in self.plugged and device not in self.pci:
             raise FailedError(ENODEV, codes.PCI_NOTHING_THERE)
-        self.pci.add(device)
-        return Done(ret=None)
+        # The kernel scans a slot, not a function: what was removed of it comes back as well. By
+        # reading, only a scan that begins with function 0 goes on to the others.
+        found = {
+            other for other in self.plugged
+            if other == device
+            or (device.function == 0 and (other.bus, other.slot) == (device.bus, device.slot))
+        } - self.pci  # fmt: skip
+        self.pci |= found
+        delay_ns = sum(other.probe_ms for other in found) * UNITS_NS["ms"]
+        return Done(ret=None, delay_ns=delay_ns, cpus=Cpus.FORBID)
 
     def _del_pci(self, request: PciRequest) -> Done:
         wanted = PciDevice(request.busno, request.slot, request.function)
         for device in self.pci:
             if device == wanted:
+                self.pci.remove(device)
                 if device.role == "vsock":
                     raise CutOffError
-                self.pci.remove(device)
-                return Done(ret=None)
+                return Done(ret=None, cpus=Cpus.WAIT)
         raise FailedError(ENODEV, codes.PCI_NO_SUCH_DEVICE)
 
 
@@ -217,12 +257,12 @@ class ServiceThread:
         guest = self._guest
         guest.lock.taken = False
         try:
-            causes, delay_ns = self._process(decode_request(self._request, guest.world.arch))
+            causes, delay_ns, cpus = self._process(decode_request(self._request, guest.world.arch))
         except OopsError as oops:
             guest.lock.stuck |= oops.lock_held
             return self._silent(Fate.THREAD_DIED, oops.code)
-        except HangError:
-            return self._silent(Fate.HANGS, codes.HOTPLUG_LOCK_STUCK)
+        except HangError as hang:
+            return self._silent(Fate.HANGS, hang.code)
         except CutOffError:
             guest.cut_off = True
             return self._silent(Fate.CUT_OFF, codes.CHANNEL_REMOVED)
@@ -230,7 +270,7 @@ class ServiceThread:
         (msg_size,) = _U32.unpack_from(reply, _MSG_SIZE_OFFSET)
         if not _ZEROS.startswith(reply[REPLY_LOAD_OFFSET + msg_size :]):
             causes = (*causes, codes.STALE_LOAD)
-        return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken)
+        return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken, cpus)
 
     def peek_type(self, piece: bytes) -> int:
         """The `msg_type` that the guest would see if it received `piece` now."""
@@ -258,21 +298,27 @@ class ServiceThread:
         self.fate = fate
         return Outcome(fate, None, (code,), takes_lock=self._guest.lock.taken)
 
-    def _process(self, request: Request) -> tuple[tuple[Code, ...], int]:
-        """Rewrite the reply buffer as far as the kernel does; (causes, delay in nanoseconds)."""
+    def _process(self, request: Request) -> tuple[tuple[Code, ...], int, Cpus]:
+        """Rewrite the reply buffer as far as the kernel does.
+
+        Returns the causes, the delay in nanoseconds, and what it has to do with CPUs.
+        """
         (stale_ret,) = _I32.unpack_from(self._reply, RET_OFFSET)
         if request.magic_version != MAGIC_VERSION:
             self._write_header(request, 0)
-            return (codes.BAD_MAGIC, codes.STALE_ERROR if stale_ret else codes.STALE_SUCCESS), 0
+            stale = codes.STALE_ERROR if stale_ret else codes.STALE_SUCCESS
+            return (codes.BAD_MAGIC, stale), 0, Cpus.INDIFFERENT
         try:
             done = self._guest.execute(request)
         except FailedError as failed:
             self._write_header(request, 0)
             self._write(failed.ret, failed.load)
-            return failed.causes, failed.delay_ns
+            cpus = Cpus.START if failed.delay_ns else Cpus.INDIFFERENT
+            return failed.causes, failed.delay_ns, cpus
         self._write_header(request, 0 if done.load is None else CPU_REPLY_MSG_SIZE)
         self._write(done.ret, done.load)
-        return (codes.STALE_ERROR,) if done.ret is None and stale_ret else (), 0
+        causes = (codes.STALE_ERROR,) if done.ret is None and stale_ret else ()
+        return causes, done.delay_ns, done.cpus
 
     def _write_header(self, request: Request, msg_size: int) -> None:
         _HEADER.pack_into(self._reply, 0, MAGIC_VERSION, msg_size, request.msg_type, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from .. import codes
 from ..codes import Code
 from ..errors import UpcallError
 
@@ -16,9 +17,21 @@ class Fate(Enum):
     THREAD_DIED = auto()
     """The guest's thread oopsed: the connection stays open and silent for ever."""
     HANGS = auto()
-    """The thread waits for a lock that nobody will release."""
+    """The thread waits for what will not come: a lock that is lost, or a wrong interrupt."""
     CUT_OFF = auto()
     """The device that the channel runs on was removed: no connection is of use any more."""
+
+
+class Cpus(Enum):
+    """What a request has to do with CPUs that come and go while it is worked on."""
+
+    INDIFFERENT = auto()
+    START = auto()
+    """It starts one, and a PCI device cannot be removed meanwhile."""
+    FORBID = auto()
+    """It probes a PCI device, and no CPU may come or go meanwhile."""
+    WAIT = auto()
+    """It waits until none is being started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +40,8 @@ class Outcome:
 
     `reply` is None for silence. `causes` are codes of what went wrong, the decisive one first,
     empty for plain success. `delay_ns` is how long the guest takes when nothing else holds it
-    up, as far as the protocol fixes it; `takes_lock` tells whether it needs the hotplug lock.
+    up, as far as the protocol or the world fixes it; `takes_lock` tells whether it needs the
+    hotplug lock, and `cpus` what it has to do with the coming and going of CPUs meanwhile.
     """
 
     fate: Fate
@@ -35,6 +49,7 @@ class Outcome:
     causes: tuple[Code, ...]
     delay_ns: int = 0
     takes_lock: bool = False
+    cpus: Cpus = Cpus.INDIFFERENT
 
 
 class OopsError(UpcallError):
@@ -46,7 +61,10 @@ class OopsError(UpcallError):
 
 
 class HangError(UpcallError):
-    """The request needs the hotplug lock, which a dead thread holds."""
+    """The thread waits for ever, for the hotplug lock unless another code says otherwise."""
+
+    def __init__(self, code: Code = codes.HOTPLUG_LOCK_STUCK) -> None:
+        self.code = code
 
 
 class CutOffError(UpcallError):
@@ -65,14 +83,19 @@ class FailedError(UpcallError):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A command that succeeded; `ret` is None when it leaves the old value in the buffer."""
+    """A command that succeeded; `ret` is None when it leaves the old value in the buffer.
+
+    `delay_ns` and `cpus` are as in `Outcome`.
+    """
 
     ret: int | None = 0
     load: int | None = None
+    delay_ns: int = 0
+    cpus: Cpus = Cpus.INDIFFERENT
 
 
 class HotplugLock:
-    """The kernel's device hotplug lock; a thread that dies with it never gives it back."""
+    """The kernel's device hotplug lock; a thread that dies or hangs with it never gives it back."""
 
     def __init__(self) -> None:
         self.stuck = False
@@ -80,7 +103,7 @@ class HotplugLock:
         """Taken by the request that is worked on now."""
 
     def take(self) -> None:
-        """Raises HangError when a dead thread holds it."""
+        """Raises HangError when it is never given back."""
         self.taken = True
         if self.stuck:
             raise HangError

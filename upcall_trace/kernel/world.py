@@ -17,28 +17,39 @@ from dissectors.constants import Arch
 from ..errors import UnreadableInput, UpcallError, WrongUsage
 
 SERIES: Final = ("5.10", "6.1", "6.12", "6.18")
-"""Kernel series with upcall patches; 5.10 behaves as 6.1, 6.18 as 6.12 (by reading)."""
+"""Kernel series with upcall patches; 6.18 behaves as 6.12 (by reading: it is the same source)."""
 OLD_SERIES: Final = frozenset({"5.10", "6.1"})
+MAX_CPUS: Final = 8192
+MAX_PHYS_BITS: Final = 52
+"""Address bits of the widest x86-64 CPU there can be: what is beyond them is refused everywhere."""
 _U64: Final = 1 << 64
 _U32: Final = 1 << 32
+_DAY_MS: Final = 86_400_000
+_QEMU_BASE, _QEMU_SIZE, _QEMU_IRQ, _QEMU_COUNT = 0xFEB00000, 0x200, 5, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """A virtio-mmio device's registers: first byte, bytes, interrupt (an SPI number on arm).
 
-    `role` says what is behind it: `"vsock"` for the device that the channel itself runs on.
+    `role` says what is behind it: `"vsock"` for the device that the channel itself runs on,
+    `"blk"` for a disk. `probe_ms` is how long a disk's driver takes to start, because its first
+    read is slow.
     """
 
     base: int
     size: int
     irq: int
     role: str = ""
+    probe_ms: int = field(default=0, compare=False)
 
     @property
     def end(self) -> int:
-        """The last byte; before the first one when the window is empty."""
-        return self.base + self.size - 1
+        """The last byte by the kernel's own arithmetic, which counts round at 2^64.
+
+        For an empty window it is the byte before the first.
+        """
+        return (self.base + self.size - 1) % _U64
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,6 +60,7 @@ class PciDevice:
     slot: int
     function: int = 0
     role: str = field(default="", compare=False)
+    probe_ms: int = field(default=0, compare=False)
 
     @property
     def devfn(self) -> int:
@@ -61,9 +73,10 @@ class World:
 
     `vcpus_running` are those that the VMM really runs: only they can come up. `boot_table` lists
     the APIC ids of the firmware's table, the only ones that new kernels ever accept. `iomem` are
-    ranges (first, last) that something other than an upcall device has claimed.
-    `needs_boot_mmio` is true for kernels whose patches crash on the first MMIO request when no
-    device was given on the command line.
+    ranges (first, last) that something other than an upcall device has claimed. `mmio_hidden` are
+    disks that work and that the guest does not know at boot. `phys_bits` are the address bits of
+    an x86-64 CPU. `needs_boot_mmio` is true for kernels whose patches crash on every MMIO request
+    when no device was given on the command line.
     """
 
     kernel: str = "6.1"
@@ -73,9 +86,11 @@ class World:
     boot_table: tuple[int, ...] = ()
     vcpus_running: tuple[int, ...] = (0,)
     mmio: tuple[Window, ...] = ()
+    mmio_hidden: tuple[Window, ...] = ()
     pci: tuple[PciDevice, ...] = ()
     pci_buses: tuple[int, ...] = ()
     iomem: tuple[tuple[int, int], ...] = ()
+    phys_bits: int = MAX_PHYS_BITS
     max_irq: int = 987
     needs_boot_mmio: bool = False
 
@@ -83,6 +98,16 @@ class World:
     def is_old(self) -> bool:
         """True for the kernel series that look CPUs up in a shrinking table."""
         return self.kernel in OLD_SERIES
+
+    @property
+    def starts_once(self) -> bool:
+        """True for the series in which a CPU that failed to start once never starts again."""
+        return self.kernel == "5.10"
+
+    @property
+    def last_address(self) -> int:
+        """The end of the kernel's tree of claimed ranges; on aarch64 that of 64 bits."""
+        return _U64 - 1 if self.arch is Arch.AARCH64 else (1 << self.phys_bits) - 1
 
 
 def kata_pod(arch: Arch = Arch.X86_64, kernel: str = "6.1", cpus: int = 1) -> World:
@@ -162,14 +187,16 @@ def parse_world(name: str, table: object) -> World:
     known = {
         "kernel": lambda p, v: p.one_of(v, SERIES),
         "arch": lambda p, v: Arch(p.one_of(v, [arch.value for arch in Arch])),
-        "nr_cpu_ids": lambda p, v: p.number(v, 1, 8192),
+        "nr_cpu_ids": lambda p, v: p.number(v, 1, MAX_CPUS),
         "cpus_online": lambda p, v: p.array(v, _Place.cpu),
         "boot_table": lambda p, v: p.array(v, _Place.cpu),
         "vcpus_running": lambda p, v: p.array(v, _Place.cpu),
         "mmio": lambda p, v: p.array(v, _window),
+        "mmio_hidden": lambda p, v: p.array(v, _window),
         "pci": lambda p, v: p.array(v, _pci),
         "pci_buses": lambda p, v: p.array(v, lambda q, bus: q.number(bus, 0, 255)),
         "iomem": lambda p, v: p.array(v, _range),
+        "phys_bits": lambda p, v: p.number(v, 32, MAX_PHYS_BITS),
         "max_irq": lambda p, v: p.number(v, 0, _U32 - 1),
         "needs_boot_mmio": lambda p, v: p.boolean(v),
     }  # fmt: skip
@@ -179,6 +206,8 @@ def parse_world(name: str, table: object) -> World:
         world = replace(world, vcpus_running=world.cpus_online)
     if not world.is_old and not world.boot_table:
         world = replace(world, boot_table=world.cpus_online)
+    if "mmio_hidden" not in parsed:
+        world = replace(world, mmio_hidden=_qemu_transports(world.mmio))
     _check_cpus(name, world)
     return world
 
@@ -191,6 +220,21 @@ def world_table(world: World) -> dict[str, Any]:
     }
     table["iomem"] = [{"base": base, "size": end - base + 1} for base, end in world.iomem]
     return table | {"arch": world.arch.value}
+
+
+def _qemu_transports(mmio: tuple[Window, ...]) -> tuple[Window, ...]:
+    """What else QEMU's machine `microvm` has where the guest knows only `mmio` at boot.
+
+    Its windows stand in a row and each has an interrupt of its own. Whether a disk is behind them
+    cannot be told from the boot; it is assumed.
+    """
+    row = tuple(
+        Window(_QEMU_BASE + n * _QEMU_SIZE, _QEMU_SIZE, _QEMU_IRQ + n) for n in range(_QEMU_COUNT)
+    )
+    known = {(window.base, window.size, window.irq) for window in mmio}
+    if not known or not known <= {(one.base, one.size, one.irq) for one in row}:
+        return ()
+    return tuple(one for one in row if (one.base, one.size, one.irq) not in known)
 
 
 def _check_cpus(name: str, world: World) -> None:
@@ -212,6 +256,7 @@ def _window(at: _Place, value: object) -> Window:
         "size": lambda p, v: p.number(v, 1, _U64 - 1),
         "irq": lambda p, v: p.number(v, 0, _U32 - 1),
         "role": lambda p, v: p.text(v),
+        "probe_ms": lambda p, v: p.number(v, 0, _DAY_MS),
     }
     return Window(**at.fields(at.table(value), known, ("base", "size", "irq")))
 
@@ -227,6 +272,7 @@ def _pci(at: _Place, value: object) -> PciDevice:
         "slot": lambda p, v: p.number(v, 0, 31),
         "function": lambda p, v: p.number(v, 0, 7),
         "role": lambda p, v: p.text(v),
+        "probe_ms": lambda p, v: p.number(v, 0, _DAY_MS),
     }
     return PciDevice(**at.fields(at.table(value), known, ("bus", "slot")))
 

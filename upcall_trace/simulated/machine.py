@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT
+from dissectors.constants import CONNECT_LIMIT_NS, MESSAGE_SIZE, UPCALL_PORT
 from dissectors.hvsock import ok_line
 
-from ..control.orders import BadOrder, name_and_value, pci_device, vcpu
+from ..control.orders import BadOrder, cpu_number, name_and_value, pci_device, vcpu
 from ..control.target_note import TargetNote
+from ..kernel.cpus import NoSuchCpu
 from ..kernel.faults import Fault, Faults
 from ..kernel.model import Guest
-from ..kernel.outcome import Fate, Outcome
+from ..kernel.outcome import Cpus, Fate, Outcome
 from ..kernel.world import World
-from .multiplexer import Acceptance, Link, Step
+from .multiplexer import Acceptance, Link, NoAnswer, Step
 
+ORDERS: Final = (
+    "start_vcpu", "plug_pci", "unplug_pci", "offline_cpu", "online_cpu", "reset", "state",
+)  # fmt: skip
 _FIRST_LOCAL_PORT: Final = 1 << 30
 _SPLIT_PAUSE_NS: Final = 20_000_000
 _BULK_SIZE: Final = 64 << 10
@@ -55,6 +59,18 @@ class Habits:
     """Other ports that answer, and echo."""
 
 
+@dataclass(slots=True)
+class Busy:
+    """Until when a guest is held up, with Pace.REAL; in nanoseconds of the caller's clock."""
+
+    lock_ns: int = 0
+    """Somebody has the hotplug lock."""
+    start_ns: int = 0
+    """A vCPU is being started."""
+    probe_ns: int = 0
+    """A driver tries a PCI device."""
+
+
 class Machine:
     """One simulated guest. Not for two threads at once: the socket form holds a lock around it."""
 
@@ -71,8 +87,7 @@ class Machine:
         self.on_strike = on_strike
         self.faults = Faults(faults or [], seed)
         self.guest = Guest(world)
-        self.lock_free_ns = 0
-        """When the hotplug lock is free again, with Pace.REAL."""
+        self.busy = Busy()
         self.links = 0
 
     def link(self) -> Link:
@@ -87,13 +102,14 @@ class Machine:
     def reset(self) -> None:
         """Boot the guest anew; connections made before stay with the old one."""
         self.guest = Guest(self.world)
-        self.lock_free_ns = 0
+        self.busy = Busy()
 
     def control(self, order: object) -> dict[str, Any]:
         """The VMM's side: one order of the control socket, and its answer.
 
         `{"start_vcpu": 1}`, `{"plug_pci": {"bus": 0, "slot": 6}}`, `{"unplug_pci": …}`,
-        `{"reset": true}`, `{"state": true}`. Raises BadOrder.
+        `{"offline_cpu": 3}`, `{"online_cpu": 3}`, `{"reset": true}`, `{"state": true}`. Raises
+        BadOrder.
         """
         name, value = name_and_value(order)
         match name:
@@ -103,6 +119,12 @@ class Machine:
                 self.guest.plug_pci(pci_device(name, value))
             case "unplug_pci":
                 self.guest.unplug_pci(pci_device(name, value))
+            case "offline_cpu" | "online_cpu":
+                number = cpu_number(name, value)
+                try:
+                    self.guest.switch_cpu(number, name == "online_cpu")
+                except NoSuchCpu:
+                    raise BadOrder(f"{name}: the guest cannot do that with CPU {number}") from None
             case "reset" if value is True:
                 self.reset()
             case "state" if value is True:
@@ -110,8 +132,7 @@ class Machine:
             case "reset" | "state":
                 raise BadOrder(f"{name} needs true, not {value!r}")
             case _:
-                known = "start_vcpu, plug_pci, unplug_pci, reset, state"
-                raise BadOrder(f"{name!r} is no order; known are {known}")
+                raise BadOrder(f"{name!r} is no order; known are {', '.join(ORDERS)}")
         return {"ok": True}
 
 
@@ -136,12 +157,15 @@ class _GuestEnd:
     def request_size(self) -> int:
         return _BULK_SIZE if self._echoes else MESSAGE_SIZE
 
-    def accept(self, port: int | None) -> Acceptance | None:
+    def accept(self, port: int | None) -> Acceptance | NoAnswer | None:
         habits = self._machine.habits
-        if port not in {habits.port} | habits.echo or self._machine.guest.cut_off:
+        dragonball = habits.backend is Backend.DRAGONBALL
+        if self._machine.guest.cut_off and port is not None:
+            # Nobody takes the request from the queue; Dragonball gives it up (by reading).
+            return NoAnswer(CONNECT_LIMIT_NS if dragonball else None)
+        if port not in {habits.port} | habits.echo:
             return None
         self._echoes = port != habits.port
-        dragonball = habits.backend is Backend.DRAGONBALL
         local_port = _FIRST_LOCAL_PORT + self._number - 1 if dragonball else port
         return Acceptance(ok_line(local_port).raw, service=not self._echoes)
 
@@ -162,6 +186,7 @@ class _GuestEnd:
             machine.on_strike(
                 f"fault {fault.text} strikes connection {self._number}, request {self._request}"
             )
+        machine.guest.cpus.forbidden = now_ns < machine.busy.probe_ns
         if fault is not None and fault.action == "ret":
             outcome = self._thread.refuse(piece, fault.value)
         else:
@@ -173,13 +198,20 @@ class _GuestEnd:
 
     def _due(self, outcome: Outcome, now_ns: int) -> int:
         """When the reply is ready: a guest works slower, and one at a time under the lock."""
-        machine = self._machine
-        if machine.habits.pace is Pace.NONE:
+        busy = self._machine.busy
+        if self._machine.habits.pace is Pace.NONE:
             return now_ns
-        begin = max(now_ns, machine.lock_free_ns) if outcome.takes_lock else now_ns
+        begin = max(now_ns, busy.lock_ns) if outcome.takes_lock else now_ns
+        if outcome.cpus is Cpus.WAIT:
+            begin = max(begin, busy.start_ns)
+        end = begin + outcome.delay_ns
         if outcome.takes_lock:
-            machine.lock_free_ns = begin + outcome.delay_ns
-        return begin + outcome.delay_ns
+            busy.lock_ns = end
+        if outcome.cpus is Cpus.START:
+            busy.start_ns = end
+        if outcome.cpus is Cpus.FORBID:
+            busy.probe_ns = max(busy.probe_ns, end)
+        return end
 
     def _steps(self, outcome: Outcome, fault: Fault | None, due_ns: int) -> list[Step]:
         reply = outcome.reply or b""

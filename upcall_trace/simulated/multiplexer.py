@@ -31,6 +31,13 @@ class Acceptance:
     service: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """A CONNECT line gets neither OK nor a close, for so long or with None for ever."""
+
+    limit_ns: int | None
+
+
 class Behind(Protocol):
     """Who answers one connection. Steps that end with a close end the connection."""
 
@@ -46,7 +53,7 @@ class Behind(Protocol):
     def silent(self) -> bool:
         """True when nobody reads any more and the connection stays open."""
 
-    def accept(self, port: int | None) -> Acceptance | None:
+    def accept(self, port: int | None) -> Acceptance | NoAnswer | None:
         """What a CONNECT line to this port gets, None for a bad line; None closes."""
 
     def greet(self, service: int, now_ns: int) -> list[Step]:
@@ -58,6 +65,7 @@ class Behind(Protocol):
 
 class _LinkPhase(Enum):
     LINE = auto()
+    UNANSWERED = auto()
     SERVICE = auto()
     REQUESTS = auto()
     CLOSED = auto()
@@ -84,6 +92,8 @@ class Link:
                 return self._behind.line_size
             case _LinkPhase.SERVICE:
                 return 1
+            case _LinkPhase.UNANSWERED if self.deadline_ns is not None:
+                return self._behind.line_size
             case _LinkPhase.REQUESTS if not self._behind.silent:
                 return self._behind.request_size
         return 0
@@ -91,6 +101,8 @@ class Link:
     @property
     def silent(self) -> bool:
         """True when the guest's thread is gone: the connection stays open and says nothing."""
+        if self._phase is _LinkPhase.UNANSWERED:
+            return self.deadline_ns is None
         return self._phase is not _LinkPhase.CLOSED and self._behind.silent
 
     def receive(self, received: bytes, now_ns: int) -> list[Step]:
@@ -102,6 +114,8 @@ class Link:
         match self._phase:
             case _LinkPhase.LINE:
                 return self._done(self._connect(received, now_ns))
+            case _LinkPhase.UNANSWERED:
+                return []
             case _LinkPhase.SERVICE:
                 self.deadline_ns = None
                 self._phase = _LinkPhase.REQUESTS
@@ -126,6 +140,11 @@ class Link:
         accepted = self._behind.accept(parse_connect(self._line[:end]) if end > 0 else None)
         if accepted is None:
             return [Step(now_ns, None)]
+        if isinstance(accepted, NoAnswer):
+            self._phase = _LinkPhase.UNANSWERED
+            if accepted.limit_ns is not None:
+                self.deadline_ns = now_ns + accepted.limit_ns
+            return []
         self._phase = _LinkPhase.SERVICE if accepted.service else _LinkPhase.REQUESTS
         if accepted.service:
             self.deadline_ns = now_ns + SERVICE_BYTE_LIMIT_NS

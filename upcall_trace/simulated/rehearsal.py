@@ -6,6 +6,7 @@ No IO.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dissectors.constants import ADDING_TYPES, MESSAGE_SIZE
@@ -17,6 +18,7 @@ from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
 
 from ..codes import Code
 from ..control.orders import order_of
+from ..kernel.cpus import NoSuchCpu
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
 from ..kernel.world import PciDevice, Window, World
@@ -69,6 +71,12 @@ class Rehearsal:
                 self.guest.plug_pci(PciDevice(bus, slot))
             case {"unplug_pci": {"bus": bus, "slot": slot}}:
                 self.guest.unplug_pci(PciDevice(bus, slot))
+            case {"offline_cpu": int(number)}:
+                with suppress(NoSuchCpu):
+                    self.guest.switch_cpu(number, False)
+            case {"online_cpu": int(number)}:
+                with suppress(NoSuchCpu):
+                    self.guest.switch_cpu(number, True)
 
     def _request(self, asked: Asked, piece: bytes) -> Rehearsed:
         connection = self._connections.get(asked.conn)
