@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from dissectors import services
-from tests.plugin_packages import pip_install
+from tests.plugin_packages import once, pip_install
 
 # The same examples each time, and never against the clock.
 settings.register_profile(
@@ -32,12 +32,16 @@ def pytest_xdist_auto_num_workers() -> int:
 def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with this program as pip installs it from a copy of the sources."""
     root = Path(__file__).parents[1]
-    copy = tmp_path_factory.mktemp("source")
-    for name in ("upcall_trace", "dissectors", "captures", "docs"):
-        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, copy)
-    return pip_install(tmp_path_factory.mktemp("site"), copy)
+
+    def made(place: Path) -> None:
+        copy = place / "copy"
+        for name in ("upcall_trace", "dissectors", "captures", "docs"):
+            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(root / name, copy)
+        pip_install(place / "site", copy)
+
+    return once(tmp_path_factory, "wheel", made) / "site"
 
 
 _NASTY = r'''

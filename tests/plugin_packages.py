@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import invalidate_caches
 from pathlib import Path
+
+import pytest
+
+from upcall_trace import plugins
 
 
 def plant(site: Path, package: str, entries: Mapping[str, str], **modules: str) -> Path:
@@ -26,6 +34,23 @@ def plant(site: Path, package: str, entries: Mapping[str, str], **modules: str) 
     return site
 
 
+@contextmanager
+def installed_in(site: Path) -> Iterator[None]:
+    """Python looks for packages in a folder too, and forgets afterwards what it found there."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(site))
+    invalidate_caches()
+    plugins.forget()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(site))
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(site)):
+                del sys.modules[name]
+        plugins.forget()
+
+
 def pip_install(target: Path, *projects: Path) -> Path:
     """Have pip build and install projects into a folder, with what this environment has."""
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
@@ -34,3 +59,16 @@ def pip_install(target: Path, *projects: Path) -> Path:
         check=True, timeout=100,
     )  # fmt: skip
     return target
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once in a run of the tests, whichever worker needs it first."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "whole").exists():
+            place.mkdir()
+            make(place)
+            (place / "whole").touch()
+    return place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from upcall_trace import exports, sources
-from upcall_trace.plugins import PREFIX, SEAMS
 
 from .markdown import code, table
 
@@ -21,10 +20,3 @@ def export_formats() -> str:
         for row in exports.FORMATS
     ]
     return table(("format", "suffix", "what it is", "what it loses", "since"), rows)
-
-
-def seams() -> str:
-    """What a package can add, by the group of its entry point."""
-    return table(
-        ("group", "what it adds"), [(code(PREFIX + name), what) for name, what in SEAMS.items()]
-    )

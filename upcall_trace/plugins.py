@@ -127,7 +127,7 @@ def _all_installed() -> dict[str, tuple[Plugin, ...]]:
 
 
 def _plugin(seam: str, entry: EntryPoint, others: list[EntryPoint]) -> Plugin:
-    rivals = [_package(each)[0] for each in others if each.name == entry.name and each != entry]
+    rivals = [_package(each)[0] for each in others if each.name == entry.name and each is not entry]
     return Plugin(seam, entry.name, *_package(entry), entry.value, ", ".join(rivals), entry)
 
 
