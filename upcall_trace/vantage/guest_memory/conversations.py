@@ -172,9 +172,9 @@ def _talks(packets: Iterable[CarvedPacket]) -> dict[tuple[int, int], Talk]:
         talk = talks.setdefault(key, Talk(*key))
         if packet.op in (VirtioOp.RST, VirtioOp.SHUTDOWN):
             talk.ended = True
-        if not packet.payload:
+        if not packet.payload or _is_greeting(packet):
             continue
-        if len(packet.payload) == MESSAGE_SIZE and not _is_hello(packet):
+        if len(packet.payload) == MESSAGE_SIZE:
             number = _number(packet)
             if number is not None and _place(talk, number, packet):
                 continue
@@ -182,8 +182,13 @@ def _talks(packets: Iterable[CarvedPacket]) -> dict[tuple[int, int], Talk]:
     return talks
 
 
-def _is_hello(packet: CarvedPacket) -> bool:
-    return not packet.to_guest and packet.fwd_cnt <= 1 and decode_reply(packet.payload).is_hello
+def _is_greeting(packet: CarvedPacket) -> bool:
+    """The service byte, or the CONNECT message, which is the guest's first."""
+    if len(packet.payload) == 1:
+        return True
+    if packet.to_guest or len(packet.payload) != MESSAGE_SIZE or packet.fwd_cnt > 1:
+        return False
+    return decode_reply(packet.payload).is_hello
 
 
 def _number(packet: CarvedPacket) -> int | None:

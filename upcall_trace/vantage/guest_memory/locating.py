@@ -54,7 +54,7 @@ _HOST_CID: Final = 2
 _AF_VSOCK: Final = 40
 _ANY_PORT: Final = 0xFFFFFFFF
 _SOCKET_BEFORE: Final = 0x800
-_SOCKET_AFTER: Final = 0x100
+_SOCKET_AFTER: Final = 0x300
 _TEXT: Final = 0xFFFFFFFF00000000
 """From here on a kernel's code and static data stand, which no task and no socket is in."""
 
