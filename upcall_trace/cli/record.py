@@ -26,6 +26,14 @@ from ..vantage.interface import dropped_packets, open_interface, record_packets
 from ..vantage.proxy import GuestRoute, Proxy
 from ..vantage.recorder import OnStoreError, Recorder, live_header
 from .support.files import CAPTURE
+from .support.memory_recording import (
+    EVERY,
+    MemoryWish,
+    memory_options,
+    parse_interval,
+    record_memory,
+    record_node,
+)
 from .support.options import parse_notes, target_notes, world_given, world_options
 from .support.output import progress, talk
 from .support.signals import stop_on_signals
@@ -40,6 +48,7 @@ _LOOK_UP_S = 0.05
 @click.option("--upstream", metavar="ADDRESS", help="The VMM's socket, or vsock://CID[:PORT].")
 @click.option("--in-place", type=CAPTURE, metavar="SOCKET", help="Take this socket's place.")
 @click.option("--interface", metavar="NAME", help="Capture inside a guest from vsockmon.")
+@memory_options
 @click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing capture.")
 @click.option(
@@ -66,6 +75,10 @@ def record_command(
     upstream: str | None,
     in_place: Path | None,
     interface: str | None,
+    memory: str | None,
+    interval: str,
+    cpu_share: float,
+    watch: str | None,
     output: Path,
     overwrite: bool,
     on_store_error: str,
@@ -80,12 +93,30 @@ def record_command(
 
     With --listen and --upstream a proxy stands between the client and the VMM's socket. With
     --in-place SOCKET it takes the place of a running VMM's socket and gives it back at the end.
-    With --interface it listens on a vsockmon interface, inside a guest. Connections to other
-    ports pass untouched, and only their beginning and end are noted.
+    With --interface it listens on a vsockmon interface, inside a guest. With --memory it watches
+    a running VM's memory from outside, where stock Dragonball's own requests stand.
+    Connections to other ports pass untouched, and only their beginning and end are noted.
 
     What the guest looked like at boot is kept in the capture: from --world, or from the note that
     a simulated guest or a lab leaves beside its socket.
     """
+    if memory is not None:
+        if listen or upstream or in_place or interface or guest_ports:
+            raise WrongUsage("--memory watches a running VM, and takes no socket or interface")
+        kept = parse_notes(notes)
+        kept |= world_given(world_file, machine, kept)
+        policy = OnStoreError(on_store_error)
+        span_ns = parse_interval(interval)
+        wish = MemoryWish(span_ns, cpu_share / 100, port, arch, kept, policy, overwrite)
+        if watch is not None:
+            if memory != EVERY:
+                raise WrongUsage("--watch takes every VM of this machine: give --memory alone")
+            return record_node(output, wish)
+        if memory == EVERY:
+            raise WrongUsage("--memory needs the VMM's process id or sandbox, or --watch")
+        return record_memory(memory, output, wish)
+    if watch is not None:
+        raise WrongUsage("--watch needs --memory")
     given = [listen is not None and upstream is not None, in_place is not None, bool(interface)]
     if sum(given) != 1 or (listen is None) != (upstream is None):
         raise WrongUsage("give --listen and --upstream, or --in-place, or --interface")

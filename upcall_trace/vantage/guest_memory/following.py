@@ -7,8 +7,9 @@ taken out of their memory, nothing is followed, and nothing is claimed.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -28,6 +29,8 @@ _LAYOUTS: Final = ((28, 40), (40, 52))
 """Where `fwd_cnt` and `buf_alloc` stand in struct virtio_vsock_sock: to 6.10, and from 6.11."""
 _TX_CNT: Final = 16
 _LEAST_BUFFER: Final = 4096
+_SOCK_SIZE: Final = 0x900
+_HOLE: Final = 128 << 20
 _THREAD: Final = b"db_dev_mgr\0"
 _TASK_SIZE: Final = 12 << 10
 
@@ -36,11 +39,13 @@ _TASK_SIZE: Final = 12 << 10
 class Counts:
     """What the guest's transport counted of a connection, in bytes, service byte and hello too.
 
-    `address` is where it stands, `layout` which of the kernel's layouts it has.
+    `address` is where it stands, `layout` which of the kernel's layouts it has, `owner` the
+    guest's address of the socket that it belongs to.
     """
 
     address: int
     layout: int
+    owner: int
     to_guest: int
     from_guest: int
 
@@ -112,9 +117,56 @@ def leads_to_socket(held: ConnectionObject, shift: int, read: Read) -> bool | No
     return bool(state <= _LAST_STATE and kind == _STREAM and is_kernel_pointer(sk))
 
 
-def read_counts(address: int, layout: int, read: Read) -> Counts | None:
-    """The counts at an address where they were found before."""
-    return _counts_in(read(address, _COUNTERS_SIZE), address, layout)
+def read_counts(before: Counts, read: Read) -> Counts | None:
+    """The counts where they were found before; None when they are another socket's by now."""
+    now = _counts_in(read(before.address, _COUNTERS_SIZE), before.address, before.layout)
+    return now if now is not None and now.owner == before.owner else None
+
+
+def socket_of(
+    held: ConnectionObject, shifts: Iterable[int], read: Read, port: int
+) -> KernelSocket | None:
+    """The socket that an object points at, by the first of some shifts with which one is there."""
+    for shift in shifts:
+        raw = read(held.socket - shift, _SOCKET.size)
+        if len(raw) < _SOCKET.size:
+            continue
+        state, kind, _, sk = _SOCKET.unpack(raw)
+        if state > _LAST_STATE or kind != _STREAM or not is_kernel_pointer(sk):
+            continue
+        context = read(sk - shift, _SOCK_SIZE)
+        for found in re.finditer(_addresses(port), context, re.DOTALL):
+            at = found.start()
+            guest_cid, peer_port = (
+                int.from_bytes(context[at + place : at + place + 4], "little") for place in (8, 20)
+            )
+            return KernelSocket(sk - shift + at, guest_cid, peer_port, at, context)
+    return None
+
+
+def likely_shifts(held: ConnectionObject, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """Shifts that lead from an object's socket into one of some ranges (begin, end) of memory.
+
+    The kernel's direct mapping begins at a multiple of 1 GiB, and holes below 4 GiB are multiples
+    of 128 MiB, so that few places are left.
+    """
+    for begin, end in ranges:
+        first = begin + held.socket % _HOLE
+        for place in range(first, end, _HOLE):
+            yield held.socket - place
+
+
+def _addresses(port: int) -> bytes:
+    """A local socket address with the upcall port, and a remote one of the host behind it."""
+    family = re.escape((40).to_bytes(2, "little"))
+    here, host = (re.escape(number.to_bytes(4, "little")) for number in (port, 2))
+    return family + b".." + here + b".{8}" + family + b"..[^\xff].{3}" + host
+
+
+def quick_place(counts: Counts) -> tuple[int, int]:
+    """Address and size of the bytes that change whenever anything crosses."""
+    fwd_at = _LAYOUTS[counts.layout][0]
+    return counts.address + _TX_CNT, fwd_at + 4 - _TX_CNT
 
 
 def _shift(socket: KernelSocket) -> int | None:
@@ -177,7 +229,7 @@ def _counts_in(raw: bytes, address: int, layout: int) -> Counts | None:
     )
     if not taken or room < _LEAST_BUFFER or room & (room - 1):
         return None
-    return Counts(address, layout, taken, sent)
+    return Counts(address, layout, _WORD.unpack_from(raw)[0], taken, sent)
 
 
 def _thread(held: ConnectionObject, shift: int, read: Read) -> bool | None:

@@ -26,6 +26,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PRESENT: Final = np.uint64(1 << 63)
 _SWAPPED: Final = np.uint64(1 << 62)
 _ENTRY: Final = 8
+_SMALL_WINDOW: Final = 256 << 10
 _ENTRIES_READ: Final = 1 << 20
 _MAP_LINE: Final = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) [0-9a-f]+ [0-9a-f:]+ (\d+)(?: +(.*))?"
@@ -142,33 +143,41 @@ class RunningVmm:
         self.size = sum(end - begin for begin, end in runs)
         return runs
 
-    def windows(self) -> Iterator[Stretch]:
-        """Every page that is there; raises VmmGone."""
-        raw, view = self._buffer, memoryview(self._buffer)
+    def windows(self, small: bool = False) -> Iterator[Stretch]:
+        """Every page that is there, with `small` a fraction of a MiB each time; raises VmmGone."""
+        limit = _SMALL_WINDOW if small else WINDOW_SIZE
+        view = memoryview(self._buffer)[:limit]
         offsets: list[int] = []
         addresses: list[int] = []
         used = 0
         for begin, end in self.present():
             while begin < end:
-                if WINDOW_SIZE - used < 2 * OVERLAP:
-                    yield Stretch(raw, offsets, addresses, used, used)
+                if limit - used < 2 * OVERLAP:
+                    yield Stretch(view, offsets, addresses, used, used)
                     offsets, addresses, used = [], [], 0
-                size = min(end - begin, WINDOW_SIZE - used)
+                size = min(end - begin, limit - used)
                 got = self._read_into(view[used : used + size], begin)
                 if got <= 0:  # unmapped meanwhile, or of a kind that cannot be read
-                    begin = end
-                    continue
+                    break
                 offsets.append(used)
                 addresses.append(begin)
                 used += got
-                if begin + got < end:  # the next window begins a bit before this one's end
-                    yield Stretch(raw, offsets, addresses, used - REACH, used)
-                    offsets, addresses, used = [], [], 0
-                    begin += max(got - OVERLAP, _PAGE)
-                else:
-                    begin = end
+                if begin + got >= end:
+                    break
+                # The next window begins a bit before this one's end.
+                yield Stretch(view, offsets, addresses, used - REACH, used)
+                offsets, addresses, used = [], [], 0
+                begin += max(got - OVERLAP, _PAGE)
         if used:
-            yield Stretch(raw, offsets, addresses, used, used)
+            yield Stretch(view, offsets, addresses, used, used)
+
+    def present_pages(self, step: int) -> Iterator[NDArray[np.uint64]]:
+        """Addresses of the pages that are there, of `step` pages at a time; raises VmmGone."""
+        for mapping in self.mappings:
+            for begin, entries in self._entries(mapping, step):
+                there = np.flatnonzero(entries & (_PRESENT | _SWAPPED))
+                if len(there):
+                    yield np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes at an address that is known to be there; raises VmmGone."""
@@ -196,8 +205,10 @@ class RunningVmm:
         except OSError:
             return False
 
-    def _entries(self, mapping: Mapping) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        step = _ENTRIES_READ * _PAGE
+    def _entries(
+        self, mapping: Mapping, pages: int = _ENTRIES_READ
+    ) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        step = pages * _PAGE
         for begin in range(mapping.begin, mapping.end, step):
             count = (min(begin + step, mapping.end) - begin) // _PAGE
             try:

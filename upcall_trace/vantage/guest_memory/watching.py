@@ -1,0 +1,276 @@
+"""Watching a running VM's memory: reads what it knows every so often, and looks for what is new.
+
+Nothing is written into the VM and nothing in it is stopped. How often it looks, and what share of
+a processor it takes at most, is the user's to say; while nothing crosses it looks less often.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from dissectors.constants import UPCALL_PORT
+
+from ...capture.records import COMMENT, Mark
+from ...errors import Unreachable
+from ..recorder import Recorder
+from .following import Counts, follow, likely_shifts, quick_place, read_counts, socket_of
+from .locating import OBJECT_SIZE, ConnectionObject, locate
+from .processes import RunningVmm
+from .searching import QuickSearch, thorough_steps
+from .tracking import Tally, Tracked
+
+DEFAULT_INTERVAL_NS: Final = 200_000
+DEFAULT_SHARE: Final = 0.1
+WATCHED_LIMIT: Final = 64
+"""Connections that are watched at once; a guest that fakes more is not believed."""
+_IDLE_NS: Final = 2_000_000_000
+_IDLE_FACTOR: Final = 2
+_READS_LIMIT: Final = 8
+_SETTLE_S: Final = 1.0
+_SEARCH_EVERY_NS: Final = 4_000_000
+_QUICK_PAUSE_NS: Final = 200_000_000
+_THOROUGH_PAUSE_NS: Final = 30_000_000_000
+_WHOLE_EVERY: Final = 256
+"""So often the object is read though the counts stand still: it may have been freed."""
+_ALIVE_EVERY_NS: Final = 200_000_000
+_SLACK: Final = 29
+"""PR_SET_TIMERSLACK: a sleep must not last 50 us longer than it was meant to."""
+_STRETCH: Final = 1.25
+_LONGEST: Final = 50
+
+
+@dataclass(slots=True)
+class WatchReport:
+    """How a watch went."""
+
+    looks: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    connections: int = 0
+    intervals: list[int] = field(default_factory=list)
+    """A sample of the times between two looks, in nanoseconds."""
+    ended: str = ""
+    """Why it ended by itself; empty when it was told to stop."""
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A tracked object, and the bytes that are read at each look: they change with everything."""
+
+    tracked: Tracked
+    address: int
+    size: int
+    raw: bytes = b""
+
+
+def _where_it_shows(tracked: Tracked) -> tuple[int, int]:
+    """The socket's counts where they are known, else the object itself."""
+    if tracked.counts is None:
+        return tracked.begin, OBJECT_SIZE
+    return quick_place(tracked.counts)
+
+
+class Watcher:
+    """Watches one VM until told to stop, or until it is gone; `watch` records what crosses."""
+
+    def __init__(
+        self,
+        memory: RunningVmm,
+        recorder: Recorder,
+        port: int = UPCALL_PORT,
+        interval_ns: int = DEFAULT_INTERVAL_NS,
+        share: float = DEFAULT_SHARE,
+    ) -> None:
+        self._memory = memory
+        self._recorder = recorder
+        self._port = port
+        self._interval_ns = interval_ns
+        self._share = share
+        self._watched: list[_Watched] = []
+        self._looked_ns = 0
+        self._known: set[int] = set()
+        self.report = WatchReport()
+
+    def begin(self) -> int:
+        """Look through all of the memory once; how many connections there are to watch."""
+        found = locate(self._memory.windows(), self._memory.aligned, self._port)
+        for held in sorted(found.objects.values(), key=lambda each: each.address):
+            if not held.scribbled:
+                self._add(held, new=False)
+        return len(self._watched)
+
+    def watch(self, stop: threading.Event) -> None:
+        """Look until `stop` is set or the VMM is gone; then close what is open."""
+        ctypes.CDLL(None).prctl(_SLACK, 1, 0, 0, 0)
+        report = self.report
+        began, began_cpu = time.monotonic(), time.thread_time()
+        try:
+            self._loop(stop)
+        except Unreachable as gone:
+            report.ended = str(gone)
+        report.seconds = time.monotonic() - began
+        report.cpu_seconds = time.thread_time() - began_cpu
+        now = self._recorder.now()
+        for watched in self._watched:
+            for record in watched.tracked.end(now, closed=bool(report.ended)):
+                self._recorder.record(record)
+        self._recorder.record(Mark(time.time_ns(), None, None, COMMENT, account(report)))
+
+    def _loop(self, stop: threading.Event) -> None:
+        now = self._recorder.now
+        interval = self._interval_ns
+        changed = searched = alive = measured = now()
+        cpu = time.thread_time_ns()
+        search = self._searches()
+        due = now()
+        while not stop.is_set():
+            t_ns = now()
+            if self._look_at_all(t_ns):
+                changed = t_ns
+                self._recorder.settle()
+            if t_ns - searched >= max(_SEARCH_EVERY_NS, 4 * interval):
+                next(search)
+                searched = now()
+            if t_ns - alive >= _ALIVE_EVERY_NS:
+                alive = t_ns
+                if not self._memory.alive():
+                    raise Unreachable(f"{self._memory.name} has ended")
+            if t_ns - measured >= int(_SETTLE_S * 1e9):
+                used, cpu = time.thread_time_ns() - cpu, time.thread_time_ns()
+                interval = self._adapted(interval, used / (t_ns - measured), t_ns - changed)
+                measured = t_ns
+            due = max(due + interval, now() - interval)
+            wait = due - now()
+            if wait > 0:
+                time.sleep(wait / 1e9)
+
+    def _adapted(self, interval: int, used: float, idle_ns: int) -> int:
+        """The time to the next look: longer while idle, and when it takes too much."""
+        least = self._interval_ns * (_IDLE_FACTOR if idle_ns > _IDLE_NS else 1)
+        if used > self._share:
+            return min(int(interval * _STRETCH), self._interval_ns * _LONGEST)
+        if used < self._share * 0.75:
+            return max(least, int(interval / _STRETCH))
+        return max(least, interval)
+
+    def _look_at_all(self, t_ns: int) -> bool:
+        since, self._looked_ns = self._looked_ns, t_ns
+        report = self.report
+        report.looks += 1
+        if report.looks & 63 == 0 and len(report.intervals) < 1 << 16:
+            report.intervals.append(t_ns - since)
+        changed = gone = False
+        look, whole = self._memory.look, report.looks % _WHOLE_EVERY == 0
+        for watched in self._watched:
+            tracked = watched.tracked
+            raw = look(watched.address, watched.size)
+            if raw == watched.raw and not whole:
+                continue
+            watched.raw = raw
+            raw, counts = self._read_until_agreed(tracked)
+            if raw == tracked.raw and counts == tracked.counts:
+                continue
+            # What was read just now was there at this moment, and not at the last look.
+            seen_ns = self._recorder.now()
+            for record in tracked.look(seen_ns, since, time.time_ns(), raw, counts):
+                self._recorder.record(record)
+                changed = True
+            gone = gone or tracked.gone
+        if gone:
+            for watched in self._watched:
+                if watched.tracked.gone:
+                    self._known.discard(watched.tracked.begin + 16)
+            self._watched = [each for each in self._watched if not each.tracked.gone]
+        return changed
+
+    def _read_until_agreed(self, tracked: Tracked) -> tuple[bytes, Counts | None]:
+        """A buffer can be met half written: read until two reads agree."""
+        look = self._memory.look
+        raw, counts = b"", None
+        for _ in range(_READS_LIMIT):
+            before = raw, counts
+            counts = tracked.counts and read_counts(tracked.counts, look)
+            raw = look(tracked.begin, OBJECT_SIZE)
+            if (raw, counts) == before:
+                break
+        return raw, counts
+
+    # New connections.
+
+    def _searches(self) -> Iterator[None]:
+        """One step of searching each time; for ever."""
+        quick = QuickSearch(self._memory)
+        now = self._recorder.now
+        thorough_due = now() + _THOROUGH_PAUSE_NS
+        while True:
+            for held in quick.steps(self._known):
+                if held is None:
+                    yield
+                else:
+                    self._add(held, new=True)
+            if now() >= thorough_due:
+                for held in thorough_steps(self._memory, self._port, self._known):
+                    if held is None:
+                        yield
+                    else:
+                        self._add(held, new=True)
+                thorough_due = now() + _THOROUGH_PAUSE_NS
+            rest = now() + _QUICK_PAUSE_NS
+            while now() < rest:
+                yield
+
+    def _add(self, held: ConnectionObject, new: bool) -> None:
+        self._known.add(held.request_at)
+        if held.scribbled or len(self._watched) >= WATCHED_LIMIT:
+            return
+        counts = self._counts_of(held)
+        raw = self._memory.look(held.request_at - 16, OBJECT_SIZE)
+        tally = self.report.tally
+        tally.counted = tally.counted and counts is not None
+        self.report.connections += 1
+        tracked = Tracked(self.report.connections, held, raw, counts, tally)
+        for record in tracked.open(self._recorder.now(), time.time_ns(), self._port, new):
+            self._recorder.record(record)
+        self._watched.append(_Watched(tracked, *_where_it_shows(tracked)))
+
+    def _counts_of(self, held: ConnectionObject) -> Counts | None:
+        """The counts of an object's socket: where the guest's direct mapping has it."""
+        ranges = [(mapping.begin, mapping.end) for mapping in self._memory.mappings]
+        socket = socket_of(held, likely_shifts(held, ranges), self._memory.read, self._port)
+        led = follow(held, [socket], self._memory.read) if socket is not None else None
+        return led.counts if led is not None else None
+
+
+def account(report: WatchReport) -> str:
+    """What a watch amounts to, in one sentence or two."""
+    tally = report.tally
+    every = sorted(report.intervals)
+    pace = ""
+    if every:
+        middle, late = every[len(every) // 2], every[int(len(every) * 0.99)]
+        pace = f", one every {middle / 1000:.0f} us (99 % within {late / 1000:.0f} us)"
+    share = 100 * report.cpu_seconds / report.seconds if report.seconds else 0.0
+    told = (
+        f"{report.looks} looks in {report.seconds:.1f} s{pace}, {share:.1f} % of a processor; "
+        f"{tally.requests} requests and {tally.replies} replies seen"
+    )
+    if tally.inferred:
+        told += f", {tally.inferred} of them inferred from what followed"
+    total = tally.requests + tally.missed_requests
+    missed = f"{100 * tally.missed_requests / total:.1f} %" if total else "none"
+    if tally.counted:
+        return (
+            f"{told}; by the sockets' own counts {tally.missed_requests} requests ({missed}) and "
+            f"{tally.missed_replies} replies crossed between two looks and were not seen"
+        )
+    return (
+        f"{told}; {tally.missed_requests} requests and {tally.missed_replies} replies are known to "
+        "be missing. The counts of a socket were not found, so requests that were answered within "
+        "one interval may be missing without a trace, and so may repeats in identical bytes"
+    )
