@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 _PROGRAM: Final = """
@@ -57,10 +58,18 @@ class VmmProcess:
 
 
 @contextmanager
-def vmm_process(size: int = 64 << 20, kind: str = "shared") -> Iterator[VmmProcess]:
-    """A process with `size` bytes of memory that nobody used yet."""
+def vmm_process(
+    size: int = 64 << 20,
+    kind: str = "shared",
+    program: Path = Path(sys.executable),
+    arguments: tuple[str, ...] = (),
+) -> Iterator[VmmProcess]:
+    """A process with `size` bytes of memory that nobody used yet.
+
+    `program` is Python under another name, for those who look at names.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(size), kind],
+        [program, "-c", _PROGRAM, str(size), kind, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
