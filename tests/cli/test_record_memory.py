@@ -82,7 +82,7 @@ def test_every_vm_of_the_node_gets_a_capture_as_it_comes_and_goes(tmp_path: Path
     for sandbox in ("5a5a" * 16, "b0b0" * 16):
         path = directory / f"{sandbox}.upcap"
         header, _ = records_of(path)
-        assert header.notes["sandbox"] == sandbox
+        assert header.sandbox == sandbox
         assert [each.op for each in load(path).operations] == ["add_pci"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

@@ -12,7 +12,7 @@ from dissectors.constants import Arch
 from ..errors import ExitCode, NothingRun
 from ..vantage.guest_memory.as_capture import as_records
 from .support.files import CAPTURE, check_output, write_capture
-from .support.memory_target import MemoryTarget, look_through, memory_header, nothing_in
+from .support.memory_target import MemoryTarget, look_through, memory_header, nothing_in, sandbox_in
 from .support.memory_views import memory_lines, memory_object
 from .support.options import overwrite_option
 from .support.output import out, out_json, talk
@@ -48,17 +48,16 @@ def peek_command(
         check_output(output, *([image] if image else []), overwrite=overwrite)
     with target.open() as memory:
         assembled = look_through(memory, port)
-        notes = target.notes(memory)
         known = Arch(arch) if arch else Arch.X86_64
         if as_json:
-            out_json(memory_object(memory, assembled, known, notes.get("sandbox")))
+            out_json(memory_object(memory, assembled, known, sandbox_in(memory)))
         elif not assembled.empty:
             for line, colour in memory_lines(memory, assembled, known):
                 out(line, colour)
         if assembled.empty:
             raise NothingRun(nothing_in(memory, assembled))
         if output is not None:
-            header = memory_header(notes, arch, port)
+            header = memory_header(memory, arch, port)
             records = as_records(assembled, time.time_ns(), port)
             inputs = [image] if image else []
             write_capture(output, header, records, *inputs, overwrite=overwrite, private=True)

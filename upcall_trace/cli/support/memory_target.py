@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...capture.records import Header
@@ -43,14 +43,12 @@ class MemoryTarget:
         with memory:
             yield memory
 
-    def notes(self, memory: RunningVmm | Image) -> dict[str, str]:
-        """What a capture's header says about where it is from."""
-        told = {"memory": memory.name}
-        if isinstance(memory, RunningVmm):
-            named = {each.pid: each.sandbox for each in vmm_processes()}.get(memory.pid)
-            if named:
-                told["sandbox"] = named
-        return told
+
+def sandbox_in(memory: RunningVmm | Image) -> str | None:
+    """The sandbox whose VM this is, as far as command lines tell."""
+    if not isinstance(memory, RunningVmm):
+        return None
+    return {each.pid: each.sandbox for each in vmm_processes()}.get(memory.pid)
 
 
 def pid_or_image(text: str) -> MemoryTarget:
@@ -70,9 +68,10 @@ def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
     return assembled
 
 
-def memory_header(notes: dict[str, str], arch: str | None, port: int) -> Header:
+def memory_header(memory: RunningVmm | Image, arch: str | None, port: int) -> Header:
     """The header of a capture of what stands in memory now."""
-    return live_header(SOURCE, arch, port, {"times": "none: memory has an order alone"} | notes)
+    notes = {"times": "none: memory has an order alone", "memory": memory.name}
+    return replace(live_header(SOURCE, arch, port, notes), sandbox=sandbox_in(memory))
 
 
 def nothing_in(memory: RunningVmm | Image, assembled: Assembled) -> str:
