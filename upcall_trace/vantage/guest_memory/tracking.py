@@ -50,7 +50,7 @@ class Tally:
     """Whether the counts of every connection's socket were found."""
 
 
-class Shown(NamedTuple):
+class _Standing(NamedTuple):
     """The request and the reply that stand in the buffers, None for what cannot be either."""
 
     request: bytes | None
@@ -166,7 +166,7 @@ class Tracked:
         answers = self.raw[16:1040] if last_waits and requests == 1 else held.request
         misfit = requests > 0 and replies > 0 and waits(answers, held.reply) is True
         self.raw, self.counts = raw, counts
-        shown = Shown(
+        shown = _Standing(
             None if misfit and not last_waits else kept_of_request(held.request)[:size],
             None if misfit and last_waits and requests == 1 else kept_of_reply(held.reply),
         )
@@ -203,7 +203,7 @@ class Tracked:
         self,
         t_ns: int,
         since_ns: int,
-        shown: Shown,
+        shown: _Standing,
         requests: int,
         replies: int,
     ) -> list[Record]:
@@ -259,8 +259,8 @@ class Tracked:
         return [*records, Mark(wall_ns, self.conn, self._requests - 1, COMMENT, ASKED_AGAIN)]
 
 
-def _shown(held: ConnectionObject) -> Shown:
-    return Shown(kept_of_request(held.request), kept_of_reply(held.reply))
+def _shown(held: ConnectionObject) -> _Standing:
+    return _Standing(kept_of_request(held.request), kept_of_reply(held.reply))
 
 
 def _may_answer(before: bytes, raw: bytes) -> bool:

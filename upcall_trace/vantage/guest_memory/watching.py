@@ -60,7 +60,7 @@ class WatchReport:
 
 
 @dataclass(slots=True)
-class _Watched:
+class _Looked:
     """A tracked object, and the bytes that are read at each look: they change with everything."""
 
     tracked: Tracked
@@ -92,7 +92,7 @@ class Watcher:
         self._port = port
         self._interval_ns = interval_ns
         self._share = share
-        self._watched: list[_Watched] = []
+        self._watched: list[_Looked] = []
         self._looked_ns = 0
         self._known: set[int] = set()
         self.report = WatchReport()
@@ -237,7 +237,7 @@ class Watcher:
         tracked = Tracked(self.report.connections, held, raw, counts, tally)
         for record in tracked.open(self._recorder.now(), time.time_ns(), self._port, new):
             self._recorder.record(record)
-        self._watched.append(_Watched(tracked, *_where_it_shows(tracked)))
+        self._watched.append(_Looked(tracked, *_where_it_shows(tracked)))
 
     def _counts_of(self, held: ConnectionObject) -> Counts | None:
         """The counts of an object's socket: where the guest's direct mapping has it."""
