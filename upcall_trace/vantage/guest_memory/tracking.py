@@ -29,7 +29,7 @@ _MOST_AT_ONCE: Final = 1 << 16
 """Messages that may cross between two looks; more is no traffic, but another owner's bytes."""
 
 
-class Answered(StrEnum):
+class ReplySeen(StrEnum):
     """Whether the last request was answered, as far as it shows."""
 
     YES = "yes"
@@ -79,10 +79,10 @@ class Tracked:
         """How many requests there were: recorded, or told as a gap."""
         if counts is not None:
             behind = counts.requests > counts.replies
-            self._answered = Answered.NO if behind else Answered.YES
+            self._answered = ReplySeen.NO if behind else ReplySeen.YES
         else:
             told = waits(held.request, held.reply)
-            self._answered = Answered.NO if told else Answered.YES
+            self._answered = ReplySeen.NO if told else ReplySeen.YES
 
     def open(self, t_ns: int, wall_ns: int, port: int, new: bool) -> Iterator[Record]:
         """The connection's first records.
@@ -95,7 +95,7 @@ class Tracked:
         yield Chunk(t_ns, self.conn, True, bytes([DEVICE_MANAGER.byte]))
         yield Gap(t_ns, self.conn, False, MESSAGE_SIZE, EARLIER)
         yield Mark(wall_ns, self.conn, None, COMMENT, where)
-        before, waiting = self._requests, self._answered is Answered.NO
+        before, waiting = self._requests, self._answered is ReplySeen.NO
         told = waiting or (new and before > 0)
         hidden = before - told
         if hidden:
@@ -139,7 +139,7 @@ class Tracked:
     def end(self, t_ns: int, closed: bool) -> list[Record]:
         """The object is gone, or the recording is over."""
         records: list[Record] = []
-        if self._answered is Answered.UNTOLD:
+        if self._answered is ReplySeen.UNTOLD:
             records.append(Gap(t_ns, self.conn, False, MESSAGE_SIZE, UNTOLD))
             self._tally.missed_replies += 1
         if closed:
@@ -159,7 +159,7 @@ class Tracked:
             return []  # a buffer that is just being written: the counts follow at once
         requests, replies = -(-taken // MESSAGE_SIZE), sent // MESSAGE_SIZE
         size = taken if taken < MESSAGE_SIZE else MESSAGE_SIZE
-        open_before = self._answered is Answered.NO
+        open_before = self._answered is ReplySeen.NO
         last_waits = open_before + requests > replies
         # Between two looks a buffer may be written once more before it is counted: then what
         # stands there is not what was counted, and the types no longer fit.
@@ -183,20 +183,20 @@ class Tracked:
         self.raw = raw
         if not asked:
             again = (
-                [] if was is not Answered.YES else self._ask_again(t_ns, since_ns, wall_ns, held)
+                [] if was is not ReplySeen.YES else self._ask_again(t_ns, since_ns, wall_ns, held)
             )
             return again + self._in_turn(t_ns, since_ns, _shown(held), 0, 1)
         records: list[Record] = []
-        if was is Answered.UNTOLD and not (told and of_older):
+        if was is ReplySeen.UNTOLD and not (told and of_older):
             records += self._infer_reply(t_ns, since_ns, wall_ns, before)
-        elif was is Answered.NO and not (told and _may_answer(before, raw)):
+        elif was is ReplySeen.NO and not (told and _may_answer(before, raw)):
             records += self._gaps(t_ns, 0, 1)
-        elif told and was is Answered.YES and of_older:
+        elif told and was is ReplySeen.YES and of_older:
             records += self._gaps(t_ns, 1, 0)
-            self._answered = Answered.NO
+            self._answered = ReplySeen.NO
         records += self._in_turn(t_ns, since_ns, _shown(held), 1, int(told))
         if not told and not of_older:
-            self._answered = Answered.UNTOLD
+            self._answered = ReplySeen.UNTOLD
         return records
 
     def _in_turn(
@@ -210,14 +210,14 @@ class Tracked:
         """So many requests and replies crossed, the last of each as shown; others are gaps."""
         records: list[Record] = []
         while requests or replies:
-            if replies and (self._answered is not Answered.YES or not requests):
+            if replies and (self._answered is not ReplySeen.YES or not requests):
                 replies -= 1
                 if replies or shown.reply is None:
                     records += self._gaps(t_ns, 0, 1)
                 else:
                     records.append(_chunk(t_ns, since_ns, self.conn, False, shown.reply))
                     self._tally.replies += 1
-                self._answered = Answered.YES
+                self._answered = ReplySeen.YES
                 continue
             requests -= 1
             if requests or shown.request is None:
@@ -226,7 +226,7 @@ class Tracked:
                 records.append(_chunk(t_ns, since_ns, self.conn, True, shown.request))
                 self._tally.requests += 1
                 self._requests += 1
-            self._answered = Answered.NO
+            self._answered = ReplySeen.NO
         return records
 
     def _gaps(self, t_ns: int, requests: int, replies: int) -> list[Record]:
@@ -236,14 +236,14 @@ class Tracked:
             records.append(Gap(t_ns, self.conn, True, requests * MESSAGE_SIZE, MISSED))
         if replies:
             records.append(Gap(t_ns, self.conn, False, replies * MESSAGE_SIZE, MISSED))
-            self._answered = Answered.YES
+            self._answered = ReplySeen.YES
         self._requests += requests
         self._tally.missed_requests += requests
         self._tally.missed_replies += replies
         return records
 
     def _infer_reply(self, t_ns: int, since_ns: int, wall_ns: int, before: bytes) -> list[Record]:
-        self._answered = Answered.YES
+        self._answered = ReplySeen.YES
         self._tally.inferred += 1
         self._tally.replies += 1
         return [
