@@ -11,12 +11,17 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check lab
+test: lint check lab $(VENV)/node/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
 lab: $(STAMP)
 	$(BIN)/upcall-trace lab setup --install || echo 'make: the live tests will be skipped'
+
+# A validator for the HTML report, where npm is; its test is skipped elsewhere.
+$(VENV)/node/.installed: $(STAMP)
+	if command -v npm >/dev/null; then npm install --silent --prefix $(VENV)/node html-validate; fi
+	mkdir -p $(VENV)/node && touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

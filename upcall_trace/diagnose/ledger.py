@@ -6,6 +6,7 @@ request that fails half-way or has no answer leaves things open. docs/protocol.m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
@@ -162,8 +163,12 @@ class Ledger:
 
     def __init__(self) -> None:
         self.entries: dict[Thing, Entry] = {}
+        self.present: Counter[type[Thing]] = Counter()
+        """How many things of each kind are there, claims apart."""
         self.lock = Lock("unknown", None, "no request that needs it has worked yet")
         self.dead: dict[int, Dead] = {}
+        self._claims: set[Claim] = set()
+        """Those among the entries: there are few, and they are looked through at every window."""
         self._sent_ns: dict[Thing, int] = {}
         """When the request was sent that an entry rests on."""
         self._lock_ns = 0
@@ -172,6 +177,7 @@ class Ledger:
         """Another one that has taken the same."""
         other = Ledger()
         other.entries, other.lock, other.dead = dict(self.entries), self.lock, dict(self.dead)
+        other.present, other._claims = self.present.copy(), set(self._claims)
         other._sent_ns, other._lock_ns = dict(self._sent_ns), self._lock_ns
         return other
 
@@ -220,6 +226,8 @@ class Ledger:
             return
         if at.doubtful:
             why = why or f"{at.ref} may have held other bytes: some are not in the recording"
+        was_there = noted is not None and noted.there is True
+        self.present[type(thing)] += (there is True) - was_there
         self.entries[thing] = Entry(thing, there, None if before and there else at.ref, why)
         self._sent_ns[thing] = at.sent_ns
 
@@ -334,11 +342,14 @@ class Ledger:
             also = f", or has IRQ {claim.mmio_irq}" if private else ""
             why = f"refused with EEXIST: a device overlaps it{also}"
         self._note(claim, True, at, why)
+        if claim in self.entries:
+            self._claims.add(claim)
 
     def _settle_claims(self, window: Mmio, added: bool) -> None:
         """A window that came is in nobody's way, and one that went may have been what was."""
-        for claim in [thing for thing in self.entries if isinstance(thing, Claim)]:
+        for claim in [*self._claims]:
             if window.crosses(claim) or (not added and window.mmio_irq == claim.mmio_irq):
+                self._claims.remove(claim)
                 del self.entries[claim]
 
     def _pci(self, at: Situation, pci: PciRequest, told: list[Code]) -> None:

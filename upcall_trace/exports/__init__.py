@@ -108,6 +108,14 @@ FORMATS: Final = (
         binary=True,
     ),
     ExportFormat(
+        "html",
+        "a report that a browser shows without a network",
+        (".html", ".htm"),
+        "upcall_trace.exports.html",
+        loses="handshakes, marks, operations beyond the first 200000",
+        since="0.2.0",
+    ),
+    ExportFormat(
         "perfetto",
         "a trace for ui.perfetto.dev (needs perfetto)",
         (".pftrace", ".perfetto-trace"),

@@ -5,14 +5,10 @@ Written by the perfetto package, which comes with the extra `tables`. docs/table
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from dissectors.events import ReplyReceived
-
 from ..diagnose.finding import Finding
-from ..diagnose.ledger import Cpu, CpusOnline, Mmio, Pci
-from ..diagnose.state import Following, GuestState
+from ..diagnose.state_over_time import COUNTED, counts_over_time
 from ..diagnose.whole_capture import WholeCapture
 from ..errors import WrongUsage
 from ..trace.operations import Operation
@@ -20,7 +16,7 @@ from ..views.text import fields_text, result_text, safe
 from . import Loss
 
 _SEQUENCE: Final = 219
-_COUNTERS: Final = {"CPUs added": 1, "virtio-mmio devices": 2, "PCI devices": 3}
+_COUNTERS: Final = {name: uuid for uuid, name in enumerate(COUNTED, start=1)}
 _FINDINGS_TRACK: Final = 9
 _FIRST_CONNECTION: Final = 1 << 32
 """Tracks of a connection are numbered from here: its number times `_LANES`, plus the lane."""
@@ -38,23 +34,16 @@ def write(capture: WholeCapture, out: BinaryIO) -> list[Loss]:
     trace.track(_FINDINGS_TRACK, "findings")
     for name, uuid in _COUNTERS.items():
         trace.track(uuid, f"guest: {name}", counter=True)
-    begin_ns = _first_ns(capture)
     lanes: dict[int, list[int]] = {}
     for operation in capture.operations:
         _slice(trace, operation, lanes, capture.opened.duration_ns)
     times = {(o.conn, o.request): o.t_ns + (o.latency_ns or 0) for o in capture.operations}
     for finding in capture.findings:
         _instant(trace, finding, times)
-    for t_ns, counts in _guest_state(capture):
+    for t_ns, counts in counts_over_time(capture.header, capture.records()):
         for name, value in counts.items():
-            trace.count(max(0, t_ns - begin_ns), _COUNTERS[name], value)
+            trace.count(max(0, t_ns), _COUNTERS[name], value)
     return []
-
-
-def _first_ns(capture: WholeCapture) -> int:
-    return next(
-        (t for record in capture.records() if (t := getattr(record, "t_ns", None)) is not None), 0
-    )
 
 
 def _slice(trace: _Trace, operation: Operation, lanes: dict[int, list[int]], end_ns: int) -> None:
@@ -94,29 +83,6 @@ def _instant(trace: _Trace, finding: Finding, times: dict[tuple[int, int], int])
         "why": safe(finding.why), "so": safe(finding.so), "next": safe(finding.next),
     }  # fmt: skip
     trace.instant(max(0, at), _FINDINGS_TRACK, f"{sure}{finding.code} {finding.name}", arguments)
-
-
-def _guest_state(capture: WholeCapture) -> Iterator[tuple[int, dict[str, int]]]:
-    """(time of the record, count of each kind) whenever a reply changed a count."""
-    following = Following(capture.header)
-    last: dict[str, int] = {}
-    for record in capture.records():
-        following.feed(record)
-        if any(isinstance(event, ReplyReceived) for event in following.events):
-            counts = _counts(following.state())
-            if counts != last:
-                last = counts
-                yield record.t_ns, counts  # type: ignore[union-attr]  # a chunk brought the reply
-
-
-def _counts(state: GuestState) -> dict[str, int]:
-    there = [entry.thing for entry in state.entries if entry.there]
-    online = [thing.count or 0 for thing in there if isinstance(thing, CpusOnline)]
-    return {
-        "CPUs added": max(online, default=sum(isinstance(thing, Cpu) for thing in there)),
-        "virtio-mmio devices": sum(isinstance(thing, Mmio) for thing in there),
-        "PCI devices": sum(isinstance(thing, Pci) for thing in there),
-    }
 
 
 class _Trace:

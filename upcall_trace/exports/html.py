@@ -1,0 +1,194 @@
+"""A capture as one HTML file that needs no network: docs/report.md.
+
+The page is static, so that it can be read, searched and printed without its script; the script
+filters rows and shows messages. Styles and script are allowed by their digests and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import islice
+from typing import Any, BinaryIO, Final
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from .. import __version__
+from ..codes import Severity
+from ..dataset.schema import codes_by_request
+from ..diagnose.report import place
+from ..diagnose.state_over_time import COUNTED, counts_over_time
+from ..diagnose.whole_capture import WholeCapture
+from ..trace.operations import Operation
+from ..views.charts import HEIGHT, WIDTH, latency_chart, steps
+from ..views.frames import frames
+from ..views.text import duration, fields_text, result_text, safe, seconds
+from . import Loss
+
+_CHUNK: Final = 200
+"""Rows that the browser lays out together, and leaves alone while they are out of sight."""
+_MOST_ROWS: Final = 200_000
+_STATE_HEIGHT: Final = 60
+_ZEROS: Final = re.compile(r"(?:00){9,}")
+
+
+def write(capture: WholeCapture, out: BinaryIO) -> list[Loss]:
+    """Write the report."""
+    folder = files("upcall_trace.exports")
+    style = folder.joinpath("report.css").read_text("utf-8")
+    script = folder.joinpath("report.js").read_text("utf-8")
+    # autoescape: everything in the page that is not ours comes from a guest or a log.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string(folder.joinpath("report.html.j2").read_text("utf-8"))
+    operations = capture.operations
+    shown = min(len(operations), _MOST_ROWS)
+    codes = codes_by_request(capture.findings)
+    values = {
+        "version": __version__,
+        "policy": _policy(style, script),
+        "style": Markup(style),  # noqa: S704  # a file of ours
+        "script": Markup(script),  # noqa: S704  # a file of ours
+        "title": safe(capture.path.name),
+        "facts": _facts(capture),
+        "findings": [_finding(finding) for finding in _worst_first(capture)],
+        "counts": _counts(capture),
+        "codes": sorted({str(finding.code) for finding in capture.findings}),
+        "chart": latency_chart(operations, capture.opened.duration_ns),
+        "chart_size": (WIDTH, HEIGHT),
+        "state": _state(capture),
+        "state_size": (WIDTH, _STATE_HEIGHT),
+        "chunks": _chunks(islice(iter(operations), shown), codes),
+        "operations": len(operations),
+        "shown": shown,
+        "messages": _messages(capture, shown),
+    }
+    for piece in template.generate(values):
+        out.write(piece.encode("utf-8"))
+    if shown < len(operations):
+        return [Loss(f"{len(operations) - shown} operations beyond the first {shown}", True)]
+    return []
+
+
+def _policy(style: str, script: str) -> str:
+    """The content security policy: nothing is loaded, and only our own style and script run."""
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+    return (
+        f"default-src 'none'; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _facts(capture: WholeCapture) -> list[tuple[str, str]]:
+    opened, header = capture.opened, capture.header
+    started = opened.started.isoformat(sep=" ", timespec="seconds") if opened.started else "unknown"
+    facts = [
+        ("recorded from", header.source),
+        ("host", header.host),
+        ("architecture", header.arch or ""),
+        ("started", started),
+        ("lasted", duration(opened.duration_ns)),
+        ("connections", str(len(opened.connections))),
+        ("operations", str(len(opened.operations))),
+        *header.notes.items(),
+    ]
+    return [(safe(name), safe(text)) for name, text in facts if text]
+
+
+def _worst_first(capture: WholeCapture) -> list[Any]:
+    return sorted(capture.findings, key=lambda finding: -finding.severity)
+
+
+def _counts(capture: WholeCapture) -> list[tuple[str, int]]:
+    found = [finding.severity for finding in capture.findings]
+    return [(each.word, found.count(each)) for each in reversed(Severity) if each in found]
+
+
+def _finding(finding: Any) -> dict[str, Any]:
+    told = {name: safe(getattr(finding, name)) for name in ("what", "why", "so", "next")}
+    return told | {
+        "code": str(finding.code),
+        "name": finding.name,
+        "severity": finding.severity.word,
+        "place": place(finding),
+        "row": _row_id(finding.conn, finding.request),
+        "inferred": finding.inferred,
+        "evidence": [
+            safe(f"{each.source} line {each.line}: {each.text}" if each.line else each.text)
+            for each in finding.evidence
+        ],
+    }
+
+
+def _row_id(conn: int | None, request: int | None) -> str:
+    return "" if conn is None or request is None else f"r{conn}-{request}"
+
+
+def _state(capture: WholeCapture) -> list[Any]:
+    """A step line for each count that is ever above 0."""
+    changes = list(counts_over_time(capture.header, capture.records()))
+    length = capture.opened.duration_ns
+    drawn = [
+        steps(name, [(0, 0), *((t_ns, counts[name]) for t_ns, counts in changes)], length,
+              _STATE_HEIGHT)
+        for name in COUNTED
+    ]  # fmt: skip
+    return [each for each in drawn if each.most]
+
+
+def _chunks(
+    operations: Iterator[Operation], codes: dict[tuple[int, int], list[str]]
+) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(operations, _CHUNK)):
+        yield [_row(operation, codes) for operation in batch]
+
+
+def _row(operation: Operation, codes: dict[tuple[int, int], list[str]]) -> dict[str, Any]:
+    found = codes.get((operation.conn, operation.request), [])
+    failed = operation.ret is None or operation.ret < 0
+    late = operation.latency_ns is not None and operation.latency_ns > 250_000_000
+    return {
+        "id": _row_id(operation.conn, operation.request),
+        "key": f"{operation.conn}.{operation.request}",
+        "time": seconds(operation.t_ns),
+        "op": safe(operation.op),
+        "fields": fields_text(operation.fields, 80),
+        "result": safe(result_text(operation)),
+        "latency": "" if operation.latency_ns is None else duration(operation.latency_ns),
+        "kind": "bad" if failed else "late" if late else "ok",
+        "anomalies": operation.anomalies,
+        "codes": found,
+    }
+
+
+def _messages(capture: WholeCapture, shown: int) -> Markup:
+    """The bytes of every shown operation as JSON: key, then request and reply in hexadecimal."""
+    found: dict[str, list[str]] = {}
+    for frame in frames(_open(capture)):
+        if frame.request is None or not frame.raw:
+            continue
+        key = f"{frame.conn}.{frame.request}"
+        if key not in found and len(found) >= shown:
+            continue
+        sides = found.setdefault(key, ["", ""])
+        sides[0 if frame.direction == ">" else 1] = _short_hex(frame.raw)
+    text = json.dumps(found, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704  # JSON of hexadecimal digits
+
+
+def _open(capture: WholeCapture) -> Any:
+    from ..sources import open_source
+
+    return open_source(capture.path)
+
+
+def _short_hex(raw: bytes) -> str:
+    """Hexadecimal, runs of zeros as `*N;`."""
+    return _ZEROS.sub(lambda run: f"*{len(run.group()) // 2};", raw.hex())
