@@ -22,7 +22,7 @@ DEADLINES: Final = ((CALLER_TIMEOUT_NS, "caller gives up"), (SERVICE_BYTE_LIMIT_
 """Of the protocol: docs/protocol.md sections 4 and 5."""
 
 
-class Point(NamedTuple):
+class Dot(NamedTuple):
     """One operation in the chart; `x` and `y` in SVG units, `kind` is its class there."""
 
     x: float
@@ -42,7 +42,7 @@ class Tick(NamedTuple):
 class LatencyChart(NamedTuple):
     """Points by time and latency, the latter on a logarithmic scale."""
 
-    points: Sequence[Point]
+    points: Sequence[Dot]
     rows: Sequence[Tick]
     columns: Sequence[Tick]
     left_out: int
@@ -67,13 +67,13 @@ def latency_chart(operations: Iterable[Operation], duration_ns: int) -> LatencyC
 
     kept = sorted(answered, key=lambda o: -(o.latency_ns or 0))
     places: set[tuple[int, int, str]] = set()
-    points: list[Point] = []
+    points: list[Dot] = []
     for operation in kept:
         latency = operation.latency_ns or 0
         kind = (
             "bad" if (operation.ret or 0) < 0 else "late" if latency > CALLER_TIMEOUT_NS else "ok"
         )
-        point = Point(round(x(operation.t_ns), 1), round(y(latency), 1), kind, _title(operation))
+        point = Dot(round(x(operation.t_ns), 1), round(y(latency), 1), kind, _title(operation))
         place = (round(point.x), round(point.y), kind)
         if place not in places and len(points) < _MOST_POINTS:
             places.add(place)
