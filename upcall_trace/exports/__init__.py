@@ -116,6 +116,14 @@ FORMATS: Final = (
         since="0.2.0",
     ),
     ExportFormat(
+        "markdown",
+        "findings and a Mermaid diagram, for an issue",
+        (".md",),
+        "upcall_trace.exports.markdown",
+        loses="operations far from a failure, bytes, handshakes, marks",
+        since="0.2.0",
+    ),
+    ExportFormat(
         "perfetto",
         "a trace for ui.perfetto.dev (needs perfetto)",
         (".pftrace", ".perfetto-trace"),
