@@ -7,10 +7,8 @@ import pytest
 from upcall_trace.control.orders import (
     BadOrder,
     name_and_value,
-    order_of,
     pci_device,
     vcpu,
-    words_of,
 )
 from upcall_trace.kernel.world import PciDevice
 
@@ -58,24 +56,3 @@ def test_what_is_no_pci_device_is_a_bad_order_that_names_the_key(value: object, 
     with pytest.raises(BadOrder) as refused:
         pci_device("plug_pci", value)
     assert str(refused.value).startswith(why)
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        {"start_vcpu": 3},
-        {"plug_pci": {"bus": 0, "slot": 9}},
-        {"unplug_pci": {"bus": 0, "slot": 9}},
-        {"resize_memory": 256 << 20},
-        {"resize_memory": 0},
-    ],
-)
-def test_what_a_capture_says_of_an_order_is_that_order_again(order: dict[str, object]) -> None:
-    words = words_of(order)
-    assert words is not None
-    assert order_of(words) == order
-
-
-def test_what_changes_nothing_has_no_words() -> None:
-    assert words_of({"state": True}) is None
-    assert words_of({"reset": True}) is None

@@ -21,9 +21,8 @@ from tests.diagnose.random_traffic import (
     without_connection,
 )
 from upcall_trace.capture.records import Open
-from upcall_trace.diagnose.causes import Cause
 from upcall_trace.diagnose.engine import Diagnosis
-from upcall_trace.diagnose.finding import Ref
+from upcall_trace.diagnose.finding import Cause, Ref
 from upcall_trace.diagnose.situation import Situation
 
 _OTHERS = frozenset({"UP511", "UP512", "UP599", "UP603"})

@@ -28,7 +28,6 @@ from upcall_trace.capture.records import (
     Record,
     Vmm,
 )
-from upcall_trace.diagnose.causes import nearest
 from upcall_trace.diagnose.finding import Ref
 from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Outcome
@@ -36,6 +35,8 @@ from upcall_trace.kernel.world import World
 
 _CONNECTIONS = 4
 _SERVICE_BYTE = b"d"
+_PATIENCE_NS = 2_000_000_000
+"""How long a client waits before it takes silence for an answer."""
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class Traffic:
 
     def causes(self, ref: Ref) -> tuple[str, ...]:
         """What went wrong with a request, the decisive code first; empty for success."""
-        return nearest(self.truth[ref].causes)
+        return self.truth[ref].causes
 
     @property
     def connections(self) -> list[int]:
@@ -106,6 +107,8 @@ class _Maker:
             self._close(talk)
         for talk in self._talks:
             self._end(talk)
+        self._now_ns += _PATIENCE_NS
+        self._write(Vmm(self._tick(), "nothing"))  # so the recording ends some time later
         return self._made
 
     def _step(self) -> None:
@@ -187,10 +190,14 @@ class _Maker:
             rest = rest[size:]
 
     def _close(self, talk: _Talk) -> None:
+        if talk.silent:
+            self._now_ns += _PATIENCE_NS
         if self._rng.random() < 0.3:
             self._write(GaveUp(self._tick(), talk.number, 1_000_000_000))
         how = self._rng.choice((How.CLOSE, How.RESET))
-        self._write(Close(self._tick(), talk.number, self._rng.random() < 0.3, how))
+        owes = bool(talk.waiting or talk.silent)  # a guest that works closes when it is done
+        by_guest = self._rng.random() < 0.3 and not owes
+        self._write(Close(self._tick(), talk.number, by_guest, how))
         self._end(talk)
         self._talks.remove(talk)
 

@@ -16,8 +16,15 @@ from upcall_trace.diagnose.rules.registry import rules
 ORDINARY = range(120)
 TORTURE = range(10_000, 30_000)
 FROM_LOGS = {"UP307", "UP404"}
-NOT_MODELLED = {"UP208"}
-"""A CPU that cannot be taken offline depends on what runs on it."""
+NOT_MODELLED = {"UP208", "UP212", "UP213", "UP214", "UP310"}
+"""What depends on more than a world tells, such as what runs on a CPU."""
+
+NEVER_BLIND = {"UP308"}
+"""A channel's own PCI device can be added once more, and then looks like one that was added."""
+
+NEVER_BESIDE = {"UP206": "UP603"}
+"""Where the lock is held for ever, that explains a removal's silence; that it would have died of
+its id as well is possible and far less likely."""
 
 each_lack = pytest.mark.parametrize("lacking", LACKING)
 blind_or_not = pytest.mark.parametrize("with_world", [False, True], ids=["blind", "world"])
@@ -43,7 +50,12 @@ def check_blind(seeds: range) -> tuple[int, int]:
     """How many requests were explained for certain, and how many by inference alone."""
     certain = inferred = 0
     for seed, one in all_compared("nothing", seeds, False).items():
-        assert one.missed() == {}, seed
+        missed = {
+            ref: code
+            for ref, code in one.missed().items()
+            if code not in NEVER_BLIND and NEVER_BESIDE.get(code) not in one.found(ref)
+        }
+        assert missed == {}, seed
         certain += sum(bool(codes) for codes in one.certain.values())
         inferred += sum(bool(codes) for ref, codes in one.inferred.items() if not one.certain[ref])
     return certain, inferred

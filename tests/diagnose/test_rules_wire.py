@@ -25,7 +25,7 @@ from upcall_trace.codes import Severity
 from upcall_trace.diagnose.finding import Ref, Told
 from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import framing, handshake, stale, types
-from upcall_trace.diagnose.rules.registry import _RULES, Rule
+from upcall_trace.diagnose.rules.registry import Rule, rules
 from upcall_trace.diagnose.situation import ConnectionSituation, Situation
 from upcall_trace.logs.evidence import Evidence
 from upcall_trace.trace.decoding import Connection
@@ -36,7 +36,7 @@ from upcall_trace.trace.samples import sample
 MODULES = (handshake, stale, framing, types)
 OURS: Final[dict[str, Rule]] = {
     code: entry
-    for code, entry in sorted(_RULES.items())
+    for code, entry in rules().items()
     if entry.tell.__module__ in {module.__name__ for module in MODULES}
 }
 TABLE = {

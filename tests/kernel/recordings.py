@@ -14,9 +14,9 @@ from typing import NamedTuple
 from dissectors.constants import MESSAGE_SIZE
 from tests.support import GOLDEN, TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Begins, Chunk, Open, Record, Vmm
-from upcall_trace.control.orders import order_of
 from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Outcome
+from upcall_trace.kernel.vmm_actions import order_of
 from upcall_trace.kernel.world import Window, World, load_worlds
 
 REAL_CLIENT = GOLDEN / "real_client_simple.vsockmon.pcap"

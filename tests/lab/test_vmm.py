@@ -11,8 +11,9 @@ import pytest
 
 from tests.support import TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Vmm
-from upcall_trace.control.orders import BadOrder, order_of
+from upcall_trace.control.orders import BadOrder
 from upcall_trace.errors import Unreachable, WrongUsage
+from upcall_trace.kernel.vmm_actions import order_of
 from upcall_trace.lab import vmm
 from upcall_trace.lab.machines import (
     DISK_SIZE,

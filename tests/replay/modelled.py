@@ -10,8 +10,8 @@ from dissectors.constants import MessageType
 from dissectors.messages import Request, bare_request, cpu_request, mmio_request, pci_request
 from tests.support import ask, connect, write_capture
 from upcall_trace.capture.records import Chunk, Close, Header, Record, Vmm
-from upcall_trace.control.orders import order_of
 from upcall_trace.kernel.model import Guest
+from upcall_trace.kernel.vmm_actions import order_of
 from upcall_trace.kernel.world import World, kata_pod
 from upcall_trace.trace.operations import Operation
 from upcall_trace.trace.script import Key, Script, read_script

@@ -20,9 +20,9 @@ from tests.replay.playing import differing, guest_like, played, recording_of, sc
 from tests.support import ask, connect
 from upcall_trace.capture.records import Chunk, Record, Vmm
 from upcall_trace.compare.replies import values
-from upcall_trace.control.orders import order_of
 from upcall_trace.errors import UnreadableInput
 from upcall_trace.kernel.model import Guest
+from upcall_trace.kernel.vmm_actions import order_of
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
 from upcall_trace.replay.plan import make_plan
 from upcall_trace.replay.rebase import Rebase, read_map, work_out

@@ -32,9 +32,10 @@ from tests.kernel.recordings import replay, worlds
 from tests.support import TRANSCRIPTS, records_of
 from tests.vmm import descriptors_as_before
 from upcall_trace.capture.records import Chunk, Close, GaveUp, Open, Record, Vmm
-from upcall_trace.control.orders import BadOrder, order_of
+from upcall_trace.control.orders import BadOrder
 from upcall_trace.errors import WrongUsage
 from upcall_trace.kernel.faults import parse_fault
+from upcall_trace.kernel.vmm_actions import order_of
 from upcall_trace.kernel.world import kata_pod
 from upcall_trace.simulated.machine import Backend, Habits, Pace
 from upcall_trace.simulated.on_socket import SimulatedGuest

@@ -3,76 +3,48 @@
 With the guest's world the kernel model runs in step with the recording; while it predicts what was
 recorded its causes are certain. Without a world, or once prediction and recording part, only what
 the reply itself proves is certain; everything that rests on what happened before is inferred, since
-a recording may lack connections.
+a recording may lack connections. What the wire says is each family's own: `rules/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
-from dissectors.constants import (
-    EBUSY,
-    EEXIST,
-    EINVAL,
-    EIO,
-    ENODEV,
-    EPERM,
-    MAGIC_VERSION,
-    MMIO_MSG_SIZE,
-    RESERVED_TYPES,
-    SHAREABLE_IRQ,
-    Arch,
-    MessageType,
-)
+from dissectors.constants import EEXIST, EINVAL, EIO, MAGIC_VERSION, MessageType
 
 from .. import codes
-from ..codes import Code
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate, Outcome
+from ..kernel.vmm_actions import carry_out
 from ..kernel.world import World
-from .finding import Ref
+from .finding import Cause, Ref, maybe, sure
 from .history import History
-from .situation import Situation
+from .lock import START_LIMIT_NS
+from .rules.registry import Cue, explain
+from .situation import Situation, WaitEnd
 
-_KEPT_REMOVED = 4096
+_KEPT_REMOVED: Final = 4096
 """Removed windows that are remembered, for saying of a device that it is gone already."""
+_PATIENCE_NS: Final = 1_000_000_000
+"""How much longer than the protocol says a guest may take before its silence means something."""
 
 
-class Cause(NamedTuple):
-    """A code, and whether it is one of several or rests on earlier requests."""
-
-    code: Code
-    inferred: bool = False
-
-
-def _sure(*told: Code) -> list[Cause]:
-    return [Cause(code) for code in told]
+def softened(causes: list[Cause], certain: list[Cause]) -> list[Cause]:
+    """The same causes, certain only as far as `certain` has them so."""
+    known = {cause.code for cause in certain if not cause.inferred}
+    return [Cause(code, inferred or code not in known) for code, inferred in causes]
 
 
-def _maybe(*told: Code) -> list[Cause]:
-    return [Cause(code, inferred=True) for code in told]
+def of_reply(at: Situation) -> list[Cause]:
+    """What the wire says about the reply to a request; empty for plain success."""
+    causes = explain(Cue.REPLY, at.request.msg_type, at)
+    return sure(codes.UNEXPLAINED_RESULT) if causes is None else causes
 
 
-def softened(causes: list[Cause], sure: list[Cause]) -> list[Cause]:
-    """The same causes, certain only as far as `sure` has them as certain."""
-    certain = {cause.code for cause in sure if not cause.inferred}
-    return [Cause(code, inferred or code not in certain) for code, inferred in causes]
-
-
-_NEAREST: Final = {
-    codes.CPU_NEVER_AGAIN: codes.VCPU_NOT_STARTED,
-    codes.CPU_LOST_ITS_ID: codes.UNEXPLAINED_RESULT,
-    codes.CPU_ALREADY_OFFLINE: codes.UNEXPLAINED_RESULT,
-    codes.DRIVER_HANGS: codes.HOTPLUG_LOCK_STUCK,
-}
-"""Codes of the model that have no rule yet, and what is told for them."""
-
-
-def nearest(causes: Iterable[Code]) -> tuple[Code, ...]:
-    """The same causes in codes that have a rule."""
-    return tuple(_NEAREST.get(code, code) for code in causes)
+def of_silence(at: Situation) -> list[Cause]:
+    """What may have killed or held up the guest's thread; all of it is inferred."""
+    gone = at.ref.conn in at.history.died or at.request.magic_version != MAGIC_VERSION
+    return [] if gone else explain(Cue.SILENCE, at.request.msg_type, at) or []
 
 
 class ModelGuest:
@@ -82,6 +54,8 @@ class ModelGuest:
         self._guest: Guest | None = Guest(world)
         self._connections: dict[int, ServiceThread] = {}
         self._outcomes: dict[Ref, Outcome] = {}
+        self.stuck_by: Ref | None = None
+        """The request that took the hotplug lock for ever, as far as the model knows."""
 
     @property
     def guest(self) -> Guest | None:
@@ -109,10 +83,10 @@ class ModelGuest:
         """The recording lacks something: nothing can be predicted any more."""
         self._guest = None
 
-    def start_vcpu(self, cpu: int) -> None:
-        """The VMM created a vCPU."""
+    def vmm(self, action: str) -> None:
+        """The VMM did something that the guest cannot see on the channel."""
         if self._guest is not None:
-            self._guest.start_vcpu(cpu)
+            carry_out(self._guest, action)
 
     def request(self, ref: Ref, piece: bytes) -> None:
         """The guest received this."""
@@ -121,6 +95,8 @@ class ModelGuest:
             self.part()
             return
         self._outcomes[ref] = connection.receive(piece)
+        if self._guest.lock.stuck and self.stuck_by is None:
+            self.stuck_by = ref
 
     def reply(self, ref: Ref, raw: bytes) -> list[Cause] | None:
         """Causes of a recorded reply; None when the model did not predict it."""
@@ -130,182 +106,44 @@ class ModelGuest:
         if outcome.reply != raw:
             self.part()
             return None
-        return _sure(*(code for code in nearest(outcome.causes) if code != codes.STALE_LOAD))
+        return sure(*(code for code in outcome.causes if code != codes.STALE_LOAD))
 
-    def silence(self, ref: Ref) -> list[Cause] | None:
-        """Causes of a recorded silence; None when the model expected a reply."""
-        outcome = self._outcomes.pop(ref, None)
-        if self._guest is None or outcome is None or outcome.fate is Fate.ANSWERED:
+    def overdue(self, at: Situation) -> bool:
+        """It expected an answer long before the end of the wait, and none came."""
+        outcome = self._outcomes.get(at.ref)
+        expected = outcome is not None and outcome.fate is Fate.ANSWERED
+        return expected and outcome is not None and at.waited_ns > _longest(at, outcome.delay_ns)
+
+    def silence(self, at: Situation) -> list[Cause] | None:
+        """Causes of a recorded silence; None when the model expected a reply by then.
+
+        An answer that was still to come when the wait ended has causes that nobody saw.
+        """
+        outcome = self._outcomes.pop(at.ref, None)
+        if self._guest is None or outcome is None:
             return None
-        return _sure(*nearest(outcome.causes))
+        if outcome.fate is not Fate.ANSWERED:
+            return sure(*outcome.causes)
+        if at.ended is WaitEnd.GUEST or at.waited_ns > _longest(at, outcome.delay_ns):
+            self.part()  # a guest that answers is another than one that does not
+            return None
+        seen = [code for code in outcome.causes if code != codes.STALE_LOAD]
+        return maybe(*seen) if outcome.delay_ns > at.waited_ns else []
 
 
-def of_reply(at: Situation) -> list[Cause]:
-    """What the wire says about the reply to a request, plain success included."""
-    ret = at.ret
-    assert ret is not None  # silence is of_silence's
-    if at.request.magic_version != MAGIC_VERSION:
-        return _sure(codes.BAD_MAGIC, codes.STALE_ERROR if ret else codes.STALE_SUCCESS)
-    if ret == EPERM and not (at.is_pci and at.last_ret in (ret, None)):
-        # Also what a kernel without one of the hotplug options answers to a type it knows.
-        return _sure(
-            codes.RESERVED_MEMORY_OP
-            if at.request.msg_type in RESERVED_TYPES
-            else codes.UNKNOWN_TYPE
-        )
-    match at.request.msg_type:
-        case MessageType.ADD_CPU:
-            return _add_cpu(at, ret)
-        case MessageType.DEL_CPU:
-            return _del_cpu(at, ret)
-        case MessageType.ADD_MMIO | MessageType.DEL_MMIO:
-            return _mmio(at, ret)
-        case MessageType.ADD_PCI | MessageType.DEL_PCI:
-            return _pci(at, ret)
-    return _sure(codes.UNEXPLAINED_RESULT)
-
-
-def _add_cpu(at: Situation, ret: int) -> list[Cause]:
-    partly = _maybe(codes.PARTIAL_CPU_ADD) if at.cpu is not None and at.cpu.count > 1 else []
-    match ret:
-        case 0:
-            return []
-        case _ if ret == EINVAL and at.arch is Arch.X86_64:
-            if at.history.unsure:
-                return _maybe(codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER) + partly
-            if any(cpu in at.history.cpus for cpu in at.apic_ids):
-                maybe_hidden = at.history.unplugged_numbers
-                return (
-                    _maybe(codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER) + partly
-                    if maybe_hidden
-                    else _maybe(codes.CPU_ALREADY_KNOWN)
-                )
-            if at.apic_ids and all(cpu in at.history.removed_cpus for cpu in at.apic_ids):
-                return _maybe(codes.NO_CPU_NUMBER) + partly
-            return _maybe(codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER) + partly
-        case _ if ret == EIO:
-            return _sure(codes.VCPU_NOT_STARTED) + partly
-    return _sure(codes.UNEXPLAINED_RESULT)
-
-
-def _del_cpu(at: Situation, ret: int) -> list[Cause]:
-    match ret:
-        case 0:
-            return []
-        case _ if ret == EBUSY:
-            return _sure(codes.CPU_BUSY)
-        case _ if ret != EINVAL:
-            return _sure(codes.UNEXPLAINED_RESULT)
-    load = next(iter(at.reply.fields().values()), 0) if at.reply else 0
-    if at.arch is Arch.AARCH64:
-        return _sure(codes.REMOVE_ALL_CPUS)
-    if load:  # the refusal to remove all would have written a zero there
-        return _sure(codes.REMOVE_BOOT_CPU if 0 in at.apic_ids else codes.UNEXPLAINED_RESULT)
-    return (
-        _sure(codes.REMOVE_ALL_CPUS)
-        if at.last_load or 0 not in at.apic_ids
-        else _maybe(codes.REMOVE_ALL_CPUS, codes.REMOVE_BOOT_CPU)
-    )
-
-
-def _mmio(at: Situation, ret: int) -> list[Cause]:
-    mmio = at.mmio
-    assert mmio is not None  # the type says so
-    if ret == 0:
-        return []
-    if ret == EINVAL:
-        if mmio.msg_size != MMIO_MSG_SIZE:
-            return _sure(codes.MMIO_BAD_SIZE_FIELD)
-        if mmio.mmio_irq and not at.arch_told:
-            at.arch = Arch.AARCH64  # x86-64 refuses no other number than 0
-            return _maybe(codes.MMIO_BAD_IRQ)
-        refusable = mmio.mmio_irq == 0 or at.arch is Arch.AARCH64
-        return _sure(codes.MMIO_BAD_IRQ if refusable else codes.UNEXPLAINED_RESULT)
-    if at.request.msg_type == MessageType.DEL_MMIO:
-        return _sure(codes.MMIO_NO_SUCH_DEVICE if ret == ENODEV else codes.UNEXPLAINED_RESULT)
-    if ret == EBUSY:
-        return _sure(codes.MMIO_RESOURCE_BUSY)
-    if ret != EEXIST:
-        return _sure(codes.UNEXPLAINED_RESULT)
-    if mmio.mmio_irq == SHAREABLE_IRQ:
-        return _sure(codes.MMIO_OVERLAP)
-    if at.history.overlapping(mmio.mmio_base, mmio.mmio_size):
-        return (
-            _maybe(codes.MMIO_OVERLAP, codes.IRQ_CONFLICT)
-            if at.history.unsure
-            else _maybe(codes.MMIO_OVERLAP)
-        )
-    return (
-        _maybe(codes.IRQ_CONFLICT, codes.MMIO_OVERLAP)
-        if at.history.on_irq(mmio.mmio_irq)
-        else _maybe(codes.MMIO_OVERLAP, codes.IRQ_CONFLICT)
-    )
-
-
-def _pci(at: Situation, ret: int) -> list[Cause]:
-    adding = at.request.msg_type == MessageType.ADD_PCI
-    if ret == 0:
-        return []
-    if ret != ENODEV:
-        if ret == EPERM:
-            return _maybe(codes.STALE_ERROR, codes.UNKNOWN_TYPE)
-        # The kernel itself gives no other: what is there was left over, if something was.
-        return (
-            _sure(codes.STALE_ERROR)
-            if at.last_ret in (ret, None)
-            else _sure(codes.UNEXPLAINED_RESULT)
-        )
-    pci = at.pci
-    assert pci is not None  # the type says so
-    real = (
-        [codes.PCI_NOTHING_THERE, codes.PCI_NO_SUCH_BUS] if adding else [codes.PCI_NO_SUCH_DEVICE]
-    )
-    if at.last_ret is not None and at.last_ret != ret:
-        return _sure(codes.PCI_NO_SUCH_DEVICE) if not adding else _maybe(*real)
-    present = (pci.busno, pci.devfn) in at.history.pci
-    gone = (pci.busno, pci.devfn) in at.history.removed_pci
-    if not adding and gone and not present:
-        return _maybe(codes.PCI_NO_SUCH_DEVICE, codes.STALE_ERROR)
-    return _maybe(codes.STALE_ERROR, *real)
-
-
-def of_silence(at: Situation) -> list[Cause]:
-    """What may have killed or held up the guest's thread; all of it is inferred."""
-    if at.ref.conn in at.history.died:
-        return []
-    arm = at.arch is Arch.AARCH64
-    likely: list[Code] = []
-    match at.request.msg_type:
-        case MessageType.DEL_CPU if not arm and at.apic_ids:
-            falling = all(a > b for a, b in pairwise(at.apic_ids))
-            likely = (
-                [codes.REMOVE_UNFINDABLE_CPU, codes.REMOVAL_ORDER]
-                if falling
-                else [codes.REMOVAL_ORDER, codes.REMOVE_UNFINDABLE_CPU]
-            )
-            likely = likely if len(at.apic_ids) > 1 else [codes.REMOVE_UNFINDABLE_CPU]
-        case MessageType.ADD_CPU if arm:
-            likely = [codes.ADD_BEYOND_POSSIBLE]
-        case MessageType.ADD_MMIO if not at.history.windows and not at.history.removed_windows:
-            likely = [codes.MMIO_WITHOUT_BOOT_DEVICE]
-        case MessageType.DEL_MMIO | MessageType.DEL_PCI:
-            likely = [codes.CHANNEL_REMOVED]
-    if at.is_cpu or at.is_mmio:
-        likely = (
-            [codes.HOTPLUG_LOCK_STUCK, *likely]
-            if at.history.stuck_by
-            else [*likely, codes.HOTPLUG_LOCK_STUCK]
-        )
-    if at.request.magic_version != MAGIC_VERSION:
-        return []
-    return _maybe(*likely)
+def _longest(at: Situation, delay_ns: int) -> int:
+    """How long the guest may take for an answer after `delay_ns`, with whatever holds it up."""
+    held_up = START_LIMIT_NS if at.held_up_by else 0
+    return _PATIENCE_NS + delay_ns + held_up + (delay_ns + held_up) // 2
 
 
 def learn(history: History, at: Situation, causes: list[Cause]) -> None:
     """Take into the history what the reply shows to have happened."""
     if at.request.magic_version != MAGIC_VERSION or at.reply is None:
         return
-    worked = at.ret == 0 or causes == _sure(codes.STALE_ERROR)
+    worked = at.ret == 0 or causes == sure(codes.STALE_ERROR)
+    if at.is_mmio and at.ret != EINVAL and not at.doubtful:
+        history.mmio_works = True
     if at.is_cpu:
         (_learn_cpus if worked else _learn_failed_cpus)(history, at)
     elif not worked:
@@ -335,6 +173,7 @@ def _learn_cpus(history: History, at: Situation) -> None:
         if at.request.msg_type == MessageType.ADD_CPU:
             history.cpus[cpu] = at.ref
             history.removed_cpus.pop(cpu, None)
+            history.failed_cpus.pop(cpu, None)
         else:
             history.cpus.pop(cpu, None)
             history.removed_cpus[cpu] = at.ref
@@ -344,12 +183,20 @@ def _learn_cpus(history: History, at: Situation) -> None:
 def _learn_failed_cpus(history: History, at: Situation) -> None:
     """Some ids of the list may have come or gone before it failed: they are unknown then."""
     ids = at.apic_ids
+    adding = at.request.msg_type == MessageType.ADD_CPU
     doubtful = ids
-    if at.ret == EINVAL and at.request.msg_type == MessageType.ADD_CPU:
+    if at.ret == EINVAL and adding:
         doubtful = [] if any(cpu in history.cpus for cpu in ids) else ids[:-1]
     elif at.ret == EINVAL:
         doubtful = ids[: ids.index(0)] if 0 in ids else []
         history.unplugged_numbers |= bool(doubtful)
+    elif at.ret == EIO and adding:
+        history.failed_cpus |= {cpu: (at.ref, at.latency_ns) for cpu in ids
+                                if cpu not in history.failed_cpus}  # fmt: skip
+    elif at.ret == EEXIST and adding:
+        history.lost_ids |= dict.fromkeys(ids, at.ref)
+    elif not adding and at.ret == 1 and len(ids) == 1:
+        doubtful = []  # it stays in the kernel's table
     for cpu in doubtful:
         history.cpus.pop(cpu, None)
         history.removed_cpus.pop(cpu, None)

@@ -1,40 +1,59 @@
 """Walks a recording once and says what went wrong in it, as it is found.
 
-Memory grows with the connections and the findings, not with the operations.
+How it works, before how it is written:
+
+A capture's records come in one by one. `Session` turns their bytes into events: a line, a request,
+a reply. The engine keeps what a judgement needs beyond the event itself, and keeps it small, since
+recordings are long: per connection the open requests and what the guest's buffers hold (`Watched`),
+per guest what was seen to come and go (`History`), who may hold the hotplug lock (`LockWatch`), how
+connections follow each other (`Lives`), and with a world the kernel model (`ModelGuest`). Memory
+grows with the connections and the findings, not with the operations.
+
+At certain moments (a `Cue` in `rules/registry.py`) it gathers that into a `Situation` or a
+`ConnectionSituation` and asks every rule that listens to the cue whether it has something to
+say. Rules look at the situation and at nothing else. They know no order among themselves; findings
+are put in order at the end, by place and by number, so a cause stands before its consequence.
+
+Why a request failed is not asked rule by rule, since explanations exclude each other. There are
+three witnesses, and the better one wins:
+
+1. The kernel model, where the world is known. It executes what the guest executes, in step. While
+   it predicts every byte that was recorded its causes are certain. The first byte that it does not
+   predict ends its testimony for good.
+2. The wire. The family of the request (`@explains`) names what the reply proves, or all that it may
+   mean. What rests on earlier requests is inferred, since a recording may lack connections.
+3. The guest's console, which is joined by content and decides between what is possible.
+
+Silence is the hardest. That a request has no answer shows when its connection ends, or the
+recording does, and how that came about decides what it means: a guest that closes is no guest that
+hangs, and a client that leaves at once has not waited. What rests on a lock that is held for ever
+is kept back until the recording is over: one later answer that needs the lock refutes it.
+
+When bytes are missing the engine does not guess. A gap makes the history unsure, what the buffers
+hold unknown and the model end, and whatever is still said says that it is inferred.
 """
 
 from __future__ import annotations
 
-import re
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 from dissectors.constants import (
-    CALLER_TIMEOUT_NS,
     CPU_MSG_SIZE,
     CPU_TYPES,
-    EBUSY,
-    EIO,
-    HEADER_SIZE,
-    MAGIC_VERSION,
-    MMIO_MSG_SIZE,
-    PCI_MSG_SIZE,
-    REPLY_LOAD_OFFSET,
-    SERVICE_BYTE_LIMIT_NS,
     Arch,
-    MessageType,
 )
-from dissectors.events import Event, Lost, ReplyReceived, RequestReceived, ServiceByte
-from dissectors.messages import (
-    CpuRequestArm,
-    CpuRequestX86,
-    MmioRequest,
-    PciRequest,
-    Reply,
-    Request,
+from dissectors.events import (
+    ConnectLine,
+    Event,
+    Incomplete,
+    Lost,
+    ReplyReceived,
+    RequestReceived,
+    ServiceByte,
 )
+from dissectors.messages import Reply, Request
 from dissectors.services import DEVICE_MANAGER
 
 from .. import codes
@@ -52,71 +71,23 @@ from ..capture.records import (
     Record,
     Vmm,
 )
-from ..codes import Code
 from ..kernel.noted_world import noted_world
 from ..kernel.world import World
-from ..trace.decoding import Connection, Session
+from ..trace.decoding import Session
 from ..trace.operations import NoTable
-from .causes import Cause, ModelGuest, learn, of_reply, of_silence, softened
-from .finding import Finding, Ref
-from .history import History
-from .log_decisions import decide
+from .causes import ModelGuest
+from .finding import Cause, Finding, Ref
+from .judging import Judging
+from .lives import Lives
+from .lock import RESTS_ON_IT
 from .log_matching import ConsoleMatcher
-from .rules.registry import rules
-from .situation import ConnectionSituation, Situation
+from .rules.registry import Cue
+from .situation import ConnectionSituation, Situation, WaitEnd
+from .telling import Telling
+from .watched import Watched, is_whole
 
-_CREATED: Final = re.compile(r"vCPU (\d+) created")
 _LAYOUTS: Final = {msg_size: arch for arch, msg_size in CPU_MSG_SIZE.items()}
-_LOOP_INTERVAL_NS: Final = 100_000_000
-_LOOP_LENGTH: Final = 3
-_NEARLY: Final = 9 / 10
-_KEPT_BUSY: Final = 64
-LOCK_HOLDERS: Final = frozenset(
-    {codes.REMOVAL_ORDER, codes.ADD_BEYOND_POSSIBLE, codes.MMIO_WITHOUT_BOOT_DEVICE}
-)
-_SEEN_IN_CONSOLE: Final = frozenset(
-    {
-        codes.VCPU_NOT_STARTED,
-        codes.CPU_ALREADY_KNOWN,
-        codes.NO_CPU_NUMBER,
-        codes.REMOVE_ALL_CPUS,
-        codes.REMOVE_BOOT_CPU,
-        codes.REMOVE_UNFINDABLE_CPU,
-        codes.REMOVAL_ORDER,
-        codes.CPU_BUSY,
-        codes.PARTIAL_CPU_ADD,
-        codes.ADD_BEYOND_POSSIBLE,
-        codes.MMIO_RESOURCE_BUSY,
-        codes.PCI_NO_SUCH_BUS,
-        codes.PCI_NOTHING_THERE,
-        codes.PCI_NO_SUCH_DEVICE,
-        codes.STALE_ERROR,
-    }
-)
-
-
-@dataclass(slots=True)
-class _Watched:
-    """What is remembered of one connection."""
-
-    open: dict[int, Situation] = field(default_factory=dict)
-    last_ret: int | None = 0
-    last_load: int | None = 0
-    last_ref: Ref | None = None
-    load_ref: Ref | None = None
-    ok_ns: int | None = None
-    early_told: bool = False
-    unsolicited_told: bool = False
-    hello_told: bool = False
-    torn: bool = False
-    """What the guest's request buffer holds is not known."""
-    short: Situation | None = None
-    """The last request, when it was short and its rest may still come."""
-
-    def forget(self) -> None:
-        """What the guest's buffers hold is not known any more."""
-        self.torn = True
-        self.last_ret = self.last_load = self.last_ref = self.load_ref = None
+_REPLY_PIECE: Final = DEVICE_MANAGER.reply_size
 
 
 class Witness(Protocol):
@@ -154,24 +125,30 @@ class Diagnosis:
         self.events: Sequence[Event] = ()
         """What the last record was taken for."""
         self._header = header
-        self._dragonball = dragonball
-        self._console = console
-        self._model = ModelGuest(world) if world else None
-        self._history = History.of_world(world) if world else History()
-        self._rules = rules()
-        self._watched: dict[int, _Watched] = {}
+        self._judging = Judging(world, console)
+        self._telling = Telling(header, dragonball)
+        self._watched: dict[int, Watched] = {}
         self._now_ns = 0
-        self._busy: deque[tuple[Ref, int, int]] = deque(maxlen=_KEPT_BUSY)
-        """Requests that held the hotplug lock for long: (request, from, to)."""
-        self._refusals = 0
-        self._refused_ns: int | None = None
-        self._loop: ConnectionSituation | None = None
-        self._added: dict[object, Situation] = {}
+        self._lives = Lives()
         self._highest = 0
         """The highest number of a connection: they are counted from 1."""
         self._unanswered = 0
         self._arch = Arch.named(header.arch)
         """Until the first CPU request tells, None when nobody said."""
+
+    @property
+    def model(self) -> ModelGuest | None:
+        """The kernel model beside the recording, None without a world."""
+        return self._judging.model
+
+    def if_never_answered(self, at: Situation) -> list[Cause]:
+        """What would explain an open request, if no answer to it ever comes."""
+        return self._judging.if_never_answered(at, self.session.last_ns)
+
+    @property
+    def has_every_connection(self) -> bool:
+        """False when a number is missing: the guest may be in another state than it seems."""
+        return len(self.session.connections) >= self._highest
 
     def feed(self, record: Record, offset: int = 0) -> list[Finding]:
         """What one record brings to light."""
@@ -182,367 +159,275 @@ class Diagnosis:
         self._now_ns = record.t_ns
         match record:
             case Open():
-                self._watched[record.conn] = watched = _Watched()
-                self._highest = max(self._highest, record.conn)
-                if record.accepted:
-                    watched.ok_ns = record.t_ns
-                if record.begins is Begins.MIDDLE:
-                    self._from_middle(record.conn)
-                return []
+                self._opened(record)
             case Chunk():
-                return list(self._chunk(record.conn, events))
+                return list(self._chunk(record, events))
+            case Close(how=How.HALF):
+                self._half_closed(record)
             case Close() | GaveUp() if record.conn not in self._watched:
                 # The other side closes what is over, or something was never seen to open.
-                if self._model and self.session.connections[record.conn].begins is Begins.MIDDLE:
-                    self._model.part()
-            case Close() if record.how is not How.HALF:
-                return list(self._close(record))
+                if self.model and self.session.connections[record.conn].begins is Begins.MIDDLE:
+                    self.model.part()
+            case Close() if record.how.by_us:
+                self._cut(record.conn)
+                return list(self._over(record.conn, (), closed=False))
+            case Close():
+                return list(self._over(record.conn, events, closed=True))
             case Gap():
                 self._lost(record)
                 self._lost_replies(record.conn, events)
             case Vmm():
-                created = _CREATED.search(record.action)
-                if created and self._model:
-                    self._model.start_vcpu(int(created[1]))
+                self._judging.vmm(record.action)
         return []
 
     def finish(self) -> list[Finding]:
         """The recording is over: what is still open, looping or plugged."""
+        self._now_ns = max(self._now_ns, self.session.last_ns)
         found: list[Finding] = []
         for conn in list(self._watched):
-            found += self._over(conn, closed_by_guest=False, at_end=True)
-        if self._loop is not None:
-            found.append(self._of_connection(codes.CONNECT_REFUSED_LOOP, self._loop))
-        for situation in self._added.values():
-            found.append(self._of_request(Cause(codes.DEVICE_LEAKED), situation))
-        return found
+            found += self._over(conn, (), closed=False)
+        row, idle = self._lives.finish()
+        if row is not None:
+            found += self._telling.of_connection(Cue.REFUSED, row, self._now_ns)
+        for connection in idle:
+            found += self._telling.of_connection(Cue.END, connection, self._now_ns)
+        for situation in self._judging.plugged.values():
+            found += self._telling.of_request(Cue.END, situation)
+        return found + self._telling.last()
 
-    @property
-    def model(self) -> ModelGuest | None:
-        """The kernel model beside the recording, None without a world."""
-        return self._model
+    # What happens to connections.
+
+    def _opened(self, record: Open) -> None:
+        connection = self.session.connections[record.conn]
+        watched = Watched(
+            ConnectionSituation(
+                connection,
+                worked_before=self._lives.worked,
+                broke_before=self._lives.broke,
+                in_guest=record.begins is Begins.SERVICE,
+            )
+        )
+        self._watched[record.conn] = watched
+        self._highest = max(self._highest, record.conn)
+        watched.line_ns = record.t_ns if record.begins is Begins.SERVICE else None
+        if record.accepted:
+            watched.ok_ns = record.t_ns
+        if record.begins is Begins.MIDDLE:
+            self._from_middle(record.conn)
+        elif record.begins is Begins.SERVICE:
+            self._lives.opened()
 
     def _from_middle(self, conn: int) -> None:
         self._highest = max(self._highest, conn)
-        self._history.unsure = True
         self._watched[conn].forget()
-        if self._model:
-            self._model.part()
+        self._judging.part()
+
+    def _cut(self, conn: int) -> None:
+        """The recorder closed it: what was open then tells nothing of the guest."""
+        watched = self._watched[conn]
+        self._unanswered -= len(watched.open)
+        for at in watched.open.values():
+            self._judging.lost(at)
+        watched.open.clear()
+
+    def _half_closed(self, record: Close) -> None:
+        watched = self._watched.get(record.conn)
+        if watched is not None and not record.by_guest and watched.ok_ns is None:
+            watched.situation.half_closed = not watched.situation.received
 
     def _lost(self, gap: Gap) -> None:
-        self._history.unsure = True
-        if self._model:
-            self._model.part()
+        self._judging.part()
         for conn in [gap.conn] if gap.conn else list(self._watched):
             if conn in self._watched:
                 self._watched[conn].forget()
+                self._watched[conn].piece_ns = None
                 for situation in self._watched[conn].open.values():
-                    situation.doubtful |= gap.conn == 0 or not _is_whole(situation)
+                    situation.doubtful |= gap.conn == 0 or not is_whole(situation)
 
-    def _lost_replies(self, conn: int, events: object) -> None:
+    def _lost_replies(self, conn: int, events: Sequence[Event]) -> None:
         """Replies that the recording lacks: their requests are neither judged nor unanswered."""
-        if not isinstance(events, (list, tuple)) or conn not in self._watched:
+        if conn not in self._watched:
             return
         for event in events:
             for number in event.replies if isinstance(event, Lost) else ():
                 situation = self._watched[conn].open.pop(number, None)
                 if situation:
                     self._unanswered -= 1
+                    self._judging.lost(situation)
                     if self.witness:
                         self.witness.lost(situation)
 
-    def _chunk(self, conn: int, events: object) -> Iterator[Finding]:
+    def _chunk(self, chunk: Chunk, events: Sequence[Event]) -> Iterator[Finding]:
+        conn = chunk.conn
         if conn not in self._watched:
-            self._watched[conn] = _Watched()
+            at = ConnectionSituation(self.session.connections[conn])
+            self._watched[conn] = Watched(at)
             self._from_middle(conn)
         watched = self._watched[conn]
-        connection = self.session.connections[conn]
-        for event in events if isinstance(events, (list, tuple)) else ():
+        for event in events:
             if isinstance(event, RequestReceived):
                 yield from self._request(conn, watched, event)
             elif isinstance(event, ReplyReceived):
                 yield from self._reply(conn, watched, event)
+                watched.piece_ns = None
             elif isinstance(event, Lost):
                 self._lost_replies(conn, [event])
             else:
-                yield from self._handshake(conn, watched, connection, event)
+                yield from self._handshake(conn, watched, event)
+        if not chunk.to_guest and (watched.piece_ns is not None or len(chunk.data) != _REPLY_PIECE):
+            self._piece(watched, conn, chunk)
 
-    def _handshake(
-        self, conn: int, watched: _Watched, connection: Connection, event: Event
-    ) -> Iterator[Finding]:
+    def _piece(self, watched: Watched, conn: int, chunk: Chunk) -> None:
+        """How much of the next message from the guest has come."""
+        due = self.session.awaited(conn, 1)
+        begun = _REPLY_PIECE - due[0][1] if due and due[0][0] >= 0 else 0
+        if begun <= 0:
+            watched.piece_ns, watched.received = None, 0
+        else:
+            if watched.piece_ns is None:
+                watched.piece_ns, watched.piece = chunk.t_ns, begun
+            watched.received = begun
+
+    def _handshake(self, conn: int, watched: Watched, event: Event) -> Iterator[Finding]:
+        at, connection = watched.situation, watched.situation.connection
+        if isinstance(event, ConnectLine) and connection.port == self._header.port:
+            watched.line_ns = self._now_ns
+            self._lives.opened()
+        if connection.answer and not connection.accepted:
+            at.received = connection.answer
         if connection.accepted and watched.ok_ns is None:
             watched.ok_ns = self._now_ns
-            if self._loop is not None:
-                yield self._of_connection(codes.CONNECT_REFUSED_LOOP, self._loop)
-            self._refusals, self._refused_ns, self._loop = 0, None, None
+            self._channel_was_there(watched.line_ns or connection.opened_ns)
+            row = self._lives.accepted(at)
+            if row is not None:
+                yield from self._telling.of_connection(Cue.REFUSED, row, self._now_ns)
         if isinstance(event, ServiceByte):
-            if event.service is DEVICE_MANAGER and self._model:
-                self._model.connect(conn, from_start=True)
-            if event.early and not watched.early_told:
-                watched.early_told = True
-                yield self._of_connection(codes.EARLY_SERVICE_BYTE, ConnectionSituation(connection))
-        if connection.hello is False and not watched.hello_told:
-            watched.hello_told = True
-            yield self._of_connection(codes.BAD_HELLO, ConnectionSituation(connection))
+            at.early |= event.early
+            if event.service is DEVICE_MANAGER and self.model:
+                self.model.connect(conn, from_start=True)
+        if connection.port == self._header.port or connection.port is None:
+            yield from self._telling.of_connection(Cue.HANDSHAKE, at, self._now_ns)
+        if connection.hello:
+            self._lives.ready(connection)
 
-    def _request(self, conn: int, watched: _Watched, event: RequestReceived) -> Iterator[Finding]:
+    def _over(self, conn: int, events: Sequence[Event], closed: bool) -> Iterator[Finding]:
+        """The connection ended, or the recording did: nothing will be answered any more."""
+        watched = self._watched.pop(conn)
+        at, connection = watched.situation, watched.situation.connection
+        if self.model:
+            self.model.disconnect(conn)
+        at.unanswered, at.at_end = len(watched.open), not closed
+        for event in events:
+            if isinstance(event, Incomplete) and event.to_guest and not connection.line:
+                at.unfinished = event.raw
+            elif isinstance(event, Incomplete) and watched.ok_ns is None:
+                at.received = at.received or event.raw
+        self._unanswered -= len(watched.open)
+        self._judging.history.unsure |= bool(watched.open)
+        if watched.short is not None:
+            yield from self._telling.of_request(Cue.WHOLE, watched.short)
+        for situation in watched.open.values():
+            situation.received, situation.piece_ns = watched.received, watched.piece_ns
+            situation.piece = watched.piece
+            yield from self._silent(situation, closed and connection.closed_by_guest, not closed)
+        since = watched.ok_ns or watched.line_ns or connection.opened_ns
+        at.waited_ns = self._now_ns - since
+        at.to_upcall = upcall = connection.port == self._header.port
+        at.cut_off_by = self._judging.cut_off_by
+        if not closed:
+            if upcall:
+                yield from self._telling.of_connection(Cue.END, at, self._now_ns)
+            return
+        if upcall and connection.accepted:
+            self._lives.ended(at)
+        elif upcall and connection.closed_by_guest and not at.received and not at.half_closed:
+            self._lives.refused(at, self._now_ns)
+        if upcall or connection.port is None:
+            yield from self._telling.of_connection(Cue.CLOSED, at, self._now_ns)
+
+    # What happens to requests.
+
+    def _request(self, conn: int, watched: Watched, event: RequestReceived) -> Iterator[Finding]:
         request = event.message
         if not isinstance(request, Request):
             return
         ref = Ref(conn, event.number)
         if self._arch is None and request.msg_type in CPU_TYPES:
             self._arch = _LAYOUTS.get(request.msg_size)
-        situation = Situation(
+        at = Situation(
             ref,
             event,
             request,
             self._now_ns,
-            self._history,
+            self._judging.history,
             self._arch or Arch.X86_64,
-            last_ret=watched.last_ret,
-            last_load=watched.last_load,
-            last_ref=watched.last_ref,
-            load_ref=watched.load_ref,
             arch_told=self._arch is not None,
+            seen_by_client=watched.situation.connection.begins is not Begins.SERVICE,
         )
-        situation.doubtful = watched.torn and not _is_whole(situation)
+        watched.give_buffers(at)
+        at.doubtful = watched.torn and not is_whole(at)
         watched.torn &= event.size < len(event.raw)
-        watched.open[event.number] = situation
-        self._history.unsure |= self._unanswered > 0
+        watched.open[event.number] = at
+        self._judging.history.unsure |= self._unanswered > 0
         self._unanswered += 1
         if self.witness:
-            self.witness.asked(situation)
-        if self._model:
-            self._model.request(ref, event.raw[: event.size])
-        if self._console and (situation.is_cpu or situation.is_pci) and _executed(situation):
-            situation.console = self._console.find(situation)
+            self.witness.asked(at)
+        self._judging.asked(at)
         short, watched.short = watched.short, None
         if short is not None and event.continues != short.ref.request:
-            yield self._of_request(Cause(codes.SHORT_REQUEST), short)
-        if event.continues is not None:
-            yield self._of_request(Cause(codes.SPLIT_REQUEST), situation)
-        elif event.rest_of is not None:
-            yield self._of_request(Cause(codes.OVER_LONG_REQUEST), situation)
-        else:
-            if event.overlaps is not None:
-                yield self._of_request(Cause(codes.OVERLAPPING_REQUESTS), situation)
-            if event.size < len(event.raw):
-                watched.short = situation  # unless its rest follows
+            yield from self._telling.of_request(Cue.WHOLE, short)
+        yield from self._telling.of_request(Cue.REQUEST, at)
+        if event.continues is None and event.rest_of is None and event.size < len(event.raw):
+            watched.short = at  # unless its rest follows
 
-    def _reply(self, conn: int, watched: _Watched, event: ReplyReceived) -> Iterator[Finding]:
+    def _reply(self, conn: int, watched: Watched, event: ReplyReceived) -> Iterator[Finding]:
         reply = event.message
         if not isinstance(reply, Reply):
             return
-        situation = None if event.number is None else watched.open.pop(event.number, None)
-        if situation is None:
-            if event.number is None and not watched.unsolicited_told:
-                watched.unsolicited_told = True
-                connection = self.session.connections[conn]
-                yield self._of_connection(codes.UNSOLICITED_REPLY, ConnectionSituation(connection))
-            # After a gap it may be no message at all, but parts of two.
-            watched.last_ret = None if watched.torn else reply.ret
-            watched.last_load = None
-            watched.last_ref = watched.load_ref = None
+        at = None if event.number is None else watched.open.pop(event.number, None)
+        if at is None:
+            if event.number is None:
+                at_once = watched.situation
+                yield from self._telling.of_connection(Cue.HANDSHAKE, at_once, self._now_ns)
+            watched.remember_unasked(reply)
             return
         self._unanswered -= 1
         # Earlier replies on this connection may have come since the request was sent.
-        situation.last_ret, situation.last_load = watched.last_ret, watched.last_load
-        situation.last_ref, situation.load_ref = watched.last_ref, watched.load_ref
-        situation.reply, situation.reply_raw = reply, event.raw
-        situation.latency_ns = self._now_ns - situation.sent_ns
-        yield from self._judge(situation)
-        self._remember(watched, situation, reply)
+        watched.give_buffers(at)
+        at.reply, at.reply_raw = reply, event.raw
+        at.replied_ns, at.latency_ns = self._now_ns, self._now_ns - at.sent_ns
+        at.piece_ns, at.piece = watched.piece_ns, watched.piece
+        yield from self._answered(at)
+        watched.remember(at, reply)
 
-    def _judge(self, at: Situation) -> Iterator[Finding]:
-        reply = at.reply
-        assert reply is not None  # the caller has set it
-        predicted = self._model.reply(at.ref, at.reply_raw) if self._model else None
-        misfit = reply.magic_version != MAGIC_VERSION or reply.msg_type != at.request.msg_type
-        causes = of_reply(at) if predicted is None else predicted
-        if predicted is None and (misfit or at.doubtful):
-            causes = softened(causes, [])
-        elif predicted and not self.has_every_connection:
-            causes = softened(causes, of_reply(at))
-        if self._console and at.is_mmio and reply.ret in (0, EBUSY) and _executed(at):
-            at.console = self._console.find(at)
-        if at.console is not None:
-            causes = decide(causes, at, at.console)
-        for cause in causes:
-            yield self._of_request(cause, at)
-        if any(at.reply_raw[REPLY_LOAD_OFFSET + reply.msg_size :]):
-            yield self._of_request(Cause(codes.STALE_LOAD, misfit or at.doubtful), at)
-        if misfit:
-            yield self._of_request(Cause(codes.REPLY_MISMATCH), at)
-        late = (at.latency_ns or 0) > CALLER_TIMEOUT_NS
-        if late and (at.is_cpu or at.is_mmio or at.is_pci):
-            at.held_up_by = self._held_up(at)
-            yield self._of_request(Cause(codes.LATE_REPLY), at)
-        yield from self._consequences(at, causes)
-        learn(self._history, at, causes)
+    def _answered(self, at: Situation) -> Iterator[Finding]:
+        self._judging.answered(at, self._now_ns, self.has_every_connection)
+        yield from self._telling.of_causes(at)
+        yield from self._telling.of_request(Cue.REPLY, at)
+        for other in self._judging.learnt(at, self._now_ns):
+            yield from self._telling.under(codes.VCPU_NOT_STARTED, other, inferred=True)
+        self._telling.refute({codes.CHANNEL_REMOVED}, at.sent_ns)
+        if self._judging.lock.free_at == at.ref:
+            self._telling.refute(RESTS_ON_IT, at.sent_ns)
         if self.witness:
-            self.witness.judged(at, causes)
-        self._track_device(at, causes)
-        if at.is_cpu and reply.ret == EIO:
-            self._busy.append((at.ref, at.sent_ns, self._now_ns))
+            self.witness.judged(at, at.causes)
 
-    def _consequences(self, at: Situation, causes: list[Cause]) -> Iterator[Finding]:
-        if not self._dragonball or at.ret == 0 or at.request.magic_version != MAGIC_VERSION:
-            return
-        told = {cause.code for cause in causes}
-        inferred = any(cause.inferred for cause in causes)
-        if at.is_cpu:
-            yield self._of_request(Cause(codes.RESIZE_WEDGED), at)
-        adding = at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI)
-        if adding and told != {codes.STALE_ERROR} and at.ret is not None:
-            yield self._of_request(Cause(codes.DEVICE_SILENTLY_LOST, inferred), at)
+    def _channel_was_there(self, asked_ns: int) -> None:
+        self._judging.channel_was_there(asked_ns)
+        self._telling.refute({codes.CHANNEL_REMOVED}, asked_ns)
 
-    def _track_device(self, at: Situation, causes: list[Cause]) -> None:
-        """Devices that were added in this recording, for what is left at its end."""
-        worked = at.ret == 0 or [cause.code for cause in causes] == [codes.STALE_ERROR]
-        if not worked or at.request.magic_version != MAGIC_VERSION:
-            return
-        key: object = None
-        if at.mmio is not None:
-            key = (at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq)
-        elif at.pci is not None:
-            key = (at.pci.busno, at.pci.devfn)
-        if at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI):
-            self._added[key] = at
-        elif at.request.msg_type in (MessageType.DEL_MMIO, MessageType.DEL_PCI):
-            self._added.pop(key, None)
-
-    def _held_up(self, at: Situation) -> Ref | None:
-        """Another connection's request that held the lock while this one waited."""
-        for ref, begun, ended in self._busy:
-            if ref.conn != at.ref.conn and begun < self._now_ns and ended > at.sent_ns:
-                return ref
-        return None
-
-    def _remember(self, watched: _Watched, at: Situation, reply: Reply) -> None:
-        if at.doubtful:  # it may be put together from two
-            watched.last_ret = watched.last_load = watched.last_ref = watched.load_ref = None
-            return
-        wrote_ret = at.request.magic_version == MAGIC_VERSION and not (
-            at.is_pci and reply.ret == watched.last_ret
-        )
-        if wrote_ret or watched.last_ret is None:
-            watched.last_ref = at.ref
-        watched.last_ret = reply.ret
-        load = int.from_bytes(at.reply_raw[REPLY_LOAD_OFFSET:][:4], "little")
-        if reply.msg_size or load != watched.last_load:
-            watched.load_ref = at.ref
-        watched.last_load = load
-
-    def _close(self, close: Close) -> Iterator[Finding]:
-        conn = close.conn
-        if close.how.by_us:  # what was open then tells nothing of the guest
-            self._unanswered -= len(self._watched[conn].open)
-            self._watched[conn].open.clear()
-            yield from self._over(conn, closed_by_guest=False, at_end=True)
-            return
-        connection = self.session.connections[conn]
-        yield from self._over(conn, close.by_guest, at_end=False)
-        if connection.port == self._header.port and not connection.accepted and close.by_guest:
-            yield from self._refused(connection)
-        if (
-            connection.line
-            and connection.port is None
-            and not connection.line.startswith(b"passfd")
-        ):
-            yield self._of_connection(codes.MALFORMED_CONNECT_LINE, ConnectionSituation(connection))
-
-    def _over(self, conn: int, closed_by_guest: bool, at_end: bool) -> Iterator[Finding]:
-        """The connection ended, or the recording did: nothing will be answered any more."""
-        watched = self._watched.pop(conn)
-        connection = self.session.connections[conn]
-        if self._model:
-            self._model.disconnect(conn)
-        self._unanswered -= len(watched.open)
-        self._history.unsure |= bool(watched.open)
-        if watched.short is not None:
-            yield self._of_request(Cause(codes.SHORT_REQUEST), watched.short)
-        for situation in watched.open.values():
-            predicted = self._model.silence(situation.ref) if self._model else None
-            causes = of_silence(situation) if predicted is None else predicted
-            if not self.has_every_connection:
-                causes = softened(causes, [])
-            if situation.console is not None:
-                causes = decide(causes, situation, situation.console)
-            for cause in causes:
-                yield self._of_request(cause, situation)
-            yield self._of_request(Cause(codes.UNANSWERED), situation)
-            if closed_by_guest:
-                yield self._of_request(Cause(codes.RESET_WHILE_BUSY), situation)
-            yield from self._consequences(situation, causes)
-            if self.witness:
-                self.witness.judged(situation, causes)
-            self._history.died.setdefault(conn, situation.ref)
-            if any(c.code in LOCK_HOLDERS for c in causes) and not self._history.stuck_by:
-                self._history.stuck_by = situation.ref
-        yield from self._never_ready(connection, watched, closed_by_guest, at_end)
-
-    @property
-    def has_every_connection(self) -> bool:
-        """False when a number is missing: the guest may be in another state than it seems."""
-        return len(self.session.connections) >= self._highest
-
-    def _never_ready(
-        self, connection: Connection, watched: _Watched, closed_by_guest: bool, at_end: bool
-    ) -> Iterator[Finding]:
-        if not connection.accepted or connection.port != self._header.port or at_end:
-            return
-        waited = self._now_ns - (watched.ok_ns or connection.opened_ns)
-        situation = ConnectionSituation(connection, waited_ns=waited)
-        known = connection.service == DEVICE_MANAGER.byte
-        if connection.service is None:
-            if closed_by_guest and waited >= SERVICE_BYTE_LIMIT_NS * _NEARLY:
-                yield self._of_connection(codes.SERVICE_BYTE_TIMEOUT, situation)
-        elif not known and closed_by_guest and not connection.requests:
-            yield self._of_connection(codes.UNKNOWN_SERVICE, situation)
-        elif known and connection.hello is None and not connection.lost:
-            yield self._of_connection(codes.NO_HELLO, situation)
-
-    def _refused(self, connection: Connection) -> Iterator[Finding]:
-        """One refusal is a finding; many in a row are one: Dragonball's loop."""
-        interval = None if self._refused_ns is None else self._now_ns - self._refused_ns
-        self._refused_ns = self._now_ns
-        in_row = interval is not None and interval < _LOOP_INTERVAL_NS
-        self._refusals = self._refusals + 1 if in_row else 1
-        situation = ConnectionSituation(connection, self._refusals, interval)
-        if self._refusals < _LOOP_LENGTH:
-            yield self._of_connection(codes.NO_LISTENER, situation)
-        else:
-            self._loop = situation
-
-    def _of_request(self, cause: Cause, at: Situation) -> Finding:
-        rule = self._rules[cause.code]
-        told = rule.tell(at)
-        if at.console is not None and cause.code in _SEEN_IN_CONSOLE:
-            told = replace(told, evidence=(*told.evidence, *at.console.evidence))
-        return rule.finding(told, at.ref.conn, at.ref.request, cause.inferred)
-
-    def _of_connection(self, code: Code, at: ConnectionSituation) -> Finding:
-        rule = self._rules[code]
-        return rule.finding(rule.tell(at), at.connection.number, None, inferred=False)
-
-
-def _executed(at: Situation) -> bool:
-    return at.request.magic_version == MAGIC_VERSION
-
-
-def _is_whole(at: Situation) -> bool:
-    """True when the last receive held everything that the request's meaning hangs on."""
-    meant = HEADER_SIZE
-    match at.request:
-        case MmioRequest():
-            meant += MMIO_MSG_SIZE
-        case PciRequest():
-            meant += PCI_MSG_SIZE
-        case CpuRequestX86(count=count):
-            meant += 2 + count
-        case CpuRequestArm(count=count):
-            meant += 2 + count
-    return at.event.size >= meant
+    def _silent(self, at: Situation, by_guest: bool, at_end: bool) -> Iterator[Finding]:
+        """A request was not answered, and now never will be."""
+        gave_up = self.session.connections[at.ref.conn].gave_up_ns is not None
+        at.ended = WaitEnd.CLIENT if not gave_up else WaitEnd.GAVE_UP
+        at.ended = WaitEnd.GUEST if by_guest else WaitEnd.RECORDING if at_end else at.ended
+        at.waited_ns = self._now_ns - at.sent_ns
+        self._judging.silent(at, self.has_every_connection, self._now_ns)
+        yield from self._telling.of_causes(at)
+        yield from self._telling.of_request(Cue.SILENCE, at)
+        if self.witness:
+            self.witness.judged(at, at.causes)
+        self._judging.over(at)
 
 
 def sort_key(finding: Finding) -> tuple[int, int, str]:

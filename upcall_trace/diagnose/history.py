@@ -30,8 +30,14 @@ class History:
     unsure: bool = False
     """The guest may have taken requests in another order than their replies tell, or executed
     some whose replies are missing: what is listed here may be gone."""
-    stuck_by: Ref | None = None
-    """The request that left the hotplug lock taken, as far as that is known."""
+    failed_cpus: dict[int, tuple[Ref, int | None]] = field(default_factory=dict)
+    """APIC ids that failed to start, by which request, and how long that took."""
+    lost_ids: dict[int, Ref] = field(default_factory=dict)
+    """APIC ids that online CPUs lost, by which request."""
+    running: set[int] = field(default_factory=set)
+    """vCPUs that the VMM was seen to create."""
+    mmio_works: bool = False
+    """An MMIO request got further than the first checks, so the guest can be asked for it."""
     died: dict[int, Ref] = field(default_factory=dict)
     """Connections whose thread in the guest is gone, with the request it died on."""
 
@@ -42,6 +48,8 @@ class History:
             windows={(w.base, w.size, w.irq): None for w in world.mmio},
             cpus=dict.fromkeys(world.cpus_online),
             pci={(d.bus, d.devfn): None for d in world.pci},
+            running=set(world.vcpus_running),
+            mmio_works=bool(world.mmio) or not world.needs_boot_mmio,
         )
 
     def overlapping(self, base: int, size: int) -> tuple[Window, Ref | None] | None:

@@ -27,9 +27,8 @@ from dissectors.messages import MmioRequest, PciRequest
 
 from .. import codes
 from ..codes import Code
-from .causes import Cause
-from .engine import LOCK_HOLDERS
-from .finding import Ref
+from .finding import Cause, Ref
+from .lock import LOCK_HOLDERS, proves_free
 from .situation import Situation
 
 _BOOT_CPU: Final = 0
@@ -239,7 +238,7 @@ class Ledger:
     def _take_lock(self, at: Situation, told: list[Code]) -> None:
         if not (at.is_cpu or at.is_mmio):
             return
-        if at.ret == 0 or (at.is_cpu and at.ret in (EIO, EBUSY)):
+        if proves_free(at):
             self.lock = Lock("free", at.ref)
             self._lock_ns = at.sent_ns
         elif at.reply is None and self.lock.state != "stuck" and at.sent_ns >= self._lock_ns:

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from dissectors.constants import EINVAL, EIO, MAGIC_VERSION, MessageType
 
 from .. import codes
 from ..codes import Code
 from ..logs.guest_console import ConsoleOperation, evidence_of
-from .causes import Cause
+from .finding import Cause
 from .situation import Situation
+
+SEEN_IN_CONSOLE: Final = frozenset(
+    {
+        codes.VCPU_NOT_STARTED,
+        codes.CPU_ALREADY_KNOWN,
+        codes.NO_CPU_NUMBER,
+        codes.REMOVE_ALL_CPUS,
+        codes.REMOVE_BOOT_CPU,
+        codes.REMOVE_UNFINDABLE_CPU,
+        codes.REMOVAL_ORDER,
+        codes.CPU_BUSY,
+        codes.PARTIAL_CPU_ADD,
+        codes.ADD_BEYOND_POSSIBLE,
+        codes.CPU_NEVER_AGAIN,
+        codes.MMIO_RESOURCE_BUSY,
+        codes.MMIO_WITHOUT_BOOT_DEVICE,
+        codes.DRIVER_HANGS,
+        codes.PCI_NO_SUCH_BUS,
+        codes.PCI_NOTHING_THERE,
+        codes.PCI_NO_SUCH_DEVICE,
+        codes.STALE_ERROR,
+    }
+)
+"""Codes whose findings show the console's lines on the operation."""
 
 
 def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[Cause]:

@@ -24,9 +24,8 @@ from ..kernel.world import World
 from ..sources import open_source
 from ..trace.opening import Capture, Progress
 from ..trace.operations import NoTable
-from .causes import Cause, of_silence
 from .engine import Diagnosis
-from .finding import Finding, Ref
+from .finding import Cause, Finding, Ref
 from .ledger import KINDS, Cpu, Dead, Entry, Ledger, Lock, Mmio, Pci, Thing
 from .log_matching import ConsoleMatcher
 from .situation import Situation
@@ -211,8 +210,12 @@ class Following:
         ledger = self._ledger.copy() if waiting else self._ledger
         for (_, (_, at)), request in zip(open_now, waiting, strict=True):
             if not request.answered:
-                ledger.take(at, of_silence(at))
-        if self._follows:
+                ledger.take(at, self._diagnosis.if_never_answered(at))
+        overdue = any(
+            not request.answered and self._model and self._model.overdue(at)
+            for (_, (_, at)), request in zip(open_now, waiting, strict=True)
+        )
+        if self._follows and not overdue:
             entries = list(self._by_model())
             stuck = self._modelled.stuck_since
             lock = Lock("stuck" if stuck else "free", stuck)
@@ -222,8 +225,8 @@ class Following:
             lock, dead = ledger.lock, ledger.dead
         model = None
         if self._model:
-            model = "incomplete" if self._model.guest else "parted"
-            model = "in step" if self._follows else model
+            model = "incomplete" if self._model.guest and not overdue else "parted"
+            model = "in step" if self._follows and not overdue else model
         entries.sort(key=lambda entry: (KINDS.index(type(entry.thing)), entry.thing))
         in_order = tuple(dead[conn] for conn in sorted(dead))
         return GuestState(model, self._parted_at, tuple(entries), lock, in_order, waiting)

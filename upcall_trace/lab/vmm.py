@@ -9,14 +9,12 @@ from typing import Any, Final
 
 from ..control.orders import (
     BadOrder,
-    memory_resized,
     name_and_value,
     pci_device,
-    pci_plugged,
     vcpu,
-    vcpu_created,
 )
 from ..errors import WrongUsage
+from ..kernel.vmm_actions import memory_resized, pci_plugged, vcpu_created
 from ..kernel.world import PciDevice, Window
 from .machines import (
     APIC_IDS,

@@ -18,8 +18,8 @@ from dissectors.events import Event, Hello, Incomplete, OkLine, ReplyReceived
 
 from ..capture.records import Begins, Chunk, Close, GaveUp, Header, How, Open, Record, Vmm
 from ..compare.replies import Got
-from ..control.orders import order_of
 from ..errors import PeerDied, Unreachable
+from ..kernel.vmm_actions import order_of
 from ..sockets.addresses import Address, UnixAddress, connect_unix, connect_vsock
 from ..trace.decoding import Session
 from ..trace.operations import NoTable

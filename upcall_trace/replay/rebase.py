@@ -34,8 +34,8 @@ from dissectors.messages import (
     decode_request,
 )
 
-from ..control.orders import order_of, pci_plugged, vcpu_created
 from ..errors import UnreadableInput
+from ..kernel.vmm_actions import order_of, pci_plugged, vcpu_created
 from ..kernel.world import World
 from ..simulated.rehearsal import adds
 from ..trace.script import Act, Asked, Script, Send, Step

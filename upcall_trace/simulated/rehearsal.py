@@ -6,7 +6,6 @@ No IO.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from dissectors.constants import ADDING_TYPES, MESSAGE_SIZE
@@ -17,11 +16,10 @@ from dissectors.messages import (
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
 
 from ..codes import Code
-from ..control.orders import order_of
-from ..kernel.cpus import NoSuchCpu
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
-from ..kernel.world import PciDevice, Window, World
+from ..kernel.vmm_actions import carry_out
+from ..kernel.world import Window, World
 from ..trace.script import Act, Asked, Key, Send, Step
 
 
@@ -53,7 +51,7 @@ class Rehearsal:
     def take(self, step: Step, asked: Mapping[Key, Asked]) -> Iterator[Rehearsed]:
         """What comes of a step; only sends with requests come to anything."""
         if isinstance(step, Act):
-            self._act(step.action)
+            carry_out(self.guest, step.action)
         elif isinstance(step, Send) and step.what == "service":
             connection = self.guest.connect()
             known = connection.service(step.data[0]) is not None
@@ -62,21 +60,6 @@ class Rehearsal:
             for place, request in enumerate(step.requests):
                 piece = step.data[place * MESSAGE_SIZE : (place + 1) * MESSAGE_SIZE]
                 yield self._request(asked[step.conn, request], piece)
-
-    def _act(self, action: str) -> None:
-        match order_of(action):
-            case {"start_vcpu": int(cpu)}:
-                self.guest.start_vcpu(cpu)
-            case {"plug_pci": {"bus": bus, "slot": slot}}:
-                self.guest.plug_pci(PciDevice(bus, slot))
-            case {"unplug_pci": {"bus": bus, "slot": slot}}:
-                self.guest.unplug_pci(PciDevice(bus, slot))
-            case {"offline_cpu": int(number)}:
-                with suppress(NoSuchCpu):
-                    self.guest.switch_cpu(number, False)
-            case {"online_cpu": int(number)}:
-                with suppress(NoSuchCpu):
-                    self.guest.switch_cpu(number, True)
 
     def _request(self, asked: Asked, piece: bytes) -> Rehearsed:
         connection = self._connections.get(asked.conn)

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from ..capture.records import Header, Vmm
 from ..control.order_socket import give_order
-from ..control.orders import words_of
 from ..errors import NothingRun, SomethingLost, WrongUsage
 from ..kernel.noted_world import world_notes
+from ..kernel.vmm_actions import words_of
 from ..replay.run import Recording, read_recording
 from ..replay.target import dangers
 from ..sockets.listening import Listener

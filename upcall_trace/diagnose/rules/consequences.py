@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dissectors.constants import MAGIC_VERSION, MessageType
+
 from ... import codes
 from ...logs.evidence import Evidence
 from ...views.text import safe
 from ..finding import Told
-from ..situation import Situation
-from .registry import rule
+from ..situation import Situation, WaitEnd
+from .registry import POSSIBLY, Cue, Likelihood, rule
 
 
-@rule(codes.DEVICE_SILENTLY_LOST)
+def _drops_the_error(at: Situation) -> bool | Likelihood:
+    added = at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI)
+    stale = {cause.code for cause in at.causes} == {codes.STALE_ERROR}
+    if not added or at.ret == 0 or stale or at.request.magic_version != MAGIC_VERSION:
+        return False
+    return POSSIBLY if any(cause.inferred for cause in at.causes) else True
+
+
+@rule(codes.DEVICE_SILENTLY_LOST, {Cue.REPLY: _drops_the_error})
 def device_silently_lost(at: Situation) -> Told:
     """A device add failed, and Dragonball takes any answer for success.
 
@@ -37,7 +47,17 @@ def device_silently_lost(at: Situation) -> Told:
     )
 
 
-@rule(codes.RESIZE_WEDGED)
+def _failed(at: Situation) -> bool:
+    return at.is_cpu and at.ret != 0 and at.request.magic_version == MAGIC_VERSION
+
+
+def _still_waits(at: Situation) -> bool:
+    """Nobody ended the wait: a reset counts as success, and a client that left waits no more."""
+    left = at.ended in (WaitEnd.GUEST, WaitEnd.CLIENT)
+    return _failed(at) and at.waited_long and not left
+
+
+@rule(codes.RESIZE_WEDGED, {Cue.REPLY: _failed, Cue.SILENCE: _still_waits})
 def resize_wedged(at: Situation) -> Told:
     """A vCPU resize failed, and none will work from now on.
 
@@ -47,12 +67,13 @@ def resize_wedged(at: Situation) -> Told:
     **Why it matters.** Every later resize is refused with `VcpuIsHotplugging` until the VM
     restarts; the pod keeps the CPUs it has.
 
-    **On the wire.** A reply to ADD_CPU or DEL_CPU that is not 0, or no reply. No further CPU
-    request follows from Dragonball.
+    **On the wire.** A reply to ADD_CPU or DEL_CPU that is not 0, or no reply while the connection
+    lasts. No further CPU request follows from Dragonball.
 
     **Example.** `cpu_lifecycle`, request 1.0.
 
-    **Limits.** True for Dragonball; for another VMM use `--vmm other`.
+    **Limits.** True for Dragonball; for another VMM use `--vmm other`. When the stream breaks
+    before the answer, Dragonball counts that as success instead (UP605).
 
     **What to do.** Restart the pod, and fix the cause that stands at the same request.
     """
@@ -90,7 +111,7 @@ def host_side_failure(line: Evidence) -> Told:
     )
 
 
-@rule(codes.DEVICE_LEAKED)
+@rule(codes.DEVICE_LEAKED, {Cue.END: lambda at: isinstance(at, Situation)})
 def device_leaked(at: Situation) -> Told:
     """A device was added and not removed by the end of the recording.
 

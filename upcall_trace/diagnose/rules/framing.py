@@ -8,7 +8,7 @@ from ... import codes
 from ...logs.evidence import Evidence
 from ..finding import Ref, Told
 from ..situation import ConnectionSituation, Situation
-from .registry import rule
+from .registry import Cue, rule
 from .wording import pointing
 
 
@@ -21,7 +21,7 @@ def _title(ref: Ref) -> str:
     return str(ref).capitalize()
 
 
-@rule(codes.SPLIT_REQUEST)
+@rule(codes.SPLIT_REQUEST, {Cue.REQUEST: lambda at: at.event.continues is not None})
 def split_request(at: Situation) -> Told:
     """One request reached the guest in pieces.
 
@@ -60,7 +60,7 @@ def split_request(at: Situation) -> Told:
     )
 
 
-@rule(codes.SHORT_REQUEST)
+@rule(codes.SHORT_REQUEST, {Cue.WHOLE: lambda at: at.event.size < len(at.event.raw)})
 def short_request(at: Situation) -> Told:
     """Fewer than 1024 bytes came, and nothing followed.
 
@@ -99,7 +99,12 @@ def short_request(at: Situation) -> Told:
     )
 
 
-@rule(codes.OVERLAPPING_REQUESTS)
+def _overlaps(at: Situation) -> bool:
+    piece = at.event.continues is not None or at.event.rest_of is not None
+    return at.event.overlaps is not None and not piece
+
+
+@rule(codes.OVERLAPPING_REQUESTS, {Cue.REQUEST: _overlaps})
 def overlapping_requests(at: Situation) -> Told:
     """A request was sent while another was unanswered.
 
@@ -134,7 +139,11 @@ def overlapping_requests(at: Situation) -> Told:
     )
 
 
-@rule(codes.OVER_LONG_REQUEST)
+def _is_rest(at: Situation) -> bool:
+    return at.event.continues is None and at.event.rest_of is not None
+
+
+@rule(codes.OVER_LONG_REQUEST, {Cue.REQUEST: _is_rest})
 def over_long_request(at: Situation) -> Told:
     """One send had more than 1024 bytes, and the rest was taken for a request.
 
@@ -170,7 +179,7 @@ def over_long_request(at: Situation) -> Told:
     )
 
 
-@rule(codes.UNSOLICITED_REPLY)
+@rule(codes.UNSOLICITED_REPLY, {Cue.HANDSHAKE: lambda at: at.connection.unsolicited > 0})
 def unsolicited_reply(at: ConnectionSituation) -> Told:
     """The guest sent a message while no request was open.
 

@@ -1,18 +1,29 @@
-"""UP101 to UP108: how connections begin, from the CONNECT line to the CONNECT message."""
+"""UP101 to UP108: how connections begin, from the CONNECT line to the CONNECT message.
+
+The ones that nobody answers, and answers that are none, are in `connecting.py`.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dissectors.constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, RECONNECT_LIMIT
+from dissectors.constants import (
+    CONNECT_LINE_LIMIT,
+    MAGIC_VERSION,
+    RECONNECT_LIMIT,
+    SERVICE_BYTE_LIMIT_NS,
+)
+from dissectors.services import DEVICE_MANAGER
 
 from ... import codes
 from ...capture.records import How
 from ...views.text import duration, safe
 from ..finding import Told
+from ..lives import LOOP_LENGTH
 from ..situation import ConnectionSituation
-from .registry import rule
+from .registry import Cue, rule
 
+_NEARLY_LIMIT_NS: Final = SERVICE_BYTE_LIMIT_NS * 9 // 10
 _SHOWN: Final = 60
 """Characters of a client's own text in a sentence."""
 
@@ -33,7 +44,22 @@ def _in(waited_ns: int | None) -> str:
     return "" if waited_ns is None else f" in {duration(waited_ns)}"
 
 
-@rule(codes.NO_LISTENER)
+def refused(at: ConnectionSituation) -> bool:
+    """The guest's side ended it without OK and without any other word."""
+    connection = at.connection
+    nothing = not connection.accepted and not at.received and not at.half_closed
+    return nothing and connection.closed_by_guest and at.to_upcall
+
+
+def before(at: ConnectionSituation) -> str:
+    """What a refusal means when the guest had answered before."""
+    return (
+        f"The guest had answered on connection {at.worked_before}: since then it ended, or "
+        "started anew, or lost its vsock device."
+    )
+
+
+@rule(codes.NO_LISTENER, {Cue.CLOSED: lambda at: refused(at) and at.refusals < LOOP_LENGTH})
 def no_listener(at: ConnectionSituation) -> Told:
     """A connection to the upcall port was closed without OK.
 
@@ -58,10 +84,13 @@ def no_listener(at: ConnectionSituation) -> Told:
     """
     connection = at.connection
     port = "the upcall port" if connection.port is None else f"port {connection.port}"
+    why = (
+        "Nobody accepts on that port in the guest: it is still booting, its kernel has no "
+        "upcall, or the server is on another port."
+    )
     return Told(
         what=f"Connection {connection.number} to {port} was {_closed(at)} without OK.",
-        why="Nobody accepts on that port in the guest: it is still booting, its kernel has no "
-        "upcall, or the server is on another port.",
+        why=before(at) if at.worked_before else why,
         so="Dragonball tries again 10 ms later; until it gets an OK, hotplug fails with "
         "UpcallServerNotReady.",
         next="If no later connection gets OK, check the guest's kernel for DRAGONBALL_UPCALL_SRV "
@@ -69,7 +98,7 @@ def no_listener(at: ConnectionSituation) -> Told:
     )
 
 
-@rule(codes.CONNECT_REFUSED_LOOP)
+@rule(codes.CONNECT_REFUSED_LOOP, {Cue.REFUSED: lambda at: at.refusals >= LOOP_LENGTH})
 def connect_refused_loop(at: ConnectionSituation) -> Told:
     """Connections to the upcall port are refused again and again.
 
@@ -102,17 +131,29 @@ def connect_refused_loop(at: ConnectionSituation) -> Told:
             f"Dragonball gives up for good after {RECONNECT_LIMIT} tries, 10 ms apart; "
             "hotplug fails with UpcallServerNotReady meanwhile."
         )
+    why = "Dragonball connects anew 10 ms after each refusal, and nobody in the guest accepts."
+    advice = (
+        "Check that the guest kernel was built with upcall, then its console for "
+        "'Init server err' or a boot that hangs."
+    )
+    if at.worked_before:
+        why = before(at)
+        advice = "Look when the guest's console stops, and in the host's log for the VMM's end."
     return Told(
         what=f"{at.refusals} connections in a row, up to connection {at.connection.number}, ended "
         f"without OK{apart}.",
-        why="Dragonball connects anew 10 ms after each refusal, and nobody in the guest accepts.",
+        why=why,
         so=so,
-        next="Check that the guest kernel was built with upcall, then its console for "
-        "'Init server err' or a boot that hangs.",
+        next=advice,
     )
 
 
-@rule(codes.MALFORMED_CONNECT_LINE)
+def _malformed(at: ConnectionSituation) -> bool:
+    line, port = at.connection.line, at.connection.port
+    return bool(at.unfinished) or (bool(line) and port is None and not line.startswith(b"passfd"))
+
+
+@rule(codes.MALFORMED_CONNECT_LINE, {Cue.CLOSED: _malformed})
 def malformed_connect_line(at: ConnectionSituation) -> Told:
     """The client's first line is not a CONNECT line.
 
@@ -133,13 +174,17 @@ def malformed_connect_line(at: ConnectionSituation) -> Told:
     **What to do.** Correct the client: `CONNECT 219` and a newline, nothing before and nothing
     between.
     """
-    line = safe(at.connection.line)
+    raw = at.connection.line or at.unfinished
+    line = safe(raw)
+    so = "The multiplexer closes such a stream without a word, and the guest never hears of it."
+    if at.unfinished:
+        so = "The multiplexer waits for the newline without a word, and the guest hears of nothing."
     shown = line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
     return Told(
         what=f"The first line on connection {at.connection.number} is not a CONNECT line: "
         f"'{shown}'.",
-        why=f"It should be CONNECT, a space, a port and a newline; {_flaw(at.connection.line)}.",
-        so="The multiplexer closes such a stream without a word, and the guest never hears of it.",
+        why=f"It should be CONNECT, a space, a port and a newline; {_flaw(raw)}.",
+        so=so,
         next="Correct the client: the line for upcall is 'CONNECT 219' and a newline.",
     )
 
@@ -147,6 +192,10 @@ def malformed_connect_line(at: ConnectionSituation) -> Told:
 def _flaw(line: bytes) -> str:
     if not line:
         return "no whole line came"
+    if line.endswith(b"\r"):
+        return "it ends in a carriage return, and no newline followed"
+    if not line.endswith(b"\n") and len(line) < CONNECT_LINE_LIMIT:
+        return "it has no newline at its end"
     if not line.endswith(b"\n"):
         return f"here the first {CONNECT_LINE_LIMIT} bytes have no newline"
     if not line.lower().startswith(b"connect "):
@@ -154,7 +203,14 @@ def _flaw(line: bytes) -> str:
     return "what follows CONNECT is not one decimal number of 32 bits"
 
 
-@rule(codes.UNKNOWN_SERVICE)
+def _unknown_service(at: ConnectionSituation) -> bool:
+    connection = at.connection
+    known = connection.service in (None, DEVICE_MANAGER.byte)
+    asked = connection.accepted and not known and not connection.requests
+    return bool(asked and connection.closed_by_guest)
+
+
+@rule(codes.UNKNOWN_SERVICE, {Cue.CLOSED: _unknown_service})
 def unknown_service(at: ConnectionSituation) -> Told:
     """The guest closed the connection because of its service byte.
 
@@ -182,7 +238,13 @@ def unknown_service(at: ConnectionSituation) -> Told:
     )
 
 
-@rule(codes.SERVICE_BYTE_TIMEOUT)
+def _no_service_byte(at: ConnectionSituation) -> bool:
+    connection = at.connection
+    none = bool(connection.accepted) and connection.service is None
+    return none and connection.closed_by_guest and (at.waited_ns or 0) >= _NEARLY_LIMIT_NS
+
+
+@rule(codes.SERVICE_BYTE_TIMEOUT, {Cue.CLOSED: _no_service_byte})
 def service_byte_timeout(at: ConnectionSituation) -> Told:
     """The guest closed the connection because no service byte came.
 
@@ -214,7 +276,13 @@ def service_byte_timeout(at: ConnectionSituation) -> Told:
     )
 
 
-@rule(codes.NO_HELLO)
+def _no_hello(at: ConnectionSituation) -> bool:
+    connection = at.connection
+    asked = bool(connection.accepted) and connection.service == DEVICE_MANAGER.byte
+    return asked and connection.hello is None and not connection.lost
+
+
+@rule(codes.NO_HELLO, {Cue.CLOSED: _no_hello})
 def no_hello(at: ConnectionSituation) -> Told:
     """The guest accepted and was told a service, but no CONNECT message came.
 
@@ -253,7 +321,7 @@ def no_hello(at: ConnectionSituation) -> Told:
     )
 
 
-@rule(codes.BAD_HELLO)
+@rule(codes.BAD_HELLO, {Cue.HANDSHAKE: lambda at: at.connection.hello is False})
 def bad_hello(at: ConnectionSituation) -> Told:
     """The guest's first message is not a CONNECT message.
 
@@ -286,7 +354,7 @@ def bad_hello(at: ConnectionSituation) -> Told:
     )
 
 
-@rule(codes.EARLY_SERVICE_BYTE)
+@rule(codes.EARLY_SERVICE_BYTE, {Cue.HANDSHAKE: lambda at: at.early})
 def early_service_byte(at: ConnectionSituation) -> Told:
     """The client sent bytes before OK.
 

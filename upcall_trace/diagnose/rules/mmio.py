@@ -1,28 +1,34 @@
-"""UP301 to UP309: virtio-mmio windows and their interrupts."""
+"""UP301 to UP306: virtio-mmio windows and their interrupts."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dissectors.constants import Arch, MessageType
+from dissectors.constants import (
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENODEV,
+    MMIO_MSG_SIZE,
+    MMIO_TYPES,
+    SHAREABLE_IRQ,
+    Arch,
+    MessageType,
+)
 
 from ... import codes
 from ...kernel.world import Window
 from ...logs.evidence import Evidence
-from ..finding import Ref, Told
+from ..finding import Cause, Ref, Told, maybe, sure
 from ..situation import Situation
-from .registry import rule
+from .registry import Cue, explains, rule
 from .wording import (
     ADD_LOST,
     DEL_IGNORED,
-    LOCK_LOST,
     SENT_TWICE,
-    console_lines,
     pointing,
-    quote,
     refused,
     since,
-    unanswered,
 )
 
 _SHARED_ON_ARM: Final = 32
@@ -49,6 +55,41 @@ def _span(window: Window) -> str:
 def _so(at: Situation) -> str:
     """What Dragonball makes of a refused add or removal."""
     return ADD_LOST if at.request.msg_type == MessageType.ADD_MMIO else _NOT_DONE
+
+
+@explains(Cue.REPLY, MMIO_TYPES)
+def refused_window(at: Situation) -> list[Cause]:
+    """Why an MMIO request got its answer: the guest's checks in their order."""
+    mmio, ret = at.mmio, at.ret
+    assert mmio is not None  # the type says so
+    if ret == 0:
+        return []
+    if ret == EINVAL:
+        if mmio.msg_size != MMIO_MSG_SIZE:
+            return sure(codes.MMIO_BAD_SIZE_FIELD)
+        if mmio.mmio_irq and not at.arch_told:
+            at.arch = Arch.AARCH64  # x86-64 refuses no other number than 0
+            return maybe(codes.MMIO_BAD_IRQ)
+        refusable = mmio.mmio_irq == 0 or at.arch is Arch.AARCH64
+        return sure(codes.MMIO_BAD_IRQ if refusable else codes.UNEXPLAINED_RESULT)
+    if at.request.msg_type == MessageType.DEL_MMIO:
+        return sure(codes.MMIO_NO_SUCH_DEVICE if ret == ENODEV else codes.UNEXPLAINED_RESULT)
+    if ret == EBUSY:
+        return sure(codes.MMIO_RESOURCE_BUSY)
+    return _taken(at) if ret == EEXIST else sure(codes.UNEXPLAINED_RESULT)
+
+
+def _taken(at: Situation) -> list[Cause]:
+    """-EEXIST: the window overlaps one, or the interrupt is another's. Overlap comes first."""
+    mmio = at.mmio
+    assert mmio is not None  # the type says so
+    if mmio.mmio_irq == SHAREABLE_IRQ:
+        return sure(codes.MMIO_OVERLAP)
+    if at.history.overlapping(mmio.mmio_base, mmio.mmio_size):
+        also = (codes.IRQ_CONFLICT,) if at.history.unsure else ()
+        return maybe(codes.MMIO_OVERLAP, *also)
+    either = [codes.MMIO_OVERLAP, codes.IRQ_CONFLICT]
+    return maybe(*(reversed(either) if at.history.on_irq(mmio.mmio_irq) else either))
 
 
 @rule(codes.MMIO_OVERLAP)
@@ -325,101 +366,3 @@ def _similar(
         if our != their
     ]
     return window, ref, " and ".join(shown)
-
-
-@rule(codes.MMIO_DRIVER_FAILED)
-def mmio_driver_failed(at: Situation) -> Told:
-    """The device is registered, but its driver does not work.
-
-    **What it says.** ADD_MMIO succeeded, which means that the window is registered. Then the virtio
-    driver looked at the registers and gave up.
-
-    **Why it matters.** To the VMM this is a success in every way. The user finds a missing disk or
-    interface, and no error anywhere but in the guest's console.
-
-    **On the wire.** Nothing: reply type 5 with ret 0.
-
-    **Example.** `mmio_lifecycle`, request 1.5: nothing is behind 0xd0000000, and the console says
-    `Wrong magic value 0x00000000!`.
-
-    **Limits.** It needs the guest's console. A driver that fails without printing is not found.
-
-    **What to do.** Compare the address with the one at which the VMM created the device. A wrong
-    magic value means that no virtio device answers there.
-    """
-    lines = console_lines(at)
-    said = f": the console has {quote(lines)}" if lines else ", as the guest's console shows"
-    return Told(
-        what=f"The guest registered the device of {at.op}, but its driver failed.",
-        why=f"The reply only means that the window is registered; the driver gave up later{said}.",
-        so="Dragonball believes the device is plugged; the user finds none that can be used.",
-        next="Compare the address with the one at which the VMM created a virtio device.",
-        evidence=lines,
-    )
-
-
-@rule(codes.CHANNEL_REMOVED)
-def channel_removed(at: Situation) -> Told:
-    """The guest was told to remove the device that this very channel runs on.
-
-    **What it says.** The device to be removed is the guest's vsock device. Upcall runs on it, so
-    the guest could not answer any more.
-
-    **Why it matters.** Every connection over vsock is cut, the one of Kata's agent included. The VM
-    cannot be managed any longer.
-
-    **On the wire.** DEL_MMIO (type 6) or DEL_PCI (type 8) with no reply, and nothing more from the
-    guest on any connection, or a reset.
-
-    **Example.** No recording has it.
-
-    **Limits.** Which device carries the channel is on the wire nowhere. Without the guest's world
-    this is inferred from the silence.
-
-    **What to do.** Look which device the VMM has at this address. Restart the VM.
-    """
-    if at.pci is not None:
-        name = f"at bus {at.pci.busno} slot {at.pci.slot}.{at.pci.function}"
-        ref = at.history.pci.get((at.pci.busno, at.pci.devfn))
-    else:
-        assert at.mmio is not None  # nothing else removes a device
-        name = f"at {at.mmio.mmio_base:#x}"
-        ref = at.history.windows.get((at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq))
-    added = f", which {since(ref)}," if ref else ""
-    return Told(
-        what=unanswered(at),
-        why=f"The device {name}{added} is the vsock device that this channel itself runs on.",
-        so="Every vsock connection of the guest is cut, upcall's and the Kata agent's alike.",
-        next="Look in the VMM's log which device has this address; the VM has to be restarted.",
-        evidence=pointing(ref, "added this device"),
-    )
-
-
-@rule(codes.MMIO_WITHOUT_BOOT_DEVICE)
-def mmio_without_boot_device(at: Situation) -> Told:
-    """The guest was booted without a virtio-mmio device, and its kernel does not survive that.
-
-    **What it says.** The command line of the guest has no `virtio_mmio.device=`. In the kernels of
-    some patch series the first MMIO request to such a guest kills the thread that serves it.
-
-    **Why it matters.** No reply comes, and the hotplug lock stays taken: CPU and MMIO requests that
-    need it hang on every connection.
-
-    **On the wire.** The first ADD_MMIO (type 5) that passes the checks, with no reply.
-
-    **Example.** No recording has it. The recorded kernels answer without such a device.
-
-    **Limits.** Known from the kernel's source only, and silence is all that the wire shows.
-
-    **What to do.** Look for an oops in the guest's console, and for `virtio_mmio.device=` in
-    /proc/cmdline. Boot the guest with at least one virtio-mmio device.
-    """
-    return Told(
-        what=unanswered(at),
-        why=(
-            "The guest was booted without any virtio_mmio.device=; in its kernel the first MMIO "
-            "request then kills the serving thread (oops)."
-        ),
-        so=LOCK_LOST,
-        next="Look for an oops in the console, and boot with at least one virtio_mmio.device=.",
-    )

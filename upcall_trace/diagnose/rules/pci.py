@@ -1,22 +1,47 @@
-"""UP401 to UP404: PCI functions. docs/protocol.md section 4."""
+"""UP401 to UP403: PCI functions. docs/protocol.md section 4."""
 
 from __future__ import annotations
 
+from dissectors.constants import ENODEV, EPERM, PCI_TYPES, MessageType
+
 from ... import codes
 from ...logs.evidence import Evidence
-from ..finding import Ref, Told
+from ..finding import Cause, Ref, Told, maybe, sure
 from ..situation import Situation
-from .registry import rule
+from .registry import Cue, explains, rule
 from .wording import (
     ADD_LOST,
     DEL_IGNORED,
     SENT_TWICE,
-    console_lines,
     pointing,
-    quote,
     refused,
     since,
 )
+
+
+@explains(Cue.REPLY, PCI_TYPES)
+def refused_function(at: Situation) -> list[Cause]:
+    """Why a PCI request got its answer. Success leaves the `ret` of the reply before it."""
+    pci, ret = at.pci, at.ret
+    assert pci is not None  # the type says so
+    if ret == 0:
+        return []
+    if ret == EPERM:
+        return maybe(codes.STALE_ERROR, codes.UNKNOWN_TYPE)
+    if ret != ENODEV:
+        # The kernel itself gives no other: what is there was left over, if something was.
+        stale = at.last_ret in (ret, None)
+        return sure(codes.STALE_ERROR if stale else codes.UNEXPLAINED_RESULT)
+    adding = at.request.msg_type == MessageType.ADD_PCI
+    real = (codes.PCI_NOTHING_THERE, codes.PCI_NO_SUCH_BUS)
+    if at.last_ret is not None and at.last_ret != ret:
+        return maybe(*real) if adding else sure(codes.PCI_NO_SUCH_DEVICE)
+    if adding:
+        return maybe(codes.STALE_ERROR, *real)
+    place = (pci.busno, pci.devfn)
+    if place in at.history.removed_pci and place not in at.history.pci:
+        return maybe(codes.PCI_NO_SUCH_DEVICE, codes.STALE_ERROR)
+    return maybe(codes.STALE_ERROR, codes.PCI_NO_SUCH_DEVICE)
 
 
 def _place(at: Situation) -> str:
@@ -149,34 +174,4 @@ def pci_no_such_device(at: Situation) -> Told:
         so=DEL_IGNORED,
         next=SENT_TWICE,
         evidence=evidence,
-    )
-
-
-@rule(codes.PCI_DRIVER_FAILED)
-def pci_driver_failed(at: Situation) -> Told:
-    """The device was found, but its driver does not work.
-
-    **What it says.** ADD_PCI found and scanned the device. Its driver then failed, for instance
-    because the kernel could not give the device its BARs (the address ranges of its registers).
-
-    **Why it matters.** To the VMM this is a success in every way. The user finds a device that is
-    listed in the guest and cannot be used.
-
-    **On the wire.** Nothing: reply type 7 with ret 0, or with an errno left over from before.
-
-    **Example.** No recording has it.
-
-    **Limits.** It needs the guest's console. A driver that fails without printing is not found.
-
-    **What to do.** Read the console's lines on this device. If BARs are not assigned, look at the
-    address ranges that the VMM gives to the PCI bus.
-    """
-    lines = console_lines(at)
-    said = f": the console has {quote(lines)}" if lines else ", as the guest's console shows"
-    return Told(
-        what=f"The guest found the device of {at.op}, but its driver failed.",
-        why=f"The reply only means that the slot was scanned; the driver failed later{said}.",
-        so="Dragonball believes the device is plugged; the user finds one that cannot be used.",
-        next="Read the console's lines on this device, above all whether its BARs were assigned.",
-        evidence=lines,
     )

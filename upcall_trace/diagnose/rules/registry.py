@@ -1,24 +1,73 @@
-"""The rules: each one's code, its words, and its page.
+"""The rules: what each listens to and when it speaks, its code, its words, and its page.
 
-A rule is a function from what was seen to the four sentences of a finding. Its docstring is its
-page of the documentation: what it says, why it matters, how it looks on the wire, an example from a
-real recording, known limits, and what to do. Codes are never used again for something else.
+A rule is a function from what was seen to the four sentences of a finding. `@rule` makes it one:
+
+- `code` is its row in the table of codes, or for a plugin a `Code` of its own;
+- `when` says what it listens to, a `Cue`, and when it speaks: a function of what was seen that
+  says True for certain, POSSIBLY, or False;
+- its docstring is its page of the documentation: what it says, why it matters, how it looks on the
+  wire, an example from a real recording, known limits, and what to do.
+
+A rule without `when` is told under its code by others: by the kernel model, by a log, or by the
+function of its family that chooses between alternatives. Such a function is marked `@explains`.
+
+Every module of this package is looked through, so a new rule is one function in one file. Those of
+other packages come by the entry point group `upcall_trace.rules`, each naming one such function.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import cache
 from importlib import import_module
-from typing import Final, TypeVar
+from types import ModuleType
+from typing import Any, Final, TypeVar
 
+from ... import plugins
 from ...codes import Code, Severity
-from ..finding import Finding, Told
+from ..finding import Cause, Finding, Told
 
-_MODULES: Final = (
-    "handshake", "cpus", "mmio", "pci", "stale", "framing", "types", "timing", "consequences",
-)  # fmt: skip
+
+class Cue(Enum):
+    """What a rule can listen to. A rule gets a `Situation` or a `ConnectionSituation`."""
+
+    REQUEST = auto()
+    """A request was sent: `Situation`."""
+    WHOLE = auto()
+    """What followed a request is known, so how it reached the guest: `Situation`."""
+    REPLY = auto()
+    """A request was answered: `Situation`."""
+    SILENCE = auto()
+    """A request was not answered, and now never will be: `Situation`."""
+    HANDSHAKE = auto()
+    """A connection came a step further on its way to its first request: `ConnectionSituation`."""
+    CLOSED = auto()
+    """A connection is over, not merely the recording: `ConnectionSituation`."""
+    REFUSED = auto()
+    """A row of refused connections is over: `ConnectionSituation` of the last of them."""
+    LOG = auto()
+    """A line of a log, as the modules of logs read it."""
+    END = auto()
+    """The recording is over: `Situation` of each device that it added and did not remove,
+    `ConnectionSituation` of each connection whose end nothing took back."""
+
+
+class Likelihood(Enum):
+    """What `when` may say besides True and False."""
+
+    POSSIBLY = auto()
+    """One of several explanations, or not seen directly."""
+
+
+POSSIBLY: Final = Likelihood.POSSIBLY
+Condition = Callable[[Any], bool | Likelihood]
+Explainer = Callable[[Any], list[Cause] | None]
+ANY_TYPE: Final[frozenset[int]] = frozenset()
+"""For what is asked of every message first, before its family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +77,19 @@ class Rule:
     code: Code
     page: str
     tell: Callable[..., Told]
+    when: Mapping[Cue, Condition] = field(default_factory=dict)
+    plugin: plugins.Plugin | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.code)
+
+    def __call__(self, *seen: Any) -> Told:
+        return self.tell(*seen)
+
+    @property
+    def function(self) -> Callable[..., object]:
+        """What it was made of."""
+        return self.tell
 
     @property
     def name(self) -> str:
@@ -37,32 +99,137 @@ class Rule:
     def severity(self) -> Severity:
         return self.code.severity
 
-    def finding(self, told: Told, conn: int | None, request: int | None, inferred: bool) -> Finding:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rule, (str(self.code),)  # it is a function, which is found again by its code
+
+    @property
+    def listens(self) -> str:
+        """What it listens to, in words."""
+        return ", ".join(cue.name.lower() for cue in self.when)
+
+    def finding(
+        self,
+        told: Told,
+        conn: int | None,
+        request: int | None,
+        inferred: bool,
+        time_ns: int | None = None,
+        group: int | None = None,
+    ) -> Finding:
         """What was told under this code, at its place."""
         return Finding(
             self.code, self.name, self.severity, conn, request, inferred,
             told.what, told.why, told.so, told.next, told.evidence,
+            told.side or self.code.side, time_ns, group,
         )  # fmt: skip
 
 
-_RULES: dict[Code, Rule] = {}
-_Tell = TypeVar("_Tell", bound=Callable[..., Told])
+@dataclass(frozen=True, slots=True)
+class Explains:
+    """A family's choice between alternatives: which codes explain an answer or a silence.
+
+    It says None when that is not for it to say.
+    """
+
+    cue: Cue
+    types: frozenset[int]
+    explain: Explainer
+
+    def __call__(self, seen: Any) -> list[Cause] | None:
+        return self.explain(seen)
+
+    @property
+    def function(self) -> Callable[..., object]:
+        """What it was made of."""
+        return self.explain
 
 
-def rule(code: Code) -> Callable[[_Tell], _Tell]:
-    """Enter a function into the table under its code."""
+_Entry = TypeVar("_Entry", Rule, Explains)
 
-    def enter(tell: _Tell) -> _Tell:
-        if code in _RULES:
-            raise ValueError(f"two rules for {code}")
-        _RULES[code] = Rule(code, inspect.getdoc(tell) or "", tell)
-        return tell
 
-    return enter
+def rule(
+    code: Code, when: Mapping[Cue, Condition] | None = None
+) -> Callable[[Callable[..., Told]], Rule]:
+    """Make a function the rule of a code."""
+
+    def made(tell: Callable[..., Told]) -> Rule:
+        return Rule(code, inspect.getdoc(tell) or "", tell, when or {})
+
+    return made
+
+
+def explains(cue: Cue, types: frozenset[int]) -> Callable[[Explainer], Explains]:
+    """Mark the function that explains answers, or silences, of these message types."""
+
+    def made(explain: Explainer) -> Explains:
+        return Explains(cue, types, explain)
+
+    return made
+
+
+def _modules() -> Iterator[ModuleType]:
+    package = import_module(__package__ or "")
+    for found in pkgutil.iter_modules(package.__path__):
+        if f"{__package__}.{found.name}" != __name__:
+            yield import_module(f".{found.name}", __package__)
+
+
+def _entered(wanted: type[_Entry]) -> Iterator[_Entry]:
+    """What the modules of this package define of a kind; imported names are not theirs."""
+    for module in _modules():
+        for value in vars(module).values():
+            if isinstance(value, wanted) and value.function.__module__ == module.__name__:
+                yield value
+
+
+@cache
+def _built_in() -> dict[str, Rule]:
+    found: dict[str, Rule] = {}
+    for each in _entered(Rule):
+        if each.code in found:
+            raise ValueError(f"two rules for {each.code}")
+        found[each.code] = each
+    return dict(sorted(found.items()))
 
 
 def rules() -> dict[str, Rule]:
-    """Every rule by its code, in the order of the codes."""
-    for module in _MODULES:
-        import_module(f".{module}", __package__)
-    return dict(sorted(_RULES.items()))
+    """Every rule by its code: ours in the order of the codes, then those of plugins."""
+    return _built_in() | _of_plugins()
+
+
+def _rule(code: str) -> Rule:
+    return rules()[code]
+
+
+def _of_plugins() -> dict[str, Rule]:
+    found: dict[str, Rule] = {}
+    for plugin in plugins.installed("rules"):
+        try:
+            loaded = plugin.load(Rule)
+            if loaded.code in _built_in() or loaded.code in found:
+                raise plugin.broken(f"has a code that is taken, {loaded.code}")
+        except plugins.BrokenPlugin as trouble:
+            plugins.note(trouble)
+            continue
+        found[loaded.code] = Rule(loaded.code, loaded.page, loaded.tell, loaded.when, plugin)
+    return found
+
+
+def listening_to(cue: Cue, table: Mapping[str, Rule]) -> list[Rule]:
+    """The rules that listen to a cue, in their order."""
+    return [each for each in table.values() if cue in each.when]
+
+
+@cache
+def _explainers() -> Sequence[Explains]:
+    return sorted(_entered(Explains), key=lambda each: bool(each.types))
+
+
+def explain(cue: Cue, msg_type: int, seen: Any) -> list[Cause] | None:
+    """What the families say of it; None when none says anything."""
+    for each in _explainers():
+        if each.cue is cue and (not each.types or msg_type in each.types):
+            causes = each.explain(seen)
+            if causes is not None:
+                return causes
+    return None

@@ -10,7 +10,7 @@ from ... import codes
 from ...logs.evidence import Evidence
 from ..finding import Ref, Told
 from ..situation import Situation
-from .registry import rule
+from .registry import POSSIBLY, Cue, Likelihood, rule
 from .wording import pointing
 
 _REAL: Final = {
@@ -148,7 +148,14 @@ def _stale_pci(at: Situation) -> Told:
     )
 
 
-@rule(codes.STALE_LOAD)
+def _has_leftovers(at: Situation) -> bool | Likelihood:
+    assert at.reply is not None  # it listens to replies
+    if not any(at.reply_raw[REPLY_LOAD_OFFSET + at.reply.msg_size :]):
+        return False
+    return POSSIBLY if at.misfit or at.doubtful else True
+
+
+@rule(codes.STALE_LOAD, {Cue.REPLY: _has_leftovers})
 def stale_load(at: Situation) -> Told:
     """The reply has bytes after its load that are left over from an earlier one.
 

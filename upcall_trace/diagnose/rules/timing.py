@@ -1,18 +1,29 @@
-"""UP601 to UP605: answers that come late, not at all, or into a dropped connection."""
+"""UP513 and UP601 to UP605: answers that come late, in pieces, or not at all."""
 
 from __future__ import annotations
 
-from dissectors.constants import CALLER_TIMEOUT_NS
+from typing import Final
+
+from dissectors.constants import CALLER_TIMEOUT_NS, CPU_TYPES, EIO, MESSAGE_SIZE
 
 from ... import codes
+from ...codes import Side
 from ...logs.evidence import Evidence
 from ...views.text import duration
 from ..finding import Told
-from ..situation import Situation
-from .registry import rule
+from ..situation import Situation, WaitEnd
+from .registry import POSSIBLY, Cue, Likelihood, rule
+from .wording import pointing
+
+_APART_NS: Final = 1_000_000
+"""Pieces that came so far apart were read one by one."""
 
 
-@rule(codes.LATE_REPLY)
+def _is_late(at: Situation) -> bool:
+    return (at.latency_ns or 0) > CALLER_TIMEOUT_NS and (at.is_cpu or at.is_mmio or at.is_pci)
+
+
+@rule(codes.LATE_REPLY, {Cue.REPLY: _is_late})
 def late_reply(at: Situation) -> Told:
     """The guest answered after its caller had stopped waiting.
 
@@ -34,30 +45,40 @@ def late_reply(at: Situation) -> Told:
     the VMM had not started, or a slow host.
     """
     took = duration(at.latency_ns or 0)
-    why = "Plugging took the guest this long."
-    evidence: tuple[Evidence, ...] = ()
     if at.held_up_by is not None:
         why = f"{str(at.held_up_by).capitalize()} held the guest's hotplug lock meanwhile."
-        evidence = (
-            Evidence("request", "held the lock", at.held_up_by.conn, at.held_up_by.request),
-        )
+    elif at.is_cpu and at.ret == EIO:
+        why = "The guest waits 10 s for a vCPU that does not start."
+    else:
+        why = "Plugging took the guest this long."
+    waits = "Its caller" if at.request.msg_type in CPU_TYPES else "A caller that plugs a disk"
     return Told(
         what=f"The reply to {at.op} took {took}.",
         why=why,
-        so=f"The Kata runtime gives up after {duration(CALLER_TIMEOUT_NS)} and reports a timeout.",
+        so=f"{waits} gives up after {duration(CALLER_TIMEOUT_NS)} and reports a timeout.",
         next="Look at what the guest did in that time, in its console and on other connections.",
-        evidence=evidence,
+        evidence=pointing(at.held_up_by, "held the lock"),
     )
 
 
-@rule(codes.UNANSWERED)
+_SO_FAR: Final = {
+    WaitEnd.RECORDING: (
+        "Dragonball's client sets no time limit, so its channel stays busy until an answer comes."
+    ),
+    WaitEnd.GAVE_UP: "Dragonball itself would not give up: its channel would stay busy.",
+    WaitEnd.CLIENT: "Nobody waits for the answer any more; the guest may still do as it was asked.",
+    WaitEnd.GUEST: "The client is told of a reset, and not what became of its request.",
+}
+
+
+@rule(codes.UNANSWERED, {Cue.SILENCE: lambda at: True})
 def unanswered(at: Situation) -> Told:
     """No reply came before the connection or the recording ended.
 
     **What it says.** The request was sent, and nothing that answers it was recorded.
 
-    **Why it matters.** Dragonball's client has no timeout: the channel stays busy until the
-    stream breaks, and every further request is refused.
+    **Why it matters.** What the guest did with it is not known. Dragonball's client has no timeout:
+    as long as the stream lasts the channel stays busy, and every further request is refused.
 
     **On the wire.** A request without a reply at the connection's end or the recording's.
 
@@ -66,60 +87,75 @@ def unanswered(at: Situation) -> Told:
     **Limits.** A recording that was stopped early ends before replies that were on their way; a
     vCPU that does not start is answered only after 10 s.
 
-    **What to do.** If another code stands at the same request, that is the cause. Else record
-    longer, or look for an oops in the guest's console.
+    **What to do.** If another code stands at the same request, that is the cause. Else look who
+    ended the connection, record longer, or look for an oops in the guest's console.
     """
-    died = at.history.died.get(at.ref.conn)
+    died, cut_off = at.history.died.get(at.ref.conn), at.cut_off_by
+    waited = duration(at.waited_ns)
+    evidence: tuple[Evidence, ...] = ()
     if died is not None and died != at.ref:
-        why = f"The guest's thread for this connection has been gone since {died}."
-        evidence: tuple[Evidence, ...] = (
-            Evidence("request", "the last one that the thread took", died.conn, died.request),
-        )
+        why = f"{str(died).capitalize()} was the last one that this connection's thread took."
+        evidence = pointing(died, "the last one that the thread took")
+    elif cut_off is not None and cut_off != at.ref:
+        why = f"{str(cut_off).capitalize()} may have removed the device that the channel runs on."
+        evidence = pointing(cut_off, "removed a device")
+    elif at.received:
+        why = f"Only {at.received} of the {MESSAGE_SIZE} bytes of its reply came."
+    elif at.ended is WaitEnd.GUEST:
+        why = f"The guest's side closed the connection {waited} after the request."
+    elif at.held_up_by is not None:
+        why = f"{str(at.held_up_by).capitalize()} may have held the guest's hotplug lock meanwhile."
+        evidence = pointing(at.held_up_by, "held the lock")
+    elif at.ended is WaitEnd.CLIENT:
+        why = f"The client closed the connection {waited} after the request."
+    elif at.ended is WaitEnd.GAVE_UP:
+        why = "The client stopped waiting; the guest's thread died, or waits for something itself."
     else:
-        why = "The guest's thread died, is waiting, or the recording ended first."
-        evidence = ()
+        why = f"The recording ended {waited} after the request."
     return Told(
         what=f"Nothing answers {at.op}.",
         why=why,
-        so="Dragonball waits without limit and its channel stays busy; callers time out.",
+        so=_SO_FAR[at.ended],
         next="Look for an oops in the guest's console; a new connection may still be answered.",
         evidence=evidence,
+        side=Side.CLIENT if at.ended is WaitEnd.CLIENT else None,
     )
 
 
 @rule(codes.HOTPLUG_LOCK_STUCK)
 def hotplug_lock_stuck(at: Situation) -> Told:
-    """A dead thread holds the guest's hotplug lock, and this request waits for it.
+    """Another request holds the guest's hotplug lock for ever, and this one waits for it.
 
-    **What it says.** An earlier request killed its thread while it held the kernel's device
-    hotplug lock. Every later CPU request and every MMIO request that really adds or removes a
-    device waits for ever, on any connection.
+    **What it says.** An earlier request took the kernel's device hotplug lock and never gave it
+    back: its thread died with it (UP207, UP210), or a driver hangs in it (UP310). Every later CPU
+    request and every MMIO request that really adds or removes a device waits, on any connection.
 
     **Why it matters.** No hotplug of CPUs or MMIO devices will work in this guest again.
 
-    **On the wire.** Silence, on a connection whose earlier requests may have been answered. PCI
-    requests and requests that are refused at once still get their answers.
+    **On the wire.** Silence, on a connection whose earlier requests may have been answered, while
+    no later request that needs the lock is answered. PCI requests and requests that are refused at
+    once still get their answers.
 
     **Example.** `aarch64_lifecycle`, request 3.3, after 2.1 had added one CPU too many.
+    `mmio_wrong_interrupt_5_10`, request 4.0, behind the driver of 2.0.
 
-    **Limits.** Without the guest's world the lock is one explanation of several.
+    **Limits.** Without the guest's world the lock is one explanation of several. It is not said of
+    a request when none before it in the recording can hold the lock.
 
-    **What to do.** Restart the guest. Then avoid what killed the first thread; the finding at
-    that request says how.
+    **What to do.** Restart the guest. Then avoid what keeps the lock; the finding at that request
+    says how.
     """
-    culprit = at.history.stuck_by
-    if culprit is None:
-        why = "An earlier request left the lock taken; this recording does not show which."
-        evidence: tuple[Evidence, ...] = ()
+    holder = at.holder
+    if holder is None:
+        why = "The guest's console shows that this thread waits for a lock that nobody gives back."
     else:
-        why = f"{str(culprit).capitalize()} killed its thread with the guest's hotplug lock taken."
-        evidence = (Evidence("request", "took the lock and died", culprit.conn, culprit.request),)
+        why = f"{str(holder).capitalize()} took the guest's hotplug lock and never gave it back."
     return Told(
         what=f"{at.op} hangs in the guest.",
         why=why,
         so="Every CPU and MMIO hotplug in this guest hangs from now on, on any connection.",
-        next="Restart the guest; then look at the request that killed the thread.",
-        evidence=evidence,
+        next="Restart the guest; then look at the request that keeps the lock.",
+        evidence=pointing(holder, "took the lock and keeps it"),
     )
 
 
@@ -155,7 +191,7 @@ def not_ready(line: Evidence, reason: str, busy_with: Situation | None = None) -
     )
 
 
-@rule(codes.RESET_WHILE_BUSY)
+@rule(codes.RESET_WHILE_BUSY, {Cue.SILENCE: lambda at: at.ended is WaitEnd.GUEST})
 def reset_while_busy(at: Situation) -> Told:
     """The stream broke while a request was open.
 
@@ -166,7 +202,7 @@ def reset_while_busy(at: Situation) -> Told:
 
     **On the wire.** A request, then the end of the connection from the guest's side.
 
-    **Example.** No recording has it.
+    **Example.** No recording of a healthy guest has it: it takes a guest that goes away.
 
     **Limits.** Whether the guest executed the request cannot be seen.
 
@@ -176,7 +212,51 @@ def reset_while_busy(at: Situation) -> Told:
     success = " For a vCPU resize it counts as success." if at.is_cpu else ""
     return Told(
         what=f"The connection broke while {at.op} had no answer.",
-        why="The guest's side closed it: a restart, a removed device, or a fault in between.",
+        why="The guest's side closed it: the guest or its VMM ended or started anew, or the "
+        "device of the channel went away.",
         so=f"Dragonball calls back with a reset and reconnects.{success}",
         next="Compare what the guest has with what the VMM believes, and look for a guest restart.",
+    )
+
+
+def _in_pieces(at: Situation) -> bool | Likelihood:
+    """Whether the client got it in pieces, too, is certain when they came well apart."""
+    if at.piece_ns is None or not at.seen_by_client or at.ended is WaitEnd.GUEST:
+        return False
+    if at.reply is None:
+        return at.ended is not WaitEnd.RECORDING
+    apart = (at.replied_ns or 0) - at.piece_ns
+    return True if apart >= _APART_NS else POSSIBLY
+
+
+@rule(codes.REPLY_IN_PIECES, {Cue.REPLY: _in_pieces, Cue.SILENCE: _in_pieces})
+def reply_in_pieces(at: Situation) -> Told:
+    """A reply reached the client in more than one piece.
+
+    **What it says.** The guest's side handed over a part of the reply, and the rest later or never.
+
+    **Why it matters.** Dragonball reads once and wants the whole message. It takes a part for a
+    failed read, drops the stream and connects anew. The request that waits gets a reset, which
+    counts as success for a vCPU resize (UP605).
+
+    **On the wire.** Fewer than 1024 bytes from the guest, with the rest in another receive.
+
+    **Example.** No recording of a real guest has it.
+
+    **Limits.** It is seen where the client's own receives are recorded, and inferred where pieces
+    came almost together: the client may have read them as one. Packets inside the guest do not tell
+    how the VMM hands them on. It is about Dragonball; with `--vmm other` it is not said.
+
+    **What to do.** Look at the multiplexer between guest and client: it must hand over whole
+    messages, or the client must wait for the rest.
+    """
+    if at.reply is None:
+        what = f"Only {at.piece} of {MESSAGE_SIZE} bytes of the reply to {at.op} came."
+    else:
+        what = f"The reply to {at.op} came in pieces: {at.piece} bytes first, the rest later."
+    return Told(
+        what=what,
+        why="Whatever carries the channel handed over a part of the message by itself.",
+        so="Dragonball fails the read, drops the stream and connects anew; who waits gets a reset.",
+        next="Look at the multiplexer between guest and client, and at what the client does next.",
     )

@@ -10,6 +10,7 @@ from dissectors.constants import (
     MAGIC_VERSION,
     MMIO_TYPES,
     PCI_TYPES,
+    RESERVED_TYPES,
     RESULT_MEANINGS,
     MessageType,
     errno_name,
@@ -17,9 +18,9 @@ from dissectors.constants import (
 )
 
 from ... import codes
-from ..finding import Ref, Told
+from ..finding import Cause, Ref, Told, sure
 from ..situation import Situation
-from .registry import rule
+from .registry import ANY_TYPE, Cue, explains, rule
 from .wording import pointing
 
 _OPTIONS: Final = (
@@ -27,6 +28,19 @@ _OPTIONS: Final = (
     (MMIO_TYPES, "DRAGONBALL_HOTPLUG_VIRTIO_MMIO"),
     (PCI_TYPES, "DRAGONBALL_HOTPLUG_PCI"),
 )
+
+
+@explains(Cue.REPLY, ANY_TYPE)
+def not_executed(at: Situation) -> list[Cause] | None:
+    """Why a request was not even looked at; None when it was, and its family knows more."""
+    ret = at.ret
+    if at.request.magic_version != MAGIC_VERSION:
+        return sure(codes.BAD_MAGIC, codes.STALE_ERROR if ret else codes.STALE_SUCCESS)
+    if ret == EPERM and not (at.is_pci and at.last_ret in (ret, None)):
+        # Also what a kernel without one of the hotplug options answers to a type it knows.
+        reserved = at.request.msg_type in RESERVED_TYPES
+        return sure(codes.RESERVED_MEMORY_OP if reserved else codes.UNKNOWN_TYPE)
+    return None
 
 
 def _option(msg_type: int) -> str | None:
@@ -78,7 +92,7 @@ def unknown_type(at: Situation) -> Told:
     )
 
 
-@rule(codes.REPLY_MISMATCH)
+@rule(codes.REPLY_MISMATCH, {Cue.REPLY: lambda at: at.misfit})
 def reply_mismatch(at: Situation) -> Told:
     """The reply is not of the kind that the request calls for.
 

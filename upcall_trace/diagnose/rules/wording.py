@@ -73,3 +73,11 @@ def quote(lines: Sequence[Evidence]) -> str:
     """The first of some lines in quotation marks, cut, with nothing that steers a terminal."""
     text = safe(lines[0].text.strip())
     return f'"{text if len(text) <= _QUOTE else text[: _QUOTE - 1] + "…"}"'
+
+
+def resize_never_ends(outcome: str) -> str:
+    """What the guest is left with, and what Dragonball makes of any vCPU request that fails."""
+    return (
+        f"{outcome}; Dragonball reports nothing, the resize times out after 250 ms, "
+        "and later ones are refused (VcpuIsHotplugging)."
+    )

@@ -1,0 +1,135 @@
+"""Asks the rules that listen to a cue, and makes findings of what they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Final
+
+from .. import codes, plugins
+from ..capture.records import Header
+from ..codes import Code
+from .finding import Finding, Told
+from .lock import RESTS_ON_IT
+from .log_decisions import SEEN_IN_CONSOLE
+from .rules.registry import POSSIBLY, Cue, Likelihood, Rule, listening_to, rules
+from .situation import ConnectionSituation, Situation
+
+_OF_DRAGONBALL: Final = frozenset(
+    {
+        codes.REPLY_IN_PIECES,
+        codes.IDLE_CHANNEL_LOST,
+        codes.DEVICE_SILENTLY_LOST,
+        codes.RESIZE_WEDGED,
+    }
+)
+"""What only Dragonball makes of it: not told of another client."""
+_REFUTABLE: Final = RESTS_ON_IT | {codes.CHANNEL_REMOVED}
+"""What one later answer can show to be wrong: told when the recording is over."""
+_BESIDE: Final = frozenset({codes.PARTIAL_CPU_ADD})
+"""What stands beside an explanation, and is none itself."""
+
+
+class Telling:
+    """Findings of one recording; `dragonball` says that Dragonball is the client."""
+
+    def __init__(self, header: Header, dragonball: bool) -> None:
+        self._wall_ns = header.wall_ns
+        self._dragonball = dragonball
+        self._rules = rules()
+        self._listening = {cue: listening_to(cue, self._rules) for cue in Cue}
+        self._groups = 0
+        self._kept_back: list[tuple[Situation, Finding]] = []
+        """What a later answer can refute."""
+
+    def of_causes(self, at: Situation) -> Iterator[Finding]:
+        """The explanations of a reply or a silence; what may be refuted is kept back."""
+        either = sum(cause.inferred and cause.code not in _BESIDE for cause in at.causes)
+        self._groups += either > 1
+        group = self._groups if either > 1 else None
+        for code, inferred in at.causes:
+            shared = group if inferred and code not in _BESIDE else None
+            for finding in self.under(code, at, inferred, shared):
+                if at.reply is None and code in _REFUTABLE:
+                    self._kept_back.append((at, finding))
+                else:
+                    yield finding
+
+    def of_request(self, cue: Cue, at: Situation) -> Iterator[Finding]:
+        """What the rules that listen to this cue say of a request."""
+        for rule in list(self._listening[cue]):
+            if said := self._says(rule, cue, at):
+                yield from self._told(rule, at, said is POSSIBLY)
+
+    def of_connection(self, cue: Cue, at: ConnectionSituation, now_ns: int) -> Iterator[Finding]:
+        """What they say of a connection: each code once."""
+        for rule in list(self._listening[cue]):
+            if rule.code not in at.told and (said := self._says(rule, cue, at)):
+                at.told.add(rule.code)
+                yield from self._told(rule, at, said is POSSIBLY, now_ns)
+
+    def under(
+        self, code: Code, at: Situation, inferred: bool, group: int | None = None
+    ) -> Iterator[Finding]:
+        """What the rule of a code tells, whatever it listens to."""
+        yield from self._told(self._rules[code], at, inferred, group=group)
+
+    def refute(self, refuted: AbstractSet[Code], asked_ns: int) -> None:
+        """What was asked then came through: these codes are not true of anything before it."""
+        self._kept_back = [
+            (at, finding)
+            for at, finding in self._kept_back
+            if finding.code not in refuted or at.sent_ns >= asked_ns
+        ]
+
+    def last(self) -> list[Finding]:
+        """What was kept back and never refuted."""
+        kept, self._kept_back = self._kept_back, []
+        return [finding for _, finding in kept]
+
+    def _says(self, rule: Rule, cue: Cue, at: object) -> bool | Likelihood:
+        if rule.code in _OF_DRAGONBALL and not self._dragonball:
+            return False
+        if rule.plugin is None:
+            return rule.when[cue](at)
+        try:
+            with rule.plugin.in_use():
+                return rule.when[cue](at)
+        except plugins.BrokenPlugin as trouble:
+            self._give_up_on(rule, trouble)
+        return False
+
+    def _told(
+        self,
+        rule: Rule,
+        at: Situation | ConnectionSituation,
+        inferred: bool,
+        now_ns: int = 0,
+        group: int | None = None,
+    ) -> Iterator[Finding]:
+        """The finding, or none if the rule is a plugin's that cannot tell it."""
+        try:
+            with rule.plugin.in_use() if rule.plugin else nullcontext():
+                told = rule.tell(at)
+                if not isinstance(told, Told):
+                    raise TypeError(f"it told {type(told).__name__}, not Told")
+        except plugins.BrokenPlugin as trouble:
+            self._give_up_on(rule, trouble)
+            return
+        if isinstance(at, ConnectionSituation):
+            conn, request, seen_ns = at.connection.number, None, now_ns
+        else:
+            conn, request, seen_ns = at.ref.conn, at.ref.request, at.sent_ns
+            if at.console is not None and rule.code in SEEN_IN_CONSOLE:
+                told = replace(told, evidence=(*told.evidence, *at.console.evidence))
+        time_ns = None if self._wall_ns is None else self._wall_ns + seen_ns
+        yield rule.finding(told, conn, request, inferred, time_ns, group)
+
+    def _give_up_on(self, rule: Rule, trouble: plugins.BrokenPlugin) -> None:
+        """A plugin raised: its rule is not asked again, and the user is told once."""
+        plugins.note(trouble)
+        for listening in self._listening.values():
+            if rule in listening:
+                listening.remove(rule)

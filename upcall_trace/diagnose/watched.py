@@ -1,0 +1,93 @@
+"""What is remembered of one connection while a recording is walked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dissectors.constants import (
+    CPU_REPLY_MSG_SIZE,
+    HEADER_SIZE,
+    MAGIC_VERSION,
+    MMIO_MSG_SIZE,
+    PCI_MSG_SIZE,
+    REPLY_LOAD_OFFSET,
+)
+from dissectors.messages import CpuRequestArm, CpuRequestX86, MmioRequest, PciRequest, Reply
+
+from .finding import Ref
+from .situation import ConnectionSituation, Situation
+
+
+@dataclass(slots=True)
+class Watched:
+    """One connection: its open requests, and what the guest's two buffers hold."""
+
+    situation: ConnectionSituation
+    open: dict[int, Situation] = field(default_factory=dict)
+    last_ret: int | None = 0
+    last_load: int | None = 0
+    last_ref: Ref | None = None
+    load_ref: Ref | None = None
+    ok_ns: int | None = None
+    line_ns: int | None = None
+    """When the client's line was whole."""
+    torn: bool = False
+    """What the guest's request buffer holds is not known."""
+    short: Situation | None = None
+    """The last request, when it was short and its rest may still come."""
+    received: int = 0
+    """Bytes of a message from the guest that is not whole yet."""
+    piece_ns: int | None = None
+    """When the first of them came."""
+    piece: int = 0
+    """Bytes that came first."""
+
+    def forget(self) -> None:
+        """What the guest's buffers hold is not known any more."""
+        self.torn = True
+        self.last_ret = self.last_load = self.last_ref = self.load_ref = None
+
+    def give_buffers(self, at: Situation) -> None:
+        """What the reply buffer held before the reply to this request."""
+        at.last_ret, at.last_load = self.last_ret, self.last_load
+        at.last_ref, at.load_ref = self.last_ref, self.load_ref
+
+    def remember(self, at: Situation, reply: Reply) -> None:
+        """What the reply buffer holds after this reply, and who wrote it."""
+        if at.doubtful:  # it may be put together from two
+            self.last_ret = self.last_load = self.last_ref = self.load_ref = None
+            return
+        wrote_ret = at.request.magic_version == MAGIC_VERSION and not (
+            at.is_pci and reply.ret == self.last_ret
+        )
+        if wrote_ret or self.last_ret is None:
+            self.last_ref = at.ref
+        self.last_ret = reply.ret
+        load = int.from_bytes(
+            at.reply_raw[REPLY_LOAD_OFFSET : REPLY_LOAD_OFFSET + CPU_REPLY_MSG_SIZE], "little"
+        )
+        if reply.msg_size or load != self.last_load:
+            self.load_ref = at.ref
+        self.last_load = load
+
+    def remember_unasked(self, reply: Reply) -> None:
+        """The same for a reply that no request is known of."""
+        # After a gap it may be no message at all, but parts of two.
+        self.last_ret = None if self.torn else reply.ret
+        self.last_load = None
+        self.last_ref = self.load_ref = None
+
+
+def is_whole(at: Situation) -> bool:
+    """True when the last receive held everything that the request's meaning hangs on."""
+    meant = HEADER_SIZE
+    match at.request:
+        case MmioRequest():
+            meant += MMIO_MSG_SIZE
+        case PciRequest():
+            meant += PCI_MSG_SIZE
+        case CpuRequestX86(count=count):
+            meant += 2 + count
+        case CpuRequestArm(count=count):
+            meant += 2 + count
+    return at.event.size >= meant
