@@ -35,6 +35,8 @@ from upcall_trace.kernel.world import World
 
 _CONNECTIONS = 4
 _SERVICE_BYTE = b"d"
+_ON_ITS_WAY_NS = 500_000_000
+"""A reply takes no longer: where one is missing after that, the guest did not write it."""
 _PATIENCE_NS = 2_000_000_000
 """How long a client waits before it takes silence for an answer."""
 
@@ -76,6 +78,8 @@ class _Talk:
     waiting: deque[tuple[Ref, bytes]] = field(default_factory=deque)
     """Replies that the guest has written and that nobody has received yet."""
     silent: list[Ref] = field(default_factory=list)
+    sent_ns: int = 0
+    """When the oldest request was sent whose reply may be on its way."""
 
 
 def traffic(rng: Random, steps: int, patient: bool = False) -> Traffic:
@@ -106,6 +110,7 @@ class _Maker:
         for talk in [talk for talk in self._talks if self._rng.random() < 0.5]:
             self._close(talk)
         for talk in self._talks:
+            self._deliver(talk)
             self._end(talk)
         self._now_ns += _PATIENCE_NS
         self._write(Vmm(self._tick(), "nothing"))  # so the recording ends some time later
@@ -166,6 +171,8 @@ class _Maker:
 
     def _send(self, talk: _Talk, sent: bytes) -> None:
         asked: list[Ref] = []
+        if not talk.waiting:
+            talk.sent_ns = self._now_ns
         for begin in range(0, len(sent), MESSAGE_SIZE):
             piece = sent[begin : begin + MESSAGE_SIZE]
             talk.buffer = piece + talk.buffer[len(piece) :]
@@ -192,6 +199,8 @@ class _Maker:
     def _close(self, talk: _Talk) -> None:
         if talk.silent:
             self._now_ns += _PATIENCE_NS
+        if self._now_ns - talk.sent_ns > _ON_ITS_WAY_NS:
+            self._deliver(talk)
         if self._rng.random() < 0.3:
             self._write(GaveUp(self._tick(), talk.number, 1_000_000_000))
         how = self._rng.choice((How.CLOSE, How.RESET))

@@ -16,9 +16,9 @@ from upcall_trace.diagnose.rules.registry import rules
 ORDINARY = range(120)
 TORTURE = range(10_000, 30_000)
 FROM_LOGS = {"UP307", "UP404"}
-NOT_MODELLED = {"UP208", "UP212", "UP213", "UP214", "UP310"}
-"""What depends on more than a world tells, such as what runs on a CPU."""
 
+NOT_MODELLED = {"UP208"}
+"""A CPU that cannot be taken offline depends on what runs on it."""
 NEVER_BLIND = {"UP308"}
 """A channel's own PCI device can be added once more, and then looks like one that was added."""
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ..capture.records import Header, Record
-from .causes import Cause
 from .engine import Diagnosis
+from .finding import Cause
 from .ledger import Cpu, CpusOnline, Ledger, Mmio, Pci
 from .situation import Situation
 

@@ -21,7 +21,9 @@ def unanswered_device(at: Situation) -> list[Cause]:
     cut_off = maybe(codes.CHANNEL_REMOVED) if removes and not added_here(at) else []
     if at.ended is WaitEnd.GUEST:
         return cut_off
-    if not at.waited_long:
+    # No packet comes after the channel is gone, so in the guest the recording ends with it.
+    last_packet = removes and at.ended is WaitEnd.RECORDING and not at.seen_by_client
+    if not at.waited_long and not last_packet:
         return []
     likely = maybe(codes.HOTPLUG_LOCK_STUCK) if at.is_mmio and at.holder else []
     if likely and at.holder_keeps_it:
@@ -29,7 +31,7 @@ def unanswered_device(at: Situation) -> list[Cause]:
     likely += cut_off
     if at.is_mmio and not at.history.mmio_works:
         likely += maybe(codes.MMIO_WITHOUT_BOOT_DEVICE)
-    if not removes and not (at.is_mmio and at.holder):
+    if not removes:
         likely += maybe(codes.DRIVER_HANGS)
     return likely
 
