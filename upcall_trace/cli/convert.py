@@ -94,7 +94,7 @@ def _list(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     for known in rows:
         out(f"{known.name:<12} {' '.join(known.suffixes):<18} {known.about}")
         if known.loses:
-            out(f"{'':<31} without {known.loses}")
+            out(f"{'':<31} loses {known.loses}")
     ctx.exit()
 
 
