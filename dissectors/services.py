@@ -13,7 +13,7 @@ from functools import cache
 from typing import Protocol
 
 from .constants import MESSAGE_SIZE, Arch
-from .errors import UpcallError
+from .errors import ServiceConflict
 from .messages import decode_reply, decode_request
 
 ENTRY_POINT_GROUP = "upcall_trace.services"
@@ -65,10 +65,6 @@ DEVICE_MANAGER = Service(
     decode_request=decode_request,
     decode_reply=decode_reply,
 )
-
-
-class ServiceConflict(UpcallError, ValueError):
-    """Two registered services claim the same byte, or one is not a `Service`."""
 
 
 def service_for(byte: int) -> Service | None:

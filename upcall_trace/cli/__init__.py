@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dissectors.services import ServiceConflict
+from dissectors.errors import ServiceConflict
 
 from .. import __version__
 from ..errors import ExitCode, UserError

@@ -10,7 +10,7 @@ import click
 from .. import exports, sources
 from ..errors import ExitCode
 from ..plugins import SEAMS, BrokenPlugin, Plugin, installed
-from ..views.text import safe
+from ..views.printable import safe
 from . import COMMANDS
 from .support.output import out, out_json
 

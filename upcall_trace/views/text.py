@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dissectors.constants import NOT_A_RESULT, errno_name
 
+from .printable import safe as safe
 from .values import in_words
 
 if TYPE_CHECKING:  # numpy is behind it, and every command imports this module
@@ -20,15 +21,6 @@ WIDTH: Final = 100
 _INDENT: Final = " " * 30
 _RESULT_COLUMN: Final = 59
 _HEX_ROW: Final = 16
-
-
-def safe(text: str | bytes) -> str:
-    """`text` with everything that is not printable written as an escape, `\\x1b` for ESC."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def duration(nanoseconds: int) -> str:

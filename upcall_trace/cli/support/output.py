@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ...views.text import safe
+from ...views.printable import safe
 
 
 class _Seconds(click.FloatRange):
