@@ -45,18 +45,18 @@ class Codec:
         """Bytes behind the last field."""
         self.names = [row.name for row in rows]
         values = ", ".join(f"m.{name}" for name in self.names)
-        self.encode: Callable[[Any], bytes] = _function(
+        self.encode: Callable[[Any], bytes] = compiled(
             f"pack({values}) + m.padding", pack=self.struct.pack
         )
         shown = [row for row in self.load if row.show is not Show.FILLING]
-        self.fields: Callable[[Any], dict[str, Any]] = _function(
+        self.fields: Callable[[Any], dict[str, Any]] = compiled(
             "{" + ", ".join(entry for row in shown for entry in _entries(row)) + "}",
             elements=elements, rows={row.name: row for row in shown},
         )  # fmt: skip
 
 
-def _function(expression: str, **known: Any) -> Any:
-    """A function of a message `m`; its names are the table's, which has checked them."""
+def compiled(expression: str, **known: Any) -> Any:
+    """A function of a message `m`; the names in it are the table's, which has checked them."""
     return eval(f"lambda m: {expression}", known)  # noqa: S307
 
 
@@ -252,6 +252,26 @@ class TableCodec(Generic[Request_co, Reply_co]):
             return request
 
         return decode
+
+    def request_with(
+        self, number: int, values: Mapping[str, int | Sequence[int]], arch: Arch
+    ) -> Request_co:
+        """A well-formed request; fields that `values` lacks have their usual value.
+
+        An array's length is that of the list. Raises struct.error for a number that does not fit.
+        """
+        table = self.table
+        layout = table.layout(number, arch)
+        told: dict[str, int | Sequence[int]] = {
+            table.type_field: number,
+            table.size_field: table.load_size(layout),
+        }
+        kind: Any = self.requests[layout]
+        header = load_values(table.request_header, told)
+        request: Request_co = kind(
+            *header, bytes(kind.codec.room), *load_values(layout.request, values)
+        )
+        return request
 
     def reply_decoder(self) -> ReplyDecoder[Reply_co]:
         """A reply is of its own type, or where its header has none, of the request's; `arch` is

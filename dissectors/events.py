@@ -46,9 +46,12 @@ class ServiceByte:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The guest's CONNECT message; not `valid` when its header is another's."""
+    """The guest's first message; not `valid` when its header is not that of a CONNECT message.
 
-    message: ServiceReply
+    Of other services only its size is known: it is then not decoded, and valid.
+    """
+
+    message: ServiceReply | None
     raw: bytes = field(repr=False)
     valid: bool
 

@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from .constants import APIC_IDS_SIZE, MESSAGE_SIZE, Arch, MessageType, op_name
-from .tables import Bits, FieldRow, MessageRow, MessageTable, Show, padding
+from .constants import APIC_IDS_SIZE, MAGIC_VERSION, MESSAGE_SIZE, Arch, MessageType, op_name
+from .tables import ARCH_NAMES, Bits, FieldRow, MessageRow, MessageTable, Show, padding
 
 # Device-manager messages, docs/protocol.md section 3.
 HEADER: Final = (
-    FieldRow(0, "magic_version", "u32", '0x444D0100: "DM", version 1.0', show=Show.MAGIC),
+    FieldRow(
+        0,
+        "magic_version",
+        "u32",
+        '0x444D0100: "DM", version 1.0',
+        show=Show.MAGIC,
+        default=MAGIC_VERSION,
+    ),
     FieldRow(4, "msg_size", "u32", "bytes of load, without header and ret"),
     FieldRow(8, "msg_type", "u32", "which message this is", show=Show.MESSAGE_TYPE),
     FieldRow(12, "msg_flags", "u32", "reserved, 0"),
@@ -114,6 +121,7 @@ VIRTIO_VSOCK_HEADER: Final = (
 
 
 DEVICE_MANAGER_TABLE: Final = MessageTable(
+    byte=0x64,
     request_size=MESSAGE_SIZE,
     reply_size=MESSAGE_SIZE,
     request_header=HEADER,
@@ -139,7 +147,3 @@ def formats(table: MessageTable) -> dict[str, tuple[FieldRow, ...]]:
             rows = (*header, *load)
             found[title] = (*rows, padding(rows, size))
     return found
-
-
-ARCH_NAMES: Final = {Arch.X86_64: "x86-64", Arch.AARCH64: "aarch64"}
-"""The architectures as texts for people call them."""

@@ -9,7 +9,6 @@ layout without a class here gets one that is made. docs/protocol.md section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, cast
 
@@ -44,7 +43,7 @@ class Request(Coded):
 
         The load is the first field of the reply's; others are zero.
         """
-        kind = cast(type[Reply], _CODEC.replies[self.codec.layout])
+        kind = cast(type[Reply], DEVICE_MANAGER_CODEC.replies[self.codec.layout])
         rows = kind.codec.load
         first = self._usual_load(ret) if load is None else load
         values = load_values(rows, {rows[0].name: first} if rows else {})
@@ -147,7 +146,7 @@ def _reply_header(request: Request, success_size: int, ret: int) -> tuple[int, i
     return (MAGIC_VERSION, success_size if done else 0, request.msg_type, 0, ret)
 
 
-_CODEC: Final = TableCodec(
+DEVICE_MANAGER_CODEC: Final = TableCodec(
     DEVICE_MANAGER_TABLE,
     Request,
     Reply,
@@ -163,13 +162,13 @@ _CODEC: Final = TableCodec(
     },
 )
 
-decode_request: Final = _CODEC.request_decoder()
+decode_request: Final = DEVICE_MANAGER_CODEC.request_decoder()
 """Decode the guest's request buffer; `arch` only matters where `msg_size` does not tell.
 
 The layout follows `msg_type` alone, as in the guest: neither magic nor `msg_size` is checked.
 Raises NotAMessage when the bytes are not `MESSAGE_SIZE`.
 """
-decode_reply: Final = _CODEC.reply_decoder()
+decode_reply: Final = DEVICE_MANAGER_CODEC.reply_decoder()
 """Decode one message from the guest; `arch` decides the load of a CPU reply.
 
 Raises NotAMessage when the bytes are not `MESSAGE_SIZE`.
@@ -178,20 +177,6 @@ Raises NotAMessage when the bytes are not `MESSAGE_SIZE`.
 
 def _header(msg_type: int, msg_size: int) -> tuple[int, int, int, int]:
     return (MAGIC_VERSION, msg_size, msg_type, 0)
-
-
-def request_with(
-    msg_type: int, values: Mapping[str, int | Sequence[int]], arch: Arch = Arch.X86_64
-) -> Request:
-    """A well-formed request of any type; fields that `values` lacks have their usual value.
-
-    An array's length is that of the list. Raises struct.error for a number that does not fit.
-    """
-    layout = DEVICE_MANAGER_TABLE.layout(msg_type, arch)
-    kind = cast(type[Request], _CODEC.requests[layout])
-    load = load_values(layout.request, values)
-    header = _header(msg_type, DEVICE_MANAGER_TABLE.load_size(layout))
-    return kind(*header, bytes(kind.codec.room), *load)
 
 
 def cpu_request(

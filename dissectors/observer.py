@@ -386,8 +386,8 @@ class Observer:
             return
         raw, self._from = self._from[:size], self._from[size:]
         if hello:
-            message = service.decode_reply(raw, self._arch, None)
-            events.append(Hello(message, raw, _is_hello(message)))
+            ready = decode_reply(raw, self._arch) if service is DEVICE_MANAGER else None
+            events.append(Hello(ready, raw, ready is None or ready.is_hello))
         else:
             events.append(self._reply(service, raw))
         self._from_phase = _Phase.MESSAGES
@@ -395,7 +395,3 @@ class Observer:
     def _reply(self, service: Service, raw: bytes) -> ReplyReceived:
         number, request = self._open.popleft() if self._open else (None, None)
         return ReplyReceived(number, service.decode_reply(raw, self._arch, request), raw)
-
-
-def _is_hello(message: object) -> bool:
-    return bool(getattr(message, "is_hello", True))

@@ -1,20 +1,24 @@
 """The service byte's meaning: which messages follow it on a connection.
 
 One service ships, the device manager. Another is a `Service` value that its package registers
-under the entry point group `upcall_trace.services`; it is looked up only when its byte is seen.
-docs/protocol.md section 1.
+under the entry point group `upcall_trace.services`; it is looked up only when its byte is seen, or
+when somebody asks for a field or an operation that the device manager does not have.
+docs/protocol.md section 1, docs/plugins.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
-from .constants import MESSAGE_SIZE, Arch
+from .codecs import Coded, CodedReply, ReplyDecoder, RequestDecoder, TableCodec
+from .constants import MESSAGE_SIZE
 from .errors import ServiceConflict
-from .messages import decode_reply, decode_request
+from .layouts import DEVICE_MANAGER_TABLE
+from .messages import DEVICE_MANAGER_CODEC, decode_reply, decode_request
+from .tables import MessageTable
 
 ENTRY_POINT_GROUP = "upcall_trace.services"
 
@@ -37,41 +41,67 @@ class ServiceReply(Protocol):
     def fields(self) -> Mapping[str, object]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Service:
     """A protocol of fixed-size messages in ping-pong behind one service byte.
 
-    Sizes are in bytes; `hello_size` 0 means that the guest says nothing before the first reply.
-    Decoders get exactly as many bytes as the size says, and must not raise. The guest's first
-    message, `hello_size` bytes, goes to `decode_reply` as well.
+    `hello_size` are the bytes of what the guest says first; 0 means that it says nothing before
+    the first reply. The decoders are made from the table. They get as many bytes as its sizes say.
     """
 
-    byte: int
     name: str
-    request_size: int
-    reply_size: int
-    hello_size: int
-    decode_request: Callable[[bytes, Arch], ServiceRequest]
-    decode_reply: Callable[[bytes, Arch, ServiceRequest | None], ServiceReply]
-    """Also gets the request that is answered, None when it is not in the recording."""
+    table: MessageTable
+    hello_size: int = 0
+    codec: TableCodec[Coded, CodedReply] = field(init=False, repr=False, compare=False)
+    decode_request: RequestDecoder[Coded] = field(init=False, repr=False, compare=False)
+    decode_reply: ReplyDecoder[CodedReply] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ours = self.table is DEVICE_MANAGER_TABLE
+        codec: TableCodec[Coded, CodedReply] = DEVICE_MANAGER_CODEC
+        if not ours:
+            codec = TableCodec(self.table, Coded, CodedReply)
+        for name, value in (
+            ("codec", codec),
+            ("decode_request", decode_request if ours else codec.request_decoder()),
+            ("decode_reply", decode_reply if ours else codec.reply_decoder()),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def byte(self) -> int:
+        """The byte with which a client picks the service."""
+        return self.table.byte
+
+    @property
+    def request_size(self) -> int:
+        """Bytes of every request."""
+        return self.table.request_size
+
+    @property
+    def reply_size(self) -> int:
+        """Bytes of every reply."""
+        return self.table.reply_size
+
+    @property
+    def identity(self) -> str:
+        """Another text for every service that reads the same bytes in another way."""
+        return f"{self.name} {self.hello_size} {self.table.fingerprint}"
 
 
-DEVICE_MANAGER = Service(
-    byte=0x64,
-    name="device manager",
-    request_size=MESSAGE_SIZE,
-    reply_size=MESSAGE_SIZE,
-    hello_size=MESSAGE_SIZE,
-    decode_request=decode_request,
-    decode_reply=decode_reply,
-)
+DEVICE_MANAGER = Service("device manager", DEVICE_MANAGER_TABLE, hello_size=MESSAGE_SIZE)
 
 
 def service_for(byte: int) -> Service | None:
     """The service that `byte` picks, or None when nobody knows it."""
-    if byte == DEVICE_MANAGER.byte:
+    if byte == DEVICE_MANAGER.table.byte:
         return DEVICE_MANAGER
     return _registered().get(byte)
+
+
+def registered() -> tuple[Service, ...]:
+    """The services of other packages, by their bytes; raises ServiceConflict."""
+    return tuple(service for _, service in sorted(_registered().items()))
 
 
 @cache

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from functools import cached_property
 from itertools import count
 from typing import Final
+from zlib import crc32
 
 from .constants import Arch
 from .errors import UpcallError
@@ -21,6 +22,10 @@ TYPE_CODES: Final = {
     "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i8": "b", "i16": "h", "i32": "i", "i64": "q",
 }  # fmt: skip
 """The types of fields, all little-endian, and how `struct` and numpy write them."""
+
+
+ARCH_NAMES: Final = {Arch.X86_64: "x86-64", Arch.AARCH64: "aarch64"}
+"""The architectures as texts for people call them."""
 
 
 class Show(Enum):
@@ -161,15 +166,17 @@ class BadTable(UpcallError, ValueError):
 class MessageTable:
     """A service's messages: requests and replies of fixed sizes in bytes, one answering the other.
 
-    Both begin with a header. `type_field` is the field of the request's header that has the
-    message's number; only a service with a single message does without. `size_field` has the
-    number of bytes of the load, which may tell the guest's architecture. A reply's header has an
-    integer `ret`, 0 for success and a negative errno for failure.
+    `byte` picks the service. Requests and replies begin with a header. `type_field` is the field of
+    the request's header that has the message's number; only a service with a single message does
+    without. `size_field` has the number of bytes of the load, which may tell the guest's
+    architecture. A reply's header has an integer `ret`, 0 for success and a negative errno for
+    failure.
 
     Rows leave no bytes out between the header and the last field: where C aligns, a row of its own
     says so (`Show.FILLING`). Raises BadTable.
     """
 
+    byte: int
     request_size: int
     reply_size: int
     request_header: tuple[FieldRow, ...]
@@ -197,9 +204,25 @@ class MessageTable:
         """Every layout once, in the order of the messages; each stands at its number."""
         return tuple(dict.fromkeys((self._bare, *self._by_message.values())))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Another text for every table from which bytes are read in another way."""
+        rows = [
+            [row.offset, row.name, row.type, row.count, row.length, row.arch, row.bits]
+            for message in self.messages
+            for row in (*self.request_header, *message.request, *self.reply_header, *message.reply)
+        ]
+        names = [(message.number, message.name) for message in self.messages]
+        told = repr((self.request_size, self.reply_size, self.type_field, names, rows))
+        return f"{crc32(told.encode()):08x}"
+
     def layout(self, number: int, arch: Arch) -> Layout:
         """The layout of a message with this number; that of no load for one that is not known."""
         return self._by_message.get((number, arch), self._bare)
+
+    def layouts_of(self, number: int) -> tuple[Layout, ...]:
+        """A message's layouts: one, or one for each architecture."""
+        return tuple(dict.fromkeys(self.layout(number, arch) for arch in Arch))
 
     def telling_layouts(self) -> Iterator[tuple[MessageRow, Layout]]:
         """Each message's layouts where the size of the request's load tells which one it is."""
@@ -315,6 +338,10 @@ def _problems(table: MessageTable) -> Iterator[str]:
     """What is wrong with a table, the first thing first."""
     if len(table.by_number) != len(table.messages) or len(table.by_name) != len(table.messages):
         yield "two messages have the same number or name"
+    if not 0 <= table.byte <= 255:
+        yield f"{table.byte} is no service byte"
+    if any(not 0 <= message.number < 1 << 32 for message in table.messages):
+        yield "a message's number has more than 32 bits"
     if len(table.messages) != 1 and not table.type_field:
         yield "several messages need a type_field that tells them apart"
     header = {field.name for field in table.request_header}

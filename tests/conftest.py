@@ -45,26 +45,28 @@ def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _NASTY = r'''
-"""A service whose messages say what no terminal should get to see."""
-
-from dataclasses import dataclass
+"""A service with a name that no terminal should get to see, and fields named as ours are."""
 
 from dissectors.services import Service
-
-
-@dataclass(frozen=True)
-class Nasty:
-    op: str = "nas\x1b]0;ty\x07"
-    ret: int = -22
-
-    def fields(self):
-        return {"na\x1b[31mme": "a\nb\r\x9b\u202e", "mmio_base": "\x1b", "raw": b"\x1b"}
-
+from dissectors.tables import FieldRow, MessageRow, MessageTable
 
 SERVICE = Service(
-    byte=0x6E, name="nas\x1bty", request_size=8, reply_size=8, hello_size=0,
-    decode_request=lambda raw, arch: Nasty(),
-    decode_reply=lambda raw, request, arch: Nasty(),
+    "nas\x1b]0;ty\x07\r\u202e",
+    MessageTable(
+        byte=0x6E,
+        request_size=8,
+        reply_size=8,
+        request_header=(),
+        reply_header=(FieldRow(0, "ret", "i32", "the result"),),
+        messages=(
+            MessageRow(
+                0,
+                "nasty",
+                (FieldRow(0, "mmio_base", "u32", "ours"), FieldRow(4, "count", "u8", "some", 4)),
+                (FieldRow(4, "value", "u32", "what it is"),),
+            ),
+        ),
+    ),
 )
 '''
 

@@ -24,7 +24,7 @@ DISSECTORS = {
     "wire_formats": {"constants", "layouts", "tables"},
     "codecs": {"constants", "errors", "tables"},
     "messages": {"codecs", "constants", "layouts"},
-    "services": {"constants", "errors", "messages"},
+    "services": {"codecs", "constants", "errors", "layouts", "messages", "tables"},
     "vsockmon": {"constants", "errors"},
     "events": {"services"},
     "hvsock": {"constants", "events"},

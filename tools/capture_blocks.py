@@ -13,7 +13,9 @@ from io import StringIO
 from typing import Any, Final
 
 from dissectors.constants import MessageType
+from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.messages import mmio_request
+from dissectors.tables import ARCH_NAMES
 from upcall_trace.capture import frames, records
 from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.frames import FRAME, MAGIC, Kind, unpack
@@ -38,6 +40,7 @@ from upcall_trace.exports import transcript
 from upcall_trace.trace.indexing import INDEX_VERSION, SEGMENT_BYTES
 from upcall_trace.trace.opening import CHECKED_SIZE, DECODED_SIZE
 from upcall_trace.trace.operations import COLUMN_TYPES, FREE_ROWS, ROW_BYTES
+from upcall_trace.trace.rows import LOAD_COLUMNS
 from upcall_trace.vantage.recorder import BACKLOG_LIMIT, FLUSH_S
 
 from .markdown import code, fenced, table
@@ -195,6 +198,20 @@ def capture_limits() -> str:
     )
 
 
+def _layouts() -> str:
+    told = []
+    for layout in DEVICE_MANAGER_TABLE.layouts[1:]:
+        names = " and ".join(message.name for message in layout.messages)
+        arch = f" {ARCH_NAMES[layout.arch]}" if layout.arch else ""
+        told.append(f"{layout.number} {names}{arch}")
+    return ", ".join(told)
+
+
+def _reply_numbers() -> str:
+    names = (row.name for layout in DEVICE_MANAGER_TABLE.layouts for row in layout.reply)
+    return " or ".join(f"`{name}`" for name in names)
+
+
 _COLUMN_TEXTS: Final = {
     "conn": "connection",
     "request": "request of its connection",
@@ -202,17 +219,11 @@ _COLUMN_TEXTS: Final = {
     "offset": "where in the file the CHUNK of the request stands",
     "position": "where in that chunk the request begins",
     "size": "bytes of it that the guest received",
-    "layout": "which columns the load fills: 0 none, 1 CPU x86-64, 2 CPU aarch64, 3 MMIO, 4 PCI, "
-    "5 another service",
-    "msg_type": "of the request",
+    "service": "the byte that picked the service; 0x64 is the device manager",
+    "layout": f"what the load has; 0 nothing, then by service, of the device manager {_layouts()}",
+    "msg_type": "of the request: its number in its service",
     "msg_size": "of the request",
-    "mmio_base": "of the load",
-    "mmio_size": "of the load",
-    "mmio_irq": "of the load",
-    "count": "of the load",
-    "apic_ver": "of the load",
-    "busno": "of the load",
-    "devfn": "of the load",
+    **dict.fromkeys(LOAD_COLUMNS, "of the load"),
     "anomalies": "one bit for each, in the order of docs/json.md",
     "extra_end": "where in `extra` the row's bytes end",
     "extra_size": "how many they are",
@@ -220,10 +231,11 @@ _COLUMN_TEXTS: Final = {
     "ret": "of the reply",
     "reply_type": "`msg_type` of the reply",
     "reply_size": "`msg_size` of the reply",
-    "reply_load": "`apic_index` or `cpu_id` of the reply, -1 without",
+    "reply_load": f"{_reply_numbers()} of the reply, -1 without; of another load its place in "
+    "`extra`",
     "latency_ns": "from the end of the request to the end of its reply, -1 without",
     "reply_offset": "where in the file the CHUNK with the reply's end stands, -1 without",
-    "extra": "bytes of all rows: APIC ids, or another service's name and fields as JSON",
+    "extra": "bytes of all rows: numbers without a column, then what is meant of arrays",
 }
 
 

@@ -27,7 +27,6 @@ from dissectors.constants import (
     result_meaning,
 )
 from dissectors.layouts import (
-    ARCH_NAMES,
     DEVICE_MANAGER_TABLE,
     HEADER,
     REPLY_HEADER,
@@ -36,7 +35,7 @@ from dissectors.layouts import (
     formats,
 )
 from dissectors.messages import mmio_request
-from dissectors.tables import FieldRow, padding
+from dissectors.tables import ARCH_NAMES, FieldRow, padding
 from dissectors.vsockmon import MonitorOp, Transport, VirtioOp
 
 from . import (

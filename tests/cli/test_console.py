@@ -108,8 +108,8 @@ def test_json_is_ascii_and_loses_nothing(capture: Path, arguments: tuple[str, ..
     elif "--frames" in arguments:
         assert any("\\x1b" in o["text"] for o in ended.objects)
     else:
-        assert ended.objects[0]["op"] == "nas\x1b]0;ty\x07"
-        assert ended.objects[0]["fields"]["na\x1b[31mme"] == "a\nb\r\x9b\u202e"
+        assert ended.objects[0]["op"] == "nasty"
+        assert ended.objects[0]["fields"] == {"mmio_base": 0x31070A1B, "count": [*b"2345"]}
 
 
 def test_nothing_from_a_capture_steers_the_terminal_on_its_way_to_another(

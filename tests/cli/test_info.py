@@ -257,8 +257,9 @@ def test_marks_that_were_added_later_are_counted(capture: Path) -> None:
 
 def test_other_services_are_counted_apart(tmp_path: Path, nasty_service: Path) -> None:
     eight = b"12345678"
+    refused = b"\xea\xff\xff\xff5678"
     recorded = [
-        *connect()[:3], ask(b"n", 1), ask(eight, 2), Chunk(3, 1, False, eight), ask(eight, 4),
+        *connect()[:3], ask(b"n", 1), ask(eight, 2), Chunk(3, 1, False, refused), ask(eight, 4),
         *connect(2), ask(ADD_MEM, 5, 2), answer(ADD_MEM, 6, 2, ret=-1),
     ]  # fmt: skip
     path = write_capture(tmp_path / "x.upcap", recorded)

@@ -182,7 +182,7 @@ def test_another_services_names_stay_on_their_line(nasty_service: Path, tmp_path
     assert shown.code == ExitCode.EXPECTED
     assert "\x1b" not in shown.out
     assert len(shown.out.splitlines()[0]) < 200
-    assert "\\x1b" in shown.out.splitlines()[0]
+    assert "1.0 nasty mmio_base=" in shown.out.splitlines()[0]
 
 
 # Where bytes come from.

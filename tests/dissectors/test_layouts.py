@@ -101,7 +101,7 @@ RET_ROW = FieldRow(0, "ret", "i32", "result")
 
 
 def table(*messages: MessageRow, header: tuple[FieldRow, ...] = (NUMBER,)) -> MessageTable:
-    return MessageTable(8, 8, header, (RET_ROW,), messages, type_field="kind")
+    return MessageTable(1, 8, 8, header, (RET_ROW,), messages, type_field="kind")
 
 
 def message(*rows: FieldRow, name: str = "ask", number: int = 1) -> MessageRow:
@@ -119,8 +119,8 @@ WRONG = {
     "cannot be the name": lambda: table(message(replace(A, name="padding"))),
     "which is no number before it": lambda: table(message(replace(A, count=2, length="n"))),
     "beyond its 8 bytes": lambda: table(message(replace(A, count=8))),
-    "no ret": lambda: MessageTable(8, 8, (NUMBER,), (), (message(),), type_field="kind"),
-    "need a type_field": lambda: MessageTable(8, 8, (), (RET_ROW,), ()),
+    "no ret": lambda: MessageTable(1, 8, 8, (NUMBER,), (), (message(),), type_field="kind"),
+    "need a type_field": lambda: MessageTable(1, 8, 8, (), (RET_ROW,), ()),
 }
 
 

@@ -14,61 +14,26 @@ from dissectors.services import DEVICE_MANAGER, service_for
 from upcall_trace.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = '''
-"""Counters: a request names one and says how much to add, a reply has its new value."""
-
-from dataclasses import dataclass
-from struct import unpack
-
+EXAMPLE = """
 from dissectors.services import Service
+from dissectors.tables import FieldRow, MessageRow, MessageTable, Show
 
-
-@dataclass(frozen=True)
-class Add:
-    counter: int
-    amount: int
-    op: str = "add_counter"
-
-    def fields(self):
-        return {"counter": self.counter, "amount": self.amount}
-
-
-@dataclass(frozen=True)
-class Added:
-    ret: int
-    value: int
-    counter: int | None
-
-    def fields(self):
-        return {"value": self.value, "counter": self.counter}
-
-
-def decode_add(raw, arch):
-    return Add(*unpack("<HH", raw))
-
-
-def decode_added(raw, arch, request):
-    raw = raw.ljust(8, b"\\0")  # the first message has two bytes
-    return Added(*unpack("<ii", raw), request.counter if request else None)
-
-
-COUNTERS = Service(
-    byte=0x63, name="counters", request_size=4, reply_size=8, hello_size=2,
-    decode_request=decode_add, decode_reply=decode_added,
+RET = FieldRow(0, "ret", "i32", "0, or a negative errno", show=Show.ERRNO)
+ADD = MessageRow(
+    number=0,
+    name="add_counter",
+    request=(
+        FieldRow(0, "counter", "u16", "which counter", word="COUNTER"),
+        FieldRow(2, "amount", "u16", "how much more", word="AMOUNT"),
+    ),
+    reply=(FieldRow(4, "value", "u32", "the counter afterwards"),),
 )
-SILENT = Service(
-    byte=0x73, name="silent", request_size=4, reply_size=8, hello_size=0,
-    decode_request=decode_add, decode_reply=decode_added,
-)
-SECOND = Service(
-    byte=0x63, name="also 0x63", request_size=1, reply_size=1, hello_size=0,
-    decode_request=decode_add, decode_reply=decode_added,
-)
-LIKE_OURS = Service(
-    byte=0x64, name="not the device manager", request_size=1, reply_size=1, hello_size=0,
-    decode_request=decode_add, decode_reply=decode_added,
-)
-'''
+
+COUNTERS = Service("counters", MessageTable(0x63, 4, 8, (), (RET,), (ADD,)), hello_size=2)
+SILENT = Service("silent", MessageTable(0x73, 4, 8, (), (RET,), (ADD,)))
+SECOND = Service("also 0x63", MessageTable(0x63, 4, 8, (), (RET,), (ADD,)))
+LIKE_OURS = Service("not the device manager", MessageTable(0x64, 4, 8, (), (RET,), (ADD,)))
+"""
 
 
 @pytest.fixture
@@ -151,7 +116,7 @@ observer.from_guest(b"OK 7\\nhi")
 request, = observer.to_guest(b"\\5\\0\\1\\0")
 reply, = observer.from_guest(b"\\0\\0\\0\\0\\x2a\\0\\0\\0")
 assert request.message.fields() == {"counter": 5, "amount": 1}
-assert reply.message.fields() == {"value": 42, "counter": 5}
+assert reply.message.fields() == {"value": 42}
 assert service_for(0x63).name == "counters"
 assert service_for(0x64).name == "device manager"
 assert service_for(0x65) is None
@@ -233,7 +198,7 @@ CONFLICTS = {
         {"example": {"ours": "LIKE_OURS"}},
         "two services claim byte 0x64",
     ),
-    "not a service": ({"example": {"adder": "Add"}}, "entry point 'adder' is not a Service"),
+    "not a service": ({"example": {"adder": "ADD"}}, "entry point 'adder' is not a Service"),
 }
 
 

@@ -598,14 +598,18 @@ def test_events_are_returned_for_whoever_shows_frames() -> None:
 
 
 def test_another_services_requests_are_operations_too(nasty_service: Path) -> None:
-    sent = [*connect()[:3], ask(b"n", 5), ask(b"12345678", 10), Chunk(20, 1, False, b"12345678")]
+    sent = [
+        *connect()[:3],
+        ask(b"n", 5),
+        ask(b"12345678", 10),
+        Chunk(20, 1, False, b"\xea\xff\xff\xff5678"),
+    ]
     session = decode(sent)
     (found,) = operations(session)
-    assert found.op == "nas\x1b]0;ty\x07"
-    assert found.msg_type is None
-    assert found.fields["na\x1b[31mme"] == "a\nb\r\x9b\u202e"
-    assert found.fields["raw"] == "b'\\x1b'"
+    assert (found.op, found.msg_type, found.service) == ("nasty", None, 0x6E)
+    assert found.fields == {"mmio_base": 0x34333231, "count": [0x35, 0x36, 0x37, 0x38]}
     assert (found.ret, found.errno, found.meaning, found.latency_ns) == (-22, "EINVAL", "", 10)
+    assert found.reply == {"value": 0x38373635}
 
 
 def test_columns_from_a_later_row_on_are_the_same_operations() -> None:

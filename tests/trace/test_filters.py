@@ -5,8 +5,7 @@ from __future__ import annotations
 import operator
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from dissectors.messages import (
     mmio_request,
     pci_request,
 )
+from dissectors.services import Service
+from dissectors.tables import FieldRow, MessageRow, MessageTable
 from tests.support import golden
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace.filters import FIELDS, FLAGS, BadFilter, parse
@@ -48,14 +49,27 @@ _REQUESTS: list[Request] = [
 ]
 
 
-@dataclass(frozen=True)
-class Other:
-    """A request of another service, with names of ours in it."""
-
-    op: str = "add_cpu"
-
-    def fields(self) -> Mapping[str, object]:
-        return {"mmio_base": 0xE0006000, "count": 1, "apic_ids": [1]}
+OTHER = Service(
+    "not installed",
+    MessageTable(
+        byte=0x6F,
+        request_size=8,
+        reply_size=8,
+        request_header=(),
+        reply_header=(FieldRow(0, "ret", "i32", "the result"),),
+        messages=(
+            MessageRow(
+                5,
+                "add_cpu",
+                (
+                    FieldRow(0, "mmio_base", "u32", "as ours"),
+                    FieldRow(4, "count", "u32", "as ours"),
+                ),
+            ),
+        ),
+    ),
+)
+"""A service that was installed once, with names of ours in its messages."""
 
 
 def pool() -> tuple[Operations, list[Request | None]]:
@@ -69,7 +83,9 @@ def pool() -> tuple[Operations, list[Request | None]]:
         bits = rng.choice([0, 0, *ANOMALY_BIT.values()]) | rng.choice([0, *ANOMALY_BIT.values()])
         size = rng.choice([1024, 1024, 500, 16])
         conn, number, t_ns = rng.randrange(1, 4), rng.randrange(5), 1000 + rng.randrange(10**10)
-        table.append(conn, number, t_ns, 0, 0, size, request or Other(), bits)
+        table.append(
+            conn, number, t_ns, 0, 0, size, request or OTHER.decode_request(bytes(8)), bits
+        )
         if rng.random() < 0.8:
             ret = rng.choice([0, 0, 1, -1, -5, -16, -17, -19, -22, -99, 5])
             asking = request or bare_request(3)

@@ -7,14 +7,11 @@ from typing import Final
 
 import click
 
-from dissectors.constants import CALLER_TIMEOUT_NS, UPCALL_PORT, Arch, MessageType
-from dissectors.messages import (
-    Request,
-    cpu_request,
-    hello,
-    mmio_request,
-    pci_request,
-)
+from dissectors.constants import CALLER_TIMEOUT_NS, UPCALL_PORT, Arch
+from dissectors.layouts import DEVICE_MANAGER_TABLE
+from dissectors.messages import hello
+from dissectors.services import DEVICE_MANAGER, Service, registered
+from dissectors.tables import MessageRow
 
 from ..capture.records import Begins, Chunk, Header, Open
 from ..diagnose.verdict import verdict
@@ -23,6 +20,7 @@ from ..sockets.addresses import parse_address
 from ..sockets.client import Answer, UpcallClient
 from ..trace.decoding import Session
 from ..trace.operations import Operation, Operations
+from ..views.asking import BadWord, usage, values_of
 from ..views.json_objects import operation_object
 from ..views.text import HEADING, duration, hex_lines, operation_text
 from .support.output import out, out_json, talk
@@ -30,16 +28,21 @@ from .support.output import out, out_json, talk
 _TIMEOUT_S: Final = 15.0
 _RAW_LIMIT: Final = 64 << 10
 _OPERATIONS: Final = {
-    "add-cpu": (MessageType.ADD_CPU, "ID…, on aarch64 a COUNT"),
-    "del-cpu": (MessageType.DEL_CPU, "ID…, on aarch64 a COUNT"),
-    "add-mmio": (MessageType.ADD_MMIO, "BASE SIZE IRQ"),
-    "del-mmio": (MessageType.DEL_MMIO, "BASE SIZE IRQ"),
-    "add-pci": (MessageType.ADD_PCI, "BUS SLOT[.FN]"),
-    "del-pci": (MessageType.DEL_PCI, "BUS SLOT[.FN]"),
+    message.name.replace("_", "-"): usage(DEVICE_MANAGER_TABLE, message)
+    for message in DEVICE_MANAGER_TABLE.messages
+    if message.request
 }
+_HELP: Final = f"""Send one request and show what the guest answers.
+
+OPERATION is {
+    ", ".join(f"{name} {words}".partition(", on ")[0] for name, words in _OPERATIONS.items())
+}, or raw FILE, which sends the file's bytes in one write. Numbers may be
+hexadecimal. The operations of other packages' services can be sent, too. Ends with 1 when the guest
+refuses or says nothing.
+"""
 
 
-@click.command("send", context_settings={"ignore_unknown_options": True})
+@click.command("send", help=_HELP, context_settings={"ignore_unknown_options": True})
 @click.option("--to", "address", metavar="ADDRESS", required=True, help="Whom to send it to.")
 @click.option(
     "--port", type=click.IntRange(0, 0xFFFFFFFF), default=UPCALL_PORT, show_default=True,
@@ -65,18 +68,14 @@ def send_command(
     as_json: bool,
     operation: tuple[str, ...],
 ) -> ExitCode:
-    """Send one request and show what the guest answers.
-
-    OPERATION is add-cpu ID…, del-cpu ID…, add-mmio BASE SIZE IRQ, del-mmio BASE SIZE IRQ,
-    add-pci BUS SLOT[.FN], del-pci BUS SLOT[.FN], or raw FILE, which sends the file's bytes in one
-    write. Numbers may be hexadecimal. Ends with 1 when the guest refuses or says nothing.
-    """
+    """Send one request; `_HELP` tells the rest."""
     guest_arch = Arch(arch)
-    raw = _request(operation, guest_arch)
-    with UpcallClient(parse_address(address), port, arch=guest_arch) as client:
+    service, raw = _request(operation, guest_arch)
+    with UpcallClient(parse_address(address), port, arch=guest_arch, service=service) as client:
         answer = client.ask(raw, timeout_s)
-    shown = _operation(raw, answer, guest_arch)
-    opinion = verdict(shown.msg_type or 0, shown.ret, shown.latency_ns)
+    shown = _operation(service, raw, answer, guest_arch)
+    ours = service is DEVICE_MANAGER
+    opinion = verdict(shown.msg_type or 0, shown.ret, shown.latency_ns) if ours else _NOT_OURS
     if as_json:
         out_json(operation_object(shown) | {"dragonball": opinion})
     else:
@@ -96,66 +95,58 @@ def send_command(
     return ExitCode.EXPECTED if done else ExitCode.DIFFERENT
 
 
-def _operation(raw: bytes, answer: Answer | None, arch: Arch) -> Operation:
+_NOT_OURS: Final = "it does not use this service"
+
+
+def _operation(service: Service, raw: bytes, answer: Answer | None, arch: Arch) -> Operation:
     """The first request on a fresh connection, doubts included, as if it had been recorded."""
     session = Session(Header("send", arch=arch.value))
     session.feed(Open(0, 1, Begins.SERVICE, accepted=True))
-    for sent, to_guest in ((b"d", True), (hello().encode(), False), (raw, True)):
-        session.feed(Chunk(0, 1, to_guest, sent))
+    ready = hello().encode() if service is DEVICE_MANAGER else bytes(service.hello_size)
+    for sent, to_guest in ((bytes([service.byte]), True), (ready, False), (raw, True)):
+        if sent:
+            session.feed(Chunk(0, 1, to_guest, sent))
     if answer is not None:
         session.feed(Chunk(answer.latency_ns, 1, False, answer.raw))
     session.finish()
     return Operations(session.table.columns(), 0).operation(0)
 
 
-def _request(words: tuple[str, ...], arch: Arch) -> bytes:
-    """The bytes that an OPERATION means; raises WrongUsage, which names the word that is wrong."""
+def _request(words: tuple[str, ...], arch: Arch) -> tuple[Service, bytes]:
+    """The service and the bytes that an OPERATION means; raises WrongUsage, which names the word
+    that is wrong."""
     name, *arguments = words
     if name == "raw":
-        return _raw(arguments)
-    if name not in _OPERATIONS:
-        raise WrongUsage(f"{name!r} is no operation; known are {', '.join([*_OPERATIONS, 'raw'])}")
-    msg_type, usage = _OPERATIONS[name]
+        return DEVICE_MANAGER, _raw(arguments)
+    service, message = _named(name)
+    layout = service.table.layout(message.number, arch)
     try:
-        return _built(msg_type, arguments, arch).encode()
-    except _BadWordError as error:
-        raise WrongUsage(f"{name} {usage}: {error}") from None
+        values = values_of(layout, arguments)
+    except BadWord as error:
+        raise WrongUsage(f"{name} {usage(service.table, message)}: {error}") from None
+    return service, service.codec.request_with(message.number, values, arch).encode()
 
 
-class _BadWordError(ValueError):
-    pass
-
-
-def _built(msg_type: MessageType, words: list[str], arch: Arch) -> Request:
-    if msg_type in (MessageType.ADD_CPU, MessageType.DEL_CPU):
-        if arch is Arch.AARCH64:
-            _count(words, 1)
-            return cpu_request(msg_type, _number(words[0], 0xFF))
-        _count(words, 0, 0xFF)
-        return cpu_request(msg_type, [_number(word, 0xFF) for word in words])
-    if msg_type in (MessageType.ADD_MMIO, MessageType.DEL_MMIO):
-        _count(words, 3)
-        base, size = (_number(word, (1 << 64) - 1) for word in words[:2])
-        return mmio_request(msg_type, base, size, _number(words[2], (1 << 32) - 1))
-    _count(words, 2)
-    slot, dot, function = words[1].partition(".")
-    where = (_number(words[0], 0xFF), _number(slot, 31), _number(function, 7) if dot else 0)
-    return pci_request(msg_type, *where)
-
-
-def _count(words: list[str], least: int, most: int | None = None) -> None:
-    if not least <= len(words) <= (least if most is None else most):
-        raise _BadWordError(f"{len(words)} values were given")
-
-
-def _number(word: str, most: int) -> int:
-    try:
-        number = int(word, 0)
-    except ValueError:
-        raise _BadWordError(f"{word!r} is not a number") from None
-    if not 0 <= number <= most:
-        raise _BadWordError(f"{word} is not within 0 and {most:#x}")
-    return number
+def _named(name: str) -> tuple[Service, MessageRow]:
+    """The message of that name, ours first; raises WrongUsage."""
+    wanted = name.replace("-", "_")
+    found = [
+        (service, service.table.by_name[wanted])
+        for service in (DEVICE_MANAGER, *registered())
+        if wanted in service.table.by_name
+    ]
+    if not found or not (found[0][1].request or found[0][0] is not DEVICE_MANAGER):
+        others = (
+            message.name.replace("_", "-")
+            for service in registered()
+            for message in service.table.messages
+        )
+        known = ", ".join([*_OPERATIONS, *others, "raw"])
+        raise WrongUsage(f"{name!r} is no operation; known are {known}")
+    if len(found) > 1 and found[0][0] is not DEVICE_MANAGER:
+        names = " and ".join(service.name for service, _ in found)
+        raise WrongUsage(f"{name!r} is an operation of several services: {names}")
+    return found[0]
 
 
 def _raw(arguments: list[str]) -> bytes:

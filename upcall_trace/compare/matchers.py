@@ -21,7 +21,8 @@ from dissectors.constants import (
     ENODEV,
     EPERM,
 )
-from dissectors.layouts import ARCH_NAMES, DEVICE_MANAGER_TABLE
+from dissectors.layouts import DEVICE_MANAGER_TABLE
+from dissectors.tables import ARCH_NAMES
 
 from ..capture.records import Mark
 from ..durations import nanoseconds

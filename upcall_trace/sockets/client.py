@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Self
 
 from dissectors.channel import NEED_DATA, Client, RemoteProtocolError, State
+from dissectors.codecs import CodedReply
 from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT, Arch
 from dissectors.events import ServiceByte
 from dissectors.hvsock import connect_line
-from dissectors.messages import Reply, decode_reply
-from dissectors.services import DEVICE_MANAGER
+from dissectors.services import DEVICE_MANAGER, Service
 
 from ..errors import Unreachable
 from .addresses import Address, UnixAddress, connect_unix, connect_vsock
@@ -22,7 +22,7 @@ from .addresses import Address, UnixAddress, connect_unix, connect_vsock
 class Answer:
     """A reply with its bytes and how long it took."""
 
-    reply: Reply
+    reply: CodedReply
     raw: bytes
     latency_ns: int
 
@@ -31,7 +31,8 @@ class UpcallClient:
     """A connected upcall service, as a context manager.
 
     `connect_s` bounds everything until the CONNECT message. Raises Unreachable, with the step
-    that failed, when nobody listens, the port is refused, or no service answers.
+    that failed, when nobody listens, the port is refused, or no service answers. `service` is the
+    one to ask for.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class UpcallClient:
         port: int = UPCALL_PORT,
         connect_s: float = 15.0,
         arch: Arch = Arch.X86_64,
+        service: Service = DEVICE_MANAGER,
     ) -> None:
         self._arch = arch
+        self._service = service
         self._address = address
         unix = isinstance(address, UnixAddress)
         self._channel = Client(arch, State.UNCONNECTED if unix else State.ACCEPTED)
@@ -62,20 +65,27 @@ class UpcallClient:
         self._stream.settimeout(timeout_s)
         try:
             self._stream.sendall(request)
-            raw = b""
-            while len(raw) < MESSAGE_SIZE:
-                left_s = timeout_s - (time.monotonic_ns() - begun) / 1e9
-                if left_s <= 0:
-                    return None
-                self._stream.settimeout(left_s)
-                received = self._stream.recv(MESSAGE_SIZE - len(raw))
-                if not received:
-                    return None
-                raw += received
+            raw = self._whole(self._service.reply_size, begun / 1e9 + timeout_s)
         except OSError:
             return None
+        if raw is None:
+            return None
         latency_ns = time.monotonic_ns() - begun
-        return Answer(decode_reply(raw, self._arch), raw, latency_ns)
+        return Answer(self._service.decode_reply(raw, self._arch), raw, latency_ns)
+
+    def _whole(self, size: int, deadline: float) -> bytes | None:
+        """So many bytes, None when they do not come in time or the guest closes; raises OSError."""
+        raw = b""
+        while len(raw) < size:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            self._stream.settimeout(left_s)
+            received = self._stream.recv(size - len(raw))
+            if not received:
+                return None
+            raw += received
+        return raw
 
     def close(self) -> None:
         """Close the connection."""
@@ -99,8 +109,21 @@ class UpcallClient:
     def _greet(self, port: int, deadline: float) -> None:
         if self._channel.state is State.UNCONNECTED:
             self._step(self._channel.send(connect_line(port)), deadline, f"OK for port {port}")
+        if self._service is not DEVICE_MANAGER:
+            self._greet_other(deadline)
+            return
         service = ServiceByte(DEVICE_MANAGER.byte, DEVICE_MANAGER, early=False)
         self._step(self._channel.send(service), deadline, "CONNECT message")
+
+    def _greet_other(self, deadline: float) -> None:
+        """The channel knows the device manager's rules only: of others the sizes are known."""
+        service = self._service
+        try:
+            self._stream.sendall(bytes([service.byte]))
+            if self._whole(service.hello_size, deadline) is None:
+                raise Unreachable(f"{self._address} has no service {service.name}")
+        except OSError as error:
+            raise Unreachable(f"{self._address} gave no {service.name}: {error}") from None
 
     def _step(self, sent: bytes, deadline: float, awaited: str) -> None:
         try:

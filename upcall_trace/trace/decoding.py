@@ -22,6 +22,7 @@ from dissectors.events import (
 )
 from dissectors.messages import Reply, Request
 from dissectors.observer import Observer, Start
+from dissectors.services import DEVICE_MANAGER, service_for
 
 from ..capture.records import (
     CUT_OFF,
@@ -84,6 +85,8 @@ class Connection:
     line: bytes = b""
     answer: bytes = b""
     service: int | None = None
+    read_as: str = ""
+    """What its messages were taken for: the service and its table, empty for none that is known."""
     hello: bool | None = None
     """True for a valid CONNECT message, False for a bad one, None while there is none."""
     requests: int = 0
@@ -99,6 +102,15 @@ class Connection:
     """Why the recorder ended it, where it did."""
     source: int = 0
     gave_up_ns: int | None = None
+
+
+def read_as(service: int | None) -> str:
+    """What messages behind a service byte are taken for here; empty when nobody knows the byte.
+
+    Without a byte, after a gap for example, they are taken for the device manager's.
+    """
+    found = DEVICE_MANAGER if service is None else service_for(service)
+    return found.identity if found else ""
 
 
 class _Asked(NamedTuple):
@@ -228,7 +240,7 @@ class Session:
             self._give_up(previous)
         connection = self.connections[record.conn] = Connection(
             record.conn, record.t_ns, record.begins, record.port, record.accepted, record.peer,
-            source=record.source,
+            read_as=read_as(None), source=record.source,
         )  # fmt: skip
         self._over.pop(record.conn, None)
         observer = Observer(_START[record.begins], self._arch, self.header.port)
@@ -322,6 +334,7 @@ class Session:
                 connection.accepted = event.port is not None
             case ServiceByte():
                 connection.service = event.value
+                connection.read_as = read_as(event.value)
                 connection.payload += 1
             case Hello():
                 connection.hello = event.valid

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -19,19 +20,15 @@ from lark import Lark, Token, Transformer, UnexpectedInput, UnexpectedToken
 from lark.exceptions import VisitError
 from numpy.typing import NDArray
 
-from dissectors.constants import ERRNO_NAMES, MessageType
+from dissectors.constants import ERRNO_NAMES
+from dissectors.layouts import DEVICE_MANAGER_TABLE
+from dissectors.services import ServiceConflict
+from dissectors.tables import ARCH_NAMES, FieldRow, MessageTable, Show
 
 from ..durations import UNITS_NS, nanoseconds
 from ..errors import WrongUsage
-from .operations import (
-    ANOMALY_BIT,
-    CPU_ARM,
-    CPU_X86,
-    MMIO,
-    OTHER_SERVICE,
-    PCI,
-    Operations,
-)
+from .operations import ANOMALY_BIT, Operations
+from .rows import other_tables
 
 Mask = NDArray[np.bool_]
 _Values = NDArray[Any]
@@ -66,7 +63,7 @@ _DEPTH_LIMIT: Final = 64
 _DIGITS_LIMIT: Final = 40
 _DEEPER: Final = re.compile(r"\(|\bnot\b", re.IGNORECASE)
 _ERRNO_NUMBERS: Final = {name: -number for number, name in ERRNO_NAMES.items()}
-_OP_NUMBERS: Final = {t.name.lower(): int(t) for t in MessageType}
+_OP_NUMBERS: Final = {name: m.number for name, m in DEVICE_MANAGER_TABLE.by_name.items()}
 
 
 Test = Callable[[_Values], Mask]
@@ -91,78 +88,110 @@ def _column(name: str, operations: Operations, test: Test) -> Mask:
 
 
 def _ours(name: str, operations: Operations, test: Test) -> Mask:
-    ours: Mask = operations.column("layout") != OTHER_SERVICE
-    return test(operations.column(name)) & ours
+    return test(operations.column(name)) & operations.ours()
+
+
+def _op(operations: Operations, test: Test) -> Mask:
+    """A message's number, with its service's byte above it where that is not the device manager."""
+    numbers = operations.column("msg_type").astype(np.int64)
+    services = operations.column("service").astype(np.int64)
+    ours = operations.ours()
+    named: Mask = test(np.where(ours, numbers, numbers | (services + 1) << _SERVICE_SHIFT))
+    if not ours.all():
+        named &= ours | np.isin(services, [table.byte for table in _others()])
+    return named
+
+
+_SERVICE_SHIFT: Final = 32
 
 
 def _time(operations: Operations, test: Test) -> Mask:
     return test(operations.t_ns())
 
 
-def _load(name: str, *layouts: int, shift: int = 0, mask: int = -1) -> Any:
-    """A field of the request's load, which only some layouts have."""
-
-    def rows(operations: Operations, test: Test) -> Mask:
-        values = operations.column(name)
-        if shift or mask >= 0:
-            values = (values >> shift) & mask
-        has_load: Mask = np.isin(operations.column("layout"), layouts)
-        return test(values) & has_load
-
-    return rows
+def _answer(name: str, operations: Operations, test: Test) -> Mask:
+    """What every reply has."""
+    hits: Mask = test(operations.column(name)) & (operations.column("answered") == 1)
+    return hits
 
 
-def _answer(name: str, *layouts: int) -> Any:
-    """A field of the reply; one of its load only where the reply has that load."""
-
-    def rows(operations: Operations, test: Test) -> Mask:
-        values = operations.column(name)
-        hits: Mask = test(values) & (operations.column("answered") == 1)
-        if layouts:
-            hits &= np.isin(operations.column("layout"), layouts) & (values >= 0)
-        return hits
-
-    return rows
+def _load(name: str, operations: Operations, test: Test) -> Mask:
+    """A field of a load, of whatever messages have it."""
+    hits: Mask = operations.where(name, test)
+    return hits
 
 
-def _any_apic_id(operations: Operations, test: Test) -> Mask:
-    """Rows in whose list of APIC ids at least one passes the test."""
-    hits = np.concatenate(([0], np.cumsum(test(operations.column("extra")))))
-    ends = np.minimum(operations.column("extra_end"), len(hits) - 1)
-    begins = ends - np.minimum(operations.column("extra_size"), ends)
-    some: Mask = (hits[ends] > hits[begins]) & (operations.column("layout") == CPU_X86)
-    return some
+def _load_fields(table: MessageTable) -> Iterator[Field]:
+    """The fields of a table's loads: numbers, their parts, and the elements of arrays."""
+    for layout in table.layouts:
+        for row in layout.request:
+            yield from _fields_of(row, row.meaning)
+    for layout in table.layouts:
+        arch = f", {ARCH_NAMES[layout.arch]}" if layout.arch else ""
+        for row in layout.reply:
+            yield from _fields_of(row, f"of the reply{arch}: {row.meaning}")
 
 
-FIELDS: Final = {
-    field.name: field
-    for field in (
-        Field("op", "the request's name", "op", partial(_ours, "msg_type")),
+def _fields_of(row: FieldRow, meaning: str) -> Iterator[Field]:
+    if row.show is Show.FILLING:
+        return
+    if row.count is None:
+        yield Field(row.name, meaning, "number", partial(_load, row.name))
+    elif row.item:
+        told = f"any element of {row.name}: {meaning}"
+        yield Field(row.item, told, "number", partial(_load, row.item))
+    for part in row.bits:
+        yield Field(part.name, part.meaning, "number", partial(_load, part.name))
+
+
+def _by_name(fields: Iterable[Field]) -> dict[str, Field]:
+    """Fields by their names; of one that several messages have, each meaning is told once."""
+    found: dict[str, Field] = {}
+    for field in fields:
+        known = found.setdefault(field.name, field)
+        if field.meaning not in known.meaning:
+            found[field.name] = replace(known, meaning=f"{known.meaning}; {field.meaning}")
+    return found
+
+
+FIELDS: Final = _by_name(
+    (
+        Field("op", "the request's name", "op", _op),
         Field("conn", "connection, from 1", "number", partial(_column, "conn")),
         Field("request", "request of its connection, from 0", "number",
               partial(_column, "request")),
         Field("t", "time since the capture's first record", "duration", _time),
-        Field("ret", "the number on the wire", "number", _answer("ret")),
-        Field("errno", "the name of a negative ret", "errno", _answer("ret")),
-        Field("latency", "from request to reply", "duration", _answer("latency_ns")),
+        Field("ret", "the number on the wire", "number", partial(_answer, "ret")),
+        Field("errno", "the name of a negative ret", "errno", partial(_answer, "ret")),
+        Field("latency", "from request to reply", "duration", partial(_answer, "latency_ns")),
         Field("size", "bytes of the request that the guest received", "number",
               partial(_column, "size")),
         Field("msg_type", "the request's type as a number", "number", partial(_ours, "msg_type")),
         Field("msg_size", "the request's msg_size", "number", partial(_ours, "msg_size")),
-        Field("mmio_base", "address of the window", "number", _load("mmio_base", MMIO)),
-        Field("mmio_size", "bytes in the window", "number", _load("mmio_size", MMIO)),
-        Field("mmio_irq", "its interrupt", "number", _load("mmio_irq", MMIO)),
-        Field("busno", "PCI bus", "number", _load("busno", PCI)),
-        Field("devfn", "PCI device and function", "number", _load("devfn", PCI)),
-        Field("slot", "PCI slot, devfn >> 3", "number", _load("devfn", PCI, shift=3, mask=31)),
-        Field("function", "PCI function, devfn & 7", "number", _load("devfn", PCI, mask=7)),
-        Field("count", "CPUs in the request", "number", _load("count", CPU_X86, CPU_ARM)),
-        Field("apic_ver", "APIC version", "number", _load("apic_ver", CPU_X86)),
-        Field("apic_id", "any APIC id of the request's list", "number", _any_apic_id),
-        Field("apic_index", "of the reply, x86-64", "number", _answer("reply_load", CPU_X86)),
-        Field("cpu_id", "of the reply, aarch64", "number", _answer("reply_load", CPU_ARM)),
+        *_load_fields(DEVICE_MANAGER_TABLE),
     )
-}  # fmt: skip
+)  # fmt: skip
+
+
+def known_fields() -> dict[str, Field]:
+    """The fields of the language, those of other packages' services as well."""
+    return _by_name((*FIELDS.values(), *chain.from_iterable(map(_load_fields, _others()))))
+
+
+def known_operations() -> dict[str, int]:
+    """The operations by their names, those of other packages' services as well."""
+    found = dict(_OP_NUMBERS)
+    for table in _others():
+        for name, message in table.by_name.items():
+            found.setdefault(name, message.number | (table.byte + 1) << _SERVICE_SHIFT)
+    return found
+
+
+def _others() -> list[MessageTable]:
+    try:
+        return other_tables()
+    except ServiceConflict:
+        return []  # whoever opens a capture with such a service is told
 
 
 def _has(bits: int, operations: Operations) -> Mask:
@@ -271,9 +300,10 @@ class _Build(Transformer[Token, Predicate]):
     def flag(self, tokens: list[Token]) -> Predicate:
         name = tokens[0]
         if name.lower() not in FLAGS:
-            if name.lower() in FIELDS:
+            fields = known_fields()
+            if name.lower() in fields:
                 raise self._bad(name, f"{name} needs a comparison, such as {name} == …")
-            raise self._unknown(name, [*FLAGS, *FIELDS])
+            raise self._unknown(name, [*FLAGS, *fields])
         return FLAGS[name.lower()][1]
 
     def comparison(self, tokens: list[Token]) -> Predicate:
@@ -301,11 +331,15 @@ class _Build(Transformer[Token, Predicate]):
         )
 
     def _field(self, name: Token) -> Field:
-        if name.lower() not in FIELDS:
-            if name.lower() in FLAGS:
-                raise self._bad(name, f"{name} stands alone, without a comparison")
-            raise self._unknown(name, list(FIELDS))
-        return FIELDS[name.lower()]
+        wanted = name.lower()
+        if wanted in FIELDS:
+            return FIELDS[wanted]
+        if wanted in FLAGS:
+            raise self._bad(name, f"{name} stands alone, without a comparison")
+        fields = known_fields()
+        if wanted not in fields:
+            raise self._unknown(name, list(fields))
+        return fields[wanted]
 
     def _number(self, field: Field, token: Token) -> int:
         if field.kind == "op" and token.type == "NAME":
@@ -329,9 +363,12 @@ class _Build(Transformer[Token, Predicate]):
         name = token.lower()
         if name.startswith("type_") and name[5:].isdigit() and len(name) <= _DIGITS_LIMIT:
             return int(name[5:])
-        if name not in _OP_NUMBERS:
-            raise self._unknown(token, list(_OP_NUMBERS))
-        return _OP_NUMBERS[name]
+        if name in _OP_NUMBERS:
+            return _OP_NUMBERS[name]
+        operations = known_operations()
+        if name not in operations:
+            raise self._unknown(token, list(operations))
+        return operations[name]
 
     def _unknown(self, token: Token, known: list[str]) -> BadFilter:
         near = difflib.get_close_matches(token.lower(), [name.lower() for name in known], n=1)

@@ -20,7 +20,7 @@ from ..capture.records import Begins, Chunk, Header, How, Mark, Origin, Vmm
 from ..capture.segments import digest_of
 from ..errors import UnreadableInput
 from ..sources import Source, open_source
-from .decoding import Connection, Session
+from .decoding import Connection, Session, read_as
 from .indexing import INDEX_VERSION, Indexer
 from .operations import COLUMN_TYPES, Operations, rows_in, unpack_rows
 
@@ -275,7 +275,9 @@ def _from_index(reader: CaptureReader, index: Index, check: bool, strict: bool =
     _try_samples(reader, operations)
     connections: dict[int, Connection] = {}
     for values in _from_json(index, "connections", Connection):
-        connections[values["number"]] = _connection(values)
+        connections[values["number"]] = connection = _connection(values)
+        if connection.read_as != read_as(connection.service):
+            raise BadRecord("it was made with other services than there are here")
     marks = [Mark(**values) for values in _from_json(index, "marks", Mark)]
     marks += [record for _, record in reader.records(last.end) if isinstance(record, Mark)]
     return Capture(

@@ -6,8 +6,7 @@ filters and statistics read columns. `OperationTable.operation` makes one row an
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final
@@ -16,17 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissectors.constants import errno_name, op_name, result_meaning
-from dissectors.messages import (
-    CpuReplyArm,
-    CpuReplyX86,
-    CpuRequestArm,
-    CpuRequestX86,
-    MmioRequest,
-    PciRequest,
-    Reply,
-    Request,
-)
+from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.services import ServiceReply, ServiceRequest
+from dissectors.tables import FieldRow, Layout
+
+from .rows import (
+    COLUMNS,
+    FieldPlace,
+    Store,
+    answer_of,
+    gathered,
+    kept_of,
+    layout_at,
+    places,
+    reply_layout,
+    store_of,
+    table_of,
+)
 
 FREE_ROWS: Final = 1 << 20
 """So many operations any file may stand for; beyond, it needs bytes for each."""
@@ -56,49 +61,17 @@ ANOMALIES: Final = (
 """Doubts that the wire alone raises; bit n of the `anomalies` column is the n-th name."""
 ANOMALY_BIT: Final = {name: 1 << bit for bit, name in enumerate(ANOMALIES)}
 
-# Which of a row's columns its request fills.
-BARE, CPU_X86, CPU_ARM, MMIO, PCI, OTHER_SERVICE = range(6)
-
-_COLUMNS: Final = (
-    ("conn", "I"),
-    ("request", "I"),
-    ("t_ns", "q"),
-    ("offset", "Q"),
-    ("position", "I"),
-    ("size", "I"),
-    ("layout", "B"),
-    ("msg_type", "I"),
-    ("msg_size", "I"),
-    ("mmio_base", "Q"),
-    ("mmio_size", "Q"),
-    ("mmio_irq", "I"),
-    ("count", "B"),
-    ("apic_ver", "B"),
-    ("busno", "B"),
-    ("devfn", "B"),
-    ("anomalies", "I"),
-    ("extra_end", "Q"),
-    ("extra_size", "I"),
-    ("answered", "B"),
-    ("ret", "i"),
-    ("reply_type", "I"),
-    ("reply_size", "I"),
-    ("reply_load", "q"),
-    ("latency_ns", "q"),
-    ("reply_offset", "q"),
-)
-"""Name and `struct` code of each column. `offset` and `reply_offset` are of the records in the
-file, `position` is in the record; `reply_load` and `reply_offset` are -1 where there is none;
-`extra_end` and `extra_size` say which of the `extra` bytes are the row's."""
-_ROW: Final = Struct("<" + "".join(code for _, code in _COLUMNS))
-_DTYPE: Final = np.dtype([(name, "<" + code) for name, code in _COLUMNS])
-COLUMN_TYPES: Final = {name: _DTYPE[name].str for name, _ in _COLUMNS} | {"extra": "|u1"}
+_ROW: Final = Struct("<" + "".join(COLUMNS.values()))
+_DTYPE: Final = np.dtype([(name, "<" + code) for name, code in COLUMNS.items()])
+COLUMN_TYPES: Final = {name: _DTYPE[name].str for name in COLUMNS} | {"extra": "|u1"}
 """Name and numpy type of each column that `OperationTable.columns` gives."""
 _ANSWER_AT: Final = _DTYPE.fields["answered"][1] if _DTYPE.fields else 0
 _ANSWER: Final = Struct("<BiIIqqq")
 _ANOMALIES_AT: Final = _DTYPE.fields["anomalies"][1] if _DTYPE.fields else 0
 _U32: Final = Struct("<I")
 _U32_LIMIT: Final = 0xFFFFFFFF
+_BLOCK: Final = 1 << 14
+"""Rows whose arrays are looked through at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +93,9 @@ class Operation:
     size: int
     ret: int | None
     latency_ns: int | None
-    reply: Mapping[str, int] | None
+    reply: Mapping[str, Any] | None
     anomalies: tuple[str, ...]
+    service: int = DEVICE_MANAGER_TABLE.byte
 
     @property
     def errno(self) -> str | None:
@@ -173,48 +147,27 @@ class OperationTable:
         anomalies: int,
     ) -> int:
         """Add a request that is not answered yet; returns its row."""
-        extra_begin = len(self._extra)
-        base = window = irq = count = apic_ver = busno = devfn = 0
-        msg_type = msg_size = 0
-        if isinstance(request, Request):
-            msg_type, msg_size = request.msg_type, request.msg_size
-            layout = BARE
-            if isinstance(request, MmioRequest):
-                layout = MMIO
-                base, window, irq = request.mmio_base, request.mmio_size, request.mmio_irq
-            elif isinstance(request, PciRequest):
-                layout = PCI
-                busno, devfn = request.busno, request.devfn
-            elif isinstance(request, CpuRequestX86):
-                layout = CPU_X86
-                count, apic_ver = request.count, request.apic_ver
-                self._extra += request.apic_ids[:count]
-            elif isinstance(request, CpuRequestArm):
-                layout = CPU_ARM
-                count = request.count
-        else:
-            layout = OTHER_SERVICE
-            described = [request.op, dict(request.fields())]
-            self._extra += json.dumps(described, default=str, skipkeys=True).encode()
+        kept = kept_of(type(request))
+        extra_size = 0
+        if kept.extra is not None:
+            extra = kept.extra(request)
+            extra_size = len(extra)
+            self._extra += extra
         row = len(self)
-        self._rows += _ROW.pack(
-            conn, min(number, _U32_LIMIT), t_ns, offset, position, size, layout, msg_type, msg_size,
-            base, window, irq, count, apic_ver, busno, devfn, anomalies,
-            self._extra_first + len(self._extra), len(self._extra) - extra_begin,
+        self._rows += kept.row.pack(
+            conn, min(number, _U32_LIMIT), t_ns, offset, position, size, kept.service, kept.layout,
+            *kept.values(request), anomalies, self._extra_first + len(self._extra), extra_size,
             0, 0, 0, 0, -1, -1, -1,
         )  # fmt: skip
         return row
 
     def answer(self, row: int, reply: ServiceReply, latency_ns: int, offset: int) -> None:
         """Add the reply to a row; the latency is in nanoseconds."""
-        msg_type = msg_size = 0
-        load = -1
-        if isinstance(reply, Reply):
-            msg_type, msg_size = reply.msg_type, reply.msg_size
-            if isinstance(reply, CpuReplyX86):
-                load = reply.apic_index
-            elif isinstance(reply, CpuReplyArm):
-                load = reply.cpu_id
+        msg_type, msg_size, load = answer_of(type(reply))(reply)
+        if type(load) is bytes:  # more than one number: where it begins in `extra` stands for it
+            begin = self._extra_first + len(self._extra)
+            self._extra += load
+            load = begin
         rows, at = self._place(row)
         _ANSWER.pack_into(
             rows, at + _ANSWER_AT,
@@ -262,7 +215,7 @@ Changed = dict[int, bytes]
 
 def _columns(packed: bytes | bytearray, extra: bytes | bytearray) -> dict[str, NDArray[Any]]:
     rows = np.frombuffer(bytes(packed), _DTYPE)
-    named: dict[str, NDArray[Any]] = {name: rows[name] for name, _ in _COLUMNS}
+    named: dict[str, NDArray[Any]] = {name: rows[name] for name in COLUMNS}
     named["extra"] = np.frombuffer(bytes(extra), np.uint8)
     return named
 
@@ -306,56 +259,142 @@ class Operations:
         """The columns there are."""
         return list(self._columns)
 
+    def layout(self, row: int) -> Layout:
+        """Which fields the messages of an operation have."""
+        table = table_of(int(self._columns["service"][row]))
+        return layout_at(table, int(self._columns["layout"][row]))
+
+    def ours(self) -> NDArray[np.bool_]:
+        """A mask of the operations of the device manager; the others are of other services."""
+        mask: NDArray[np.bool_] = self._columns["service"] == DEVICE_MANAGER_TABLE.byte
+        return mask
+
     def t_ns(self) -> NDArray[Any]:
         """When each request was sent, in nanoseconds since the capture's first record."""
         times: NDArray[Any] = self._columns["t_ns"] - self._first_ns
         return times
 
-    def extra(self, row: int) -> bytes:
-        """The row's bytes of variable length: APIC ids, or another service's fields as JSON."""
-        end = int(self._columns["extra_end"][row])
-        begin = end - int(self._columns["extra_size"][row])
-        return self._columns["extra"][begin:end].tobytes()
+    def where(self, name: str, test: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> Any:
+        """A mask of the operations with a field, a part of one or an element of an array of that
+        name whose value passes the test. `test` takes values and gives a truth value for each."""
+        service = self._columns["service"]
+        ours = bool((service == DEVICE_MANAGER_TABLE.byte).all())
+        services = [DEVICE_MANAGER_TABLE.byte] if ours else np.unique(service).tolist()
+        hits = np.zeros(len(self), np.bool_)
+        for place in places(name, services):
+            numbers = [layout.number for layout in place.layouts]
+            chosen = np.isin(self._columns["layout"], numbers)
+            if not ours:
+                chosen &= service == place.service
+            if place.of_reply:
+                chosen &= (self._columns["answered"] == 1) & (self._columns["reply_load"] >= 0)
+            hits |= self._tested(place, chosen, test)
+        return hits
+
+    def _tested(
+        self, place: FieldPlace, chosen: NDArray[np.bool_], test: Callable[[NDArray[Any]], Any]
+    ) -> NDArray[np.bool_]:
+        row, part = place.row, place.part
+        store = store_of(place.table, place.layouts[0], place.of_reply)
+        if row.count is not None:
+            return self._any_element(place, store, chosen, test)
+        if row in store.in_columns:
+            values = self._columns["reply_load" if place.of_reply else row.name]
+            if part is not None:
+                values = (values >> part.shift) & part.limit
+            whole: NDArray[np.bool_] = test(values) & chosen
+            return whole
+        rows = np.flatnonzero(chosen)
+        values = gathered(self._columns["extra"], self._begins(place, rows) + store.place(row), row)
+        if part is not None:
+            values = (values >> part.shift) & part.limit
+        hits = np.zeros(len(chosen), np.bool_)
+        hits[rows] = test(values)
+        return hits
+
+    def _begins(self, place: FieldPlace, rows: NDArray[Any]) -> NDArray[Any]:
+        """Where the bytes of some rows' requests or replies begin in `extra`."""
+        if place.of_reply:
+            begins = self._columns["reply_load"][rows]
+        else:
+            ends = self._columns["extra_end"][rows].astype(np.int64)
+            begins = ends - self._columns["extra_size"][rows]
+        clipped: NDArray[Any] = np.clip(begins, 0, len(self._columns["extra"]))
+        return clipped
+
+    def _any_element(
+        self,
+        place: FieldPlace,
+        store: Store,
+        chosen: NDArray[np.bool_],
+        test: Callable[[NDArray[Any]], Any],
+    ) -> NDArray[np.bool_]:
+        hits = np.zeros(len(chosen), np.bool_)
+        every = np.flatnonzero(chosen)
+        for block in range(0, len(every), _BLOCK):  # a damaged index may claim any lengths
+            rows = every[block : block + _BLOCK]
+            begins = self._begins(place, rows) + store.packed.size
+            for array in store.arrays:
+                counts = self._lengths(place, store, array, rows)
+                if array is place.row:
+                    break
+                begins = begins + counts * array.item_size
+            first = np.repeat(np.cumsum(counts) - counts, counts)
+            number = np.arange(int(counts.sum())) - first
+            starts = np.repeat(begins, counts) + number * place.row.item_size
+            passed = test(gathered(self._columns["extra"], starts, place.row))
+            hits[np.repeat(rows, counts)[passed]] = True
+        return hits
+
+    def _lengths(
+        self, place: FieldPlace, store: Store, array: FieldRow, rows: NDArray[Any]
+    ) -> NDArray[Any]:
+        """How many elements of an array are meant in each of some rows."""
+        assert array.count is not None  # it is an array
+        counting = next((row for row in store.rows if row.name == array.length), None)
+        if counting is None:
+            return np.full(len(rows), array.count)
+        if counting in store.in_columns:
+            lengths: NDArray[Any] = self._columns[counting.name][rows]
+        else:
+            at = self._begins(place, rows) + store.place(counting)
+            lengths = gathered(self._columns["extra"], at, counting)
+        bounded: NDArray[Any] = np.minimum(
+            lengths.astype(np.uint64), np.uint64(array.count)
+        ).astype(np.int64)
+        return bounded
 
     def operation(self, row: int) -> Operation:
         """One row as an object."""
         cell = {name: self._columns[name][row].item() for name in _SHOWN}
-        layout = cell["layout"]
-        op, msg_type = op_name(cell["msg_type"]), cell["msg_type"]
-        fields: dict[str, Any] = {}
-        if layout == MMIO:
-            fields = {key: cell[key] for key in ("mmio_base", "mmio_size", "mmio_irq")}
-        elif layout == PCI:
-            devfn = cell["devfn"]
-            fields = {"busno": cell["busno"], "devfn": devfn, "slot": devfn >> 3,
-                      "function": devfn & 7}  # fmt: skip
-        elif layout == CPU_X86:
-            fields = {"count": cell["count"], "apic_ver": cell["apic_ver"],
-                      "apic_ids": list(self.extra(row))}  # fmt: skip
-        elif layout == CPU_ARM:
-            fields = {"count": cell["count"]}
-        elif layout == OTHER_SERVICE:
-            op, fields = _other_service(self.extra(row))
-            msg_type = None
-        reply: dict[str, int] | None = None
+        table = table_of(cell["service"])
+        ours = table is DEVICE_MANAGER_TABLE
+        layout = layout_at(table, cell["layout"])
+        message = table.by_number.get(cell["msg_type"])
+        reply: dict[str, Any] | None = None
         if cell["answered"]:
-            reply = {"msg_type": cell["reply_type"], "msg_size": cell["reply_size"]}
+            reply = {"msg_type": cell["reply_type"], "msg_size": cell["reply_size"]} if ours else {}
             if cell["reply_load"] >= 0:
-                arm = layout == CPU_ARM
-                reply["cpu_id" if arm else "apic_index"] = cell["reply_load"]
+                answered = reply_layout(table, layout, cell["reply_type"])
+                load = cell["reply_load"]
+                number = {row.name: load for row in answered.reply}
+                reply |= store_of(table, answered, True).read(number, self._columns["extra"], load)
         return Operation(
             row=row,
             conn=cell["conn"],
             request=cell["request"],
             t_ns=cell["t_ns"] - self._first_ns,
-            op=op,
-            msg_type=msg_type,
-            fields=fields,
+            op=message.name if message else op_name(cell["msg_type"]),
+            msg_type=cell["msg_type"] if ours else None,
+            fields=store_of(table, layout, False).read(
+                cell, self._columns["extra"], cell["extra_end"] - cell["extra_size"]
+            ),
             size=cell["size"],
             ret=cell["ret"] if cell["answered"] else None,
             latency_ns=cell["latency_ns"] if cell["answered"] else None,
             reply=reply,
             anomalies=anomaly_names(cell["anomalies"]),
+            service=cell["service"],
         )
 
     def __iter__(self) -> Iterator[Operation]:
@@ -363,19 +402,8 @@ class Operations:
             yield self.operation(row)
 
 
-def _other_service(extra: bytes) -> tuple[str, dict[str, Any]]:
-    """Name and fields of another service's request; neutral ones when `extra` is damaged."""
-    try:
-        op, fields = json.loads(extra)
-    except (ValueError, TypeError, RecursionError):
-        return "unknown", {}
-    return str(op), fields if isinstance(fields, dict) else {}
-
-
 _SHOWN: Final = tuple(
-    name
-    for name, _ in _COLUMNS
-    if name not in ("offset", "position", "msg_size", "extra_end", "extra_size", "reply_offset")
+    name for name in COLUMNS if name not in ("offset", "position", "msg_size", "reply_offset")
 )
 
 

@@ -11,7 +11,7 @@ from ..capture.reader import CaptureReader
 from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Origin, Record, Vmm
 from ..sources import Source
 from .filters import Mask
-from .operations import ANOMALY_BIT, OTHER_SERVICE, Operations
+from .operations import ANOMALY_BIT, Operations
 
 _PIECES = sum(ANOMALY_BIT[name] for name in ("short-request", "split-request", "over-long-request"))
 
@@ -79,7 +79,7 @@ def with_dependencies(operations: Operations, mask: Mask) -> set[tuple[int, int]
     requests = operations.column("request").tolist()
     # How long another service's requests are is not known here; that one is not whole is.
     in_pieces = (operations.column("anomalies") & _PIECES) != 0
-    other = (operations.column("layout") == OTHER_SERVICE) & ~in_pieces
+    other = ~operations.ours() & ~in_pieces
     whole = ((operations.column("size") >= MESSAGE_SIZE) | other).tolist()
     wanted: set[tuple[int, int]] = set()
     needs_earlier: set[int] = set()

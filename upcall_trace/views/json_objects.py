@@ -9,7 +9,7 @@ import numpy as np
 from dissectors.constants import op_name
 
 from ..trace.opening import Capture
-from ..trace.operations import ANOMALY_BIT, OTHER_SERVICE, Operation
+from ..trace.operations import ANOMALY_BIT, Operation
 from .frames import Frame
 
 VERSION: Final = 1
@@ -109,7 +109,7 @@ def _by_operation(capture: Capture) -> dict[str, dict[str, int]]:
     operations = capture.operations
     answered = operations.column("answered") == 1
     errors = answered & (operations.column("ret") < 0)
-    ours = operations.column("layout") != OTHER_SERVICE
+    ours = operations.ours()
     # One group for each type, and -1 for other services; types may be as many as operations.
     groups, group = np.unique(
         np.where(ours, operations.column("msg_type").astype(np.int64), -1), return_inverse=True

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dissectors.constants import op_name
 
-from ...trace.operations import OTHER_SERVICE, Operations
+from ...trace.operations import Operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def by_connection(operations: Operations) -> dict[int, Summary]:
 
 def by_operation(operations: Operations) -> list[Summary]:
     """A summary of each kind of operation, the most frequent first."""
-    ours = operations.column("layout") != OTHER_SERVICE
+    ours = operations.ours()
     types = np.where(ours, operations.column("msg_type").astype(np.int64), -1)
     found = [
         _named("other services" if key < 0 else op_name(key), group)

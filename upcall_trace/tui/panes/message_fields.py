@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from dissectors.codecs import elements
 from dissectors.constants import Arch
-from dissectors.layouts import DEVICE_MANAGER_TABLE
-from dissectors.tables import FieldRow, Show, padding
+from dissectors.tables import FieldRow, Layout, Show, padding
 
-from ...trace.operations import CPU_ARM, Operation
+from ...trace.operations import Operation
 from ...trace.provenance import Kind
+from ...trace.rows import table_of
 from ...views.values import shown, shown_in_full
 from ..data.walk import Message
 
@@ -27,33 +27,25 @@ class ShownField(NamedTuple):
     """Whose its bytes are: one kind, or several."""
 
 
-def request_fields(operation: Operation, message: Message, arm: bool) -> list[ShownField]:
-    """The fields of a request; none for a service that is not known here."""
-    if operation.msg_type is None:
-        return []
-    table = DEVICE_MANAGER_TABLE
-    msg_size = int.from_bytes(message.raw[4:8], "little")
-    arch = table.told_arch(operation.msg_type, msg_size) or _arch(arm)
-    rows = (*table.request_header, *table.layout(operation.msg_type, arch).request)
+def request_fields(operation: Operation, layout: Layout, message: Message) -> list[ShownField]:
+    """The fields of a request; `layout` is that of its operation."""
+    table = table_of(operation.service)
+    rows = (*table.request_header, *layout.request)
     return list(_fields((*rows, padding(rows, table.request_size)), message))
 
 
-def reply_fields(operation: Operation, message: Message, arm: bool) -> list[ShownField]:
-    """The fields of a reply; none for a service that is not known here."""
-    if operation.msg_type is None or operation.reply is None:
+def reply_fields(
+    operation: Operation, layout: Layout, message: Message, arch: Arch
+) -> list[ShownField]:
+    """The fields of a reply of a guest of that architecture; none while there is no reply."""
+    if operation.reply is None:
         return []
-    table = DEVICE_MANAGER_TABLE
-    rows = (*table.reply_header, *table.layout(operation.reply["msg_type"], _arch(arm)).reply)
+    table = table_of(operation.service)
+    told = operation.reply.get("msg_type")
+    if operation.msg_type is not None and told is not None:
+        layout = table.layout(told, layout.arch or arch)
+    rows = (*table.reply_header, *layout.reply)
     return list(_fields((*rows, padding(rows, table.reply_size)), message))
-
-
-def _arch(arm: bool) -> Arch:
-    return Arch.AARCH64 if arm else Arch.X86_64
-
-
-def is_arm(layout: int, header_arch: str | None) -> bool:
-    """Whether a message is read as an aarch64 guest's."""
-    return layout == CPU_ARM or header_arch == Arch.AARCH64.value
 
 
 def _fields(rows: Sequence[FieldRow], message: Message) -> Iterator[ShownField]:

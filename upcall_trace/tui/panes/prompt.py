@@ -15,9 +15,9 @@ from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
-from dissectors.constants import ERRNO_NAMES, MessageType
+from dissectors.constants import ERRNO_NAMES
 
-from ...trace.filters import FIELDS, FLAGS
+from ...trace.filters import FLAGS, known_fields, known_operations
 
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*$")
 _AFTER: Final = re.compile(r"(op|errno)\s*(?:==|!=|=|in\s*\()\s*(?:[\w\s]*,\s*)*[A-Za-z_]*$")
@@ -48,11 +48,11 @@ def complete(text: str) -> str | None:
     known: list[str]
     if after is not None:
         errno = after[1] == "errno"
-        known = list(ERRNO_NAMES.values()) if errno else [t.name.lower() for t in MessageType]
+        known = list(ERRNO_NAMES.values() if errno else known_operations())
     elif _COMPARED.search(text):
         return None
     else:
-        known = [*FIELDS, *FLAGS, *_JOINS]
+        known = [*known_fields(), *FLAGS, *_JOINS]
     found = next((name for name in known if name.lower().startswith(typed)), None)
     return None if found is None or len(found) == len(typed) else text + found[len(typed) :]
 

@@ -10,6 +10,8 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.timer import Timer
 
+from dissectors.constants import Arch
+
 from ...codes import Severity
 from ...diagnose.finding import Finding
 from ...trace.opening import Capture
@@ -26,7 +28,7 @@ from ..panes.ladder import Ladder
 from ..panes.ladder_lines import connection_facts
 from ..panes.line_view import LineView
 from ..panes.log_pane import LogPane
-from ..panes.message_fields import is_arm, reply_fields, request_fields
+from ..panes.message_fields import reply_fields, request_fields
 from ..panes.prompt import Asks, Prompt
 from ..panes.sessions import Sessions
 from ..panes.state_pane import StatePane
@@ -323,13 +325,16 @@ class CapturePanes(Work):
             self.detail.tell(f"{word} {key}", [], [*facts, wait], None)
             self.state.say("" if reached else "The diagnosis has not come here yet.")
             return
-        layout = int(self.recording.operations.column("layout")[operation.row])
-        arm = is_arm(layout, self.recording.header.arch)
         message = moment.reply if is_reply else moment.request
         fields = []
         if message is not None:
-            read = reply_fields if is_reply else request_fields
-            fields = read(operation, message, arm)
+            arch = Arch.named(self.recording.header.arch) or Arch.X86_64
+            layout = self.recording.operations.layout(operation.row)
+            fields = (
+                reply_fields(operation, layout, message, arch)
+                if is_reply
+                else request_fields(operation, layout, message)
+            )
             if not is_reply and message.size < len(message.raw):
                 facts.append(f"{message.size} bytes received, over those of the request before")
         self.detail.tell(f"{word} {key}", fields, facts, message)

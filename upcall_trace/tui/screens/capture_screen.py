@@ -20,7 +20,6 @@ from ..data.marks import save
 from ..data.send_line import ANYBODY, send_line
 from ..panes.detail import Detail
 from ..panes.line_view import LineView
-from ..panes.message_fields import is_arm
 from ..panes.prompt import Asks, Prompt
 from ..panes.timeline import Timeline
 from .capture_keys import CAPTURE_KEYS
@@ -298,11 +297,11 @@ class CaptureScreen(CapturePanes):
         if operation is None:
             self.say("only operations can be copied; this line is none")
             return
-        column = self.recording.operations.column
-        arm = is_arm(int(column("layout")[operation.row]), self.recording.header.arch)
-        msg_size = int(column("msg_size")[operation.row])
+        operations = self.recording.operations
+        layout = operations.layout(operation.row)
+        msg_size = int(operations.column("msg_size")[operation.row])
         try:
-            line = send_line(operation, msg_size, arm, self.given.address or ANYBODY)
+            line = send_line(operation, layout, msg_size, self.given.address or ANYBODY)
         except WrongUsage as error:
             self.say(str(error))
             return
