@@ -183,7 +183,22 @@ def make_kind(
     load = layout.reply if of_reply else layout.request
     rows += [(field.name, int if field.count is None else bytes) for field in load]
     made = make_dataclass(name + what + suffix, rows, bases=(base,), frozen=True, slots=True)
-    return with_codec(cast(type[Coded], made), table, layout, of_reply)
+    kind = with_codec(cast(type[Coded], made), table, layout, of_reply)
+    key = table.byte, layout.number, of_reply
+    _MADE[key] = kind
+    kind.__reduce__ = lambda self: (_again, (key, self.encode()))  # type: ignore[method-assign]
+    return kind
+
+
+_MADE: dict[tuple[int, int, bool], type[Coded]] = {}
+"""Classes that no module has under their name, which pickle therefore cannot find."""
+
+
+def _again(key: tuple[int, int, bool], raw: bytes) -> Coded:
+    make, unpack, header, end = _plan(_MADE[key])
+    values = unpack(raw)
+    message: Coded = make(*values[:header], raw[end:], *values[header:])
+    return message
 
 
 Given = Mapping[tuple[int, Arch | None], type[Coded]]

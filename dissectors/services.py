@@ -8,7 +8,7 @@ docs/protocol.md section 1, docs/plugins.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
@@ -67,6 +67,9 @@ class Service:
             ("decode_reply", decode_reply if ours else codec.reply_decoder()),
         ):
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Callable[[int], Service | None], tuple[int]]:
+        return service_for, (self.byte,)
 
     @property
     def byte(self) -> int:

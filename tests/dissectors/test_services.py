@@ -130,6 +130,25 @@ def test_the_observer_speaks_a_registered_service(site: Path) -> None:
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+PICKLED = """
+import pickle
+from dissectors.services import DEVICE_MANAGER, service_for
+
+counters = service_for(0x63)
+assert pickle.loads(pickle.dumps(counters)) is counters
+assert pickle.loads(pickle.dumps(DEVICE_MANAGER)) is DEVICE_MANAGER
+request = counters.decode_request(b"\\5\\0\\1\\0")
+reply = counters.decode_reply(bytes(8), request=request)
+assert pickle.loads(pickle.dumps([request, reply])) == [request, reply]
+"""
+
+
+def test_its_messages_can_be_kept_and_taken_up_again(site: Path) -> None:
+    install(site, "example", counters="COUNTERS")
+    ended = python(site, "-c", PICKLED)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_without_its_package_a_service_is_unknown(site: Path) -> None:
     script = "from dissectors.services import service_for; assert service_for(0x63) is None"
     assert python(site, "-c", script).returncode == 0
