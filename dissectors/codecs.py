@@ -186,7 +186,7 @@ def make_kind(
     kind = with_codec(cast(type[Coded], made), table, layout, of_reply)
     key = table.byte, layout.number, of_reply
     _MADE[key] = kind
-    kind.__reduce__ = lambda self: (_again, (key, self.encode()))  # type: ignore[method-assign]
+    setattr(kind, "__reduce__", lambda message: (_again, (key, message.encode())))  # noqa: B010
     return kind
 
 
