@@ -184,17 +184,17 @@ def make_kind(
     rows += [(field.name, int if field.count is None else bytes) for field in load]
     made = make_dataclass(name + what + suffix, rows, bases=(base,), frozen=True, slots=True)
     kind = with_codec(cast(type[Coded], made), table, layout, of_reply)
-    key = table.byte, layout.number, of_reply
-    _MADE[key] = kind
+    key = len(_MADE)
+    _MADE.append(kind)
     setattr(kind, "__reduce__", lambda message: (_again, (key, message.encode())))  # noqa: B010
     return kind
 
 
-_MADE: dict[tuple[int, int, bool], type[Coded]] = {}
+_MADE: list[type[Coded]] = []
 """Classes that no module has under their name, which pickle therefore cannot find."""
 
 
-def _again(key: tuple[int, int, bool], raw: bytes) -> Coded:
+def _again(key: int, raw: bytes) -> Coded:
     make, unpack, header, end = _plan(_MADE[key])
     values = unpack(raw)
     message: Coded = make(*values[:header], raw[end:], *values[header:])
