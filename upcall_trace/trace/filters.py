@@ -21,8 +21,8 @@ from lark.exceptions import VisitError
 from numpy.typing import NDArray
 
 from dissectors.constants import ERRNO_NAMES
+from dissectors.errors import ServiceConflict
 from dissectors.layouts import DEVICE_MANAGER_TABLE
-from dissectors.services import ServiceConflict
 from dissectors.tables import ARCH_NAMES, FieldRow, MessageTable, Show
 
 from ..durations import UNITS_NS, nanoseconds
