@@ -56,6 +56,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """Name -> (module of this package, one line of help). The module holds `NAME_command`."""
 
 
+NOT_IN_A_SMALL_INSTALLATION: Final = ("jinja2", "lark", "qemu", "scapy", "textual")
+"""Libraries that an installation for nodes leaves out. docs/install.md."""
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *plugged_names(COMMANDS)]
@@ -138,6 +142,11 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         talk(f"upcall-trace: {error}")
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in NOT_IN_A_SMALL_INSTALLATION:
+            raise
+        talk(f"upcall-trace: this installation is without {error.name}: pip install upcall-trace")
+        code = ExitCode.USAGE
     except ServiceConflict as error:
         talk(f"upcall-trace: {error}; uninstall one of the packages, or mend it")
         code = ExitCode.USAGE

@@ -16,8 +16,6 @@ from itertools import chain
 from typing import Any, Final
 
 import numpy as np
-from lark import Lark, Token, Transformer, UnexpectedInput, UnexpectedToken
-from lark.exceptions import VisitError
 from numpy.typing import NDArray
 
 from dissectors.constants import ERRNO_NAMES
@@ -27,28 +25,13 @@ from dissectors.tables import ARCH_NAMES, FieldRow, MessageTable, Show
 
 from ..durations import UNITS_NS, nanoseconds
 from ..errors import WrongUsage
+from .filter_nodes import Node, Token
 from .operations import ANOMALY_BIT, Operations
 from .rows import other_tables
 
 Mask = NDArray[np.bool_]
 _Values = NDArray[Any]
 
-_GRAMMAR: Final = r"""
-?start: disjunction
-?disjunction: conjunction ("or"i conjunction)*
-?conjunction: negation ("and"i negation)*
-?negation: "not"i negation -> negated
-    | "(" disjunction ")"
-    | NAME -> flag
-    | NAME OPERATOR value -> comparison
-    | NAME "in"i value ".." value -> between
-    | NAME "in"i "(" value ("," value)* ")" -> among
-value: QUANTITY | NAME
-OPERATOR: "==" | "!=" | "<=" | ">=" | "<" | ">" | "="
-NAME: /[A-Za-z_][A-Za-z0-9_-]*/
-QUANTITY: /-?(0[xX][0-9a-fA-F]+|[0-9]+(\.[0-9]+)?\s*(ns|us|ms|s)\b|[0-9]+)/
-%ignore /\s+/
-"""
 _COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "==": operator.eq,
     "=": operator.eq,
@@ -247,18 +230,13 @@ def parse(text: str) -> Filter:
     deeper = list(_DEEPER.finditer(text))[_DEPTH_LIMIT:]
     if deeper:
         raise BadFilter(text, deeper[0].start(), f"more than {_DEPTH_LIMIT} brackets and nots")
+    from .filter_grammar import NotAnExpression, parse_tree  # a small installation lacks lark
+
     try:
-        tree = _parser().parse(text)
-        predicate: Predicate = _Build(text).transform(tree)
-    except UnexpectedInput as error:
-        at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
-        position = len(text) if at_end else max(0, error.pos_in_stream or 0)
-        raise BadFilter(text, position, _expected(text, position)) from None
-    except VisitError as error:
-        if isinstance(error.orig_exc, BadFilter):
-            raise error.orig_exc from None
-        raise
-    return Filter(text, predicate)
+        tree = parse_tree(text)
+    except NotAnExpression as error:
+        raise BadFilter(text, error.position, _expected(text, error.position)) from None
+    return Filter(text, _Build(text).predicate(tree))
 
 
 def _expected(text: str, position: int) -> str:
@@ -269,21 +247,17 @@ def _expected(text: str, position: int) -> str:
     return "expected a field, a comparison, and, or, not, or a bracket"
 
 
-_built: list[Lark] = []
-
-
-def _parser() -> Lark:
-    if not _built:
-        _built.append(Lark(_GRAMMAR, parser="lalr"))
-    return _built[0]
-
-
-class _Build(Transformer[Token, Predicate]):
+class _Build:
     """Turns the parse tree into one predicate; its errors name the token they are about."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self._text = text
+
+    def predicate(self, tree: Node) -> Predicate:
+        """The predicate of a branch: the method of its name makes it from what is below."""
+        below = [self.predicate(each) if isinstance(each, Node) else each for each in tree.children]
+        made: Predicate = getattr(self, tree.name)(below)
+        return made
 
     def disjunction(self, parts: list[Predicate]) -> Predicate:
         return lambda operations: np.logical_or.reduce([part(operations) for part in parts])
@@ -293,9 +267,6 @@ class _Build(Transformer[Token, Predicate]):
 
     def negated(self, parts: list[Predicate]) -> Predicate:
         return lambda operations: ~parts[0](operations)
-
-    def value(self, tokens: list[Token]) -> Token:
-        return tokens[0]
 
     def flag(self, tokens: list[Token]) -> Predicate:
         name = tokens[0]
