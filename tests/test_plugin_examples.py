@@ -14,11 +14,21 @@ import pytest
 
 from tests import support
 from tests.plugin_packages import installed_in, once, pip_install, plant
-from tests.support import GOLDEN, Outcome, connect, golden, run, small_capture, write_capture
+from tests.support import (
+    DISK,
+    GOLDEN,
+    Outcome,
+    answer,
+    ask,
+    connect,
+    golden,
+    run,
+    small_capture,
+    write_capture,
+)
 from tests.test_imports import ROOT
 from upcall_trace.capture.records import Chunk
 from upcall_trace.errors import ExitCode
-from upcall_trace.plugins import SEAMS
 
 EXAMPLES = ROOT / "docs" / "examples" / "plugins"
 MODULES = {path.parent.name: path for path in sorted(EXAMPLES.glob("*/upcall_*.py"))}
@@ -69,6 +79,12 @@ def listed(site: Path) -> dict[str, dict[str, Any]]:
     return {each["seam"]: each for each in json.loads(told.out)["plugins"]}
 
 
+def findings(told: Outcome) -> list[dict[str, Any]]:
+    """What `diagnose --json` found."""
+    found: list[dict[str, Any]] = json.loads(told.out)["findings"]
+    return found
+
+
 def one_sentence(ended: Outcome, package: str) -> bool:
     """Whether a trouble with a package was told, in one sentence and without a traceback."""
     told = [line for line in ended.err.splitlines() if f"mend or uninstall {package}" in line]
@@ -78,7 +94,7 @@ def one_sentence(ended: Outcome, package: str) -> bool:
 
 
 def test_there_is_an_example_of_everything_that_can_be_added(site: Path) -> None:
-    assert {f"{name}s" for name in MODULES} == {"sources", "exports", "commands"} <= set(SEAMS)
+    assert {f"{name}s" for name in MODULES} == {"sources", "exports", "rules", "commands"}
     found = listed(site)
     assert set(found) == {f"{name}s" for name in MODULES}
     for each in found.values():
@@ -226,6 +242,37 @@ def test_an_export_that_raises_costs_a_sentence_and_no_output(
     assert (ended.code, ended.out) == (ExitCode.USAGE, "")
     assert one_sentence(ended, "upcall-latencies")
     assert output.read_text() == "precious"
+
+
+# A rule.
+
+SLOW = [*connect(), ask(DISK, 1000), answer(DISK, 150_001_000)]
+
+
+def test_a_rule_adds_a_finding_and_its_page(site: Path, tmp_path: Path) -> None:
+    capture = write_capture(tmp_path / "x.upcap", SLOW)
+    told = program(site, "diagnose", "--json", capture)
+    assert (told.code, told.err) == (0, "")
+    (found,) = (each for each in findings(told) if each["code"] == "BUDGET1")
+    assert found["what"].endswith("took 150 ms.")
+    assert (found["name"], found["severity"], found["request"]) == ("over-budget", "warning", 0)
+    assert "BUDGET1" in program(site, "diagnose", "--all", capture).out
+    assert program(site, "diagnose", capture, "--fail-on", "warning").code == ExitCode.DIFFERENT
+    page = program(site, "diagnose", "--explain", "BUDGET1").out
+    assert "An operation took longer than 100 ms." in page
+    assert "BUDGET1" not in run("diagnose", "--json", capture).out
+
+
+@pytest.mark.parametrize("line", ["OVER_BUDGET = ", "return (at.latency_ns", "took_ms = "])
+def test_a_rule_that_raises_costs_a_sentence_and_no_other_finding(
+    site: Path, tmp_path: Path, line: str
+) -> None:
+    capture = golden("cpu_lifecycle")
+    expected = findings(run("diagnose", "--json", capture))
+    ended = program(sabotage(site, tmp_path / "site", "rule", line), "diagnose", "--json", capture)
+    assert ended.code == ExitCode.LOST
+    assert one_sentence(ended, "upcall-budget")
+    assert findings(ended) == expected
 
 
 # A command.

@@ -259,6 +259,7 @@ BLOCKS: Final[Blocks] = {
     "plugin-package": plugin_blocks.package,
     "plugin-source": plugin_blocks.source,
     "plugin-export": plugin_blocks.export,
+    "plugin-rule": plugin_blocks.rule,
     "plugin-command": plugin_blocks.command,
     "source-formats": format_blocks.source_formats,
     "export-formats": format_blocks.export_formats,

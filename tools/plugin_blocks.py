@@ -44,6 +44,11 @@ def export() -> str:
     return _module("export")
 
 
+def rule() -> str:
+    """The example of a rule."""
+    return _module("rule")
+
+
 def command() -> str:
     """The example of a command."""
     return _module("command")

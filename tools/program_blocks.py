@@ -19,6 +19,7 @@ import click
 from click.testing import CliRunner
 
 from upcall_trace.cli import COMMANDS, cli
+from upcall_trace.cli.support.options import Named
 from upcall_trace.errors import EXIT_MEANINGS
 from upcall_trace.trace.filters import FIELDS, FLAGS, BadFilter, parse
 from upcall_trace.trace.operations import ANOMALY_BIT
@@ -176,7 +177,8 @@ def _value(option: click.Option) -> str:
         value = " or ".join(map(code, option.type.choices))
     else:
         number = option.type.name.startswith(("integer", "float"))
-        value = option.metavar or ("NUMBER" if number else "PATH")
+        named = option.type.name if isinstance(option.type, Named) else "PATH"
+        value = option.metavar or ("NUMBER" if number else named)
     remarks = ["required"] if option.required else []
     if option.multiple:
         remarks.append("may be repeated")

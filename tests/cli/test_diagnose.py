@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.support import GOLDEN, connect, run, write_capture
+from tests.support import GOLDEN, completed, connect, run, write_capture
 from upcall_trace.capture.records import Chunk
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.errors import ExitCode
@@ -147,15 +147,34 @@ def test_what_is_no_capture_ends_with_5(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", rules())
 def test_explain_prints_the_page_of_every_code(code: str) -> None:
-    told = run("diagnose", "--explain", code.lower())
     rule = rules()[code]
+    told = run("diagnose", "--explain", code.lower())
     assert told.code == ExitCode.EXPECTED
-    assert told.out == f"{code} {rule.name} ({rule.severity.word})\n\n{rule.page}\n"
+    assert told.out.startswith(f"{code} {rule.name} ({rule.severity.word})\n\n")
+    page = re.sub(r"`upcall-trace docs ([a-z-]+)`", r"docs/\1.md", told.out)
+    assert page.endswith(f"\n\n{rule.page}\n")
+    assert "docs/" not in told.out  # whoever installed the wheel has no such folder
+    assert run("diagnose", "--explain", rule.name.upper()) == told
+
+
+def test_codes_are_completed_by_number_and_by_name() -> None:
+    assert completed("upcall-trace diagnose --explain up30") == [
+        code for code in rules() if code.startswith("UP30")
+    ]
+    assert completed("upcall-trace diagnose --explain mmio-ov") == ["mmio-overlap"]
+
+
+def test_a_mistyped_code_is_answered_with_the_nearest() -> None:
+    told = run("diagnose", "--explain", "mmio-overlpa")
+    assert told.code == ExitCode.USAGE
+    assert told.err == (
+        "upcall-trace: 'mmio-overlpa' is no code; did you mean UP301 mmio-overlap?\n"
+    )
 
 
 def test_an_unknown_code_is_answered_with_the_known_ones() -> None:
-    told = run("diagnose", "--explain", "UP\x1b[31m")
-    assert "UP101" in told.err
+    told = run("diagnose", "--explain", "\x1b[31m, what?")
+    assert "known are UP101, " in told.err
     assert "\x1b" not in told.err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +19,12 @@ from ..diagnose.report import (
     finding_object,
     in_full,
 )
-from ..diagnose.rules.registry import rules
 from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
 from ..errors import ExitCode, UnreadableInput, WrongUsage
 from ..kernel.world import World
+from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
-from .support.options import given_world, vmm_option, world_options
+from .support.options import Named, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 
 _FORMATS = ("text", "json", "markdown", "junit", "github")
@@ -52,7 +51,9 @@ _SEVERITIES = [severity.word for severity in Severity]
 @click.option("--all", "everything", is_flag=True, help="Tell every finding in full, as text.")
 @click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
 @click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they are recorded.")
-@click.option("--explain", metavar="CODE", help="Print a code's page instead.")
+@click.option(
+    "--explain", "word", type=Named("CODE", code_words), help="Show a code's page instead."
+)
 def diagnose_command(
     captures: tuple[Path, ...],
     console: Path | None,
@@ -65,7 +66,7 @@ def diagnose_command(
     everything: bool,
     fail_on: str | None,
     as_it_grows: bool,
-    explain: str | None,
+    word: str | None,
 ) -> ExitCode:
     """Say why operations failed, what the VMM makes of it, and what to do next.
 
@@ -73,8 +74,8 @@ def diagnose_command(
     stands in for a capture that there is not. With the guest's world (--world) causes that the
     wire cannot decide become certain. Without, such findings say "possibly".
     """
-    if explain is not None:
-        out(_page(explain))
+    if word is not None:
+        explain(word)
         return ExitCode.EXPECTED
     if not captures and console is None and vmm_log is None:
         raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
@@ -146,11 +147,3 @@ def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:
         tell_damage(each.path, each.damage)
         talk(f"{each.path} is not complete: what is missing in it cannot be judged")
     return ExitCode.LOST if torn else ExitCode.EXPECTED
-
-
-def _page(code: str) -> str:
-    known = rules()
-    rule = known.get(code.upper())
-    if rule is None:
-        raise WrongUsage(f"{code!r} is no code; known are {', '.join(known)}")
-    return f"{rule.code} {rule.name} ({rule.severity.word})\n\n{inspect.cleandoc(rule.page)}"

@@ -23,9 +23,17 @@ def _command(plugin: Plugin) -> str:
     return plugin.load(click.Command).get_short_help_str(100)
 
 
+def _rule(plugin: Plugin) -> str:
+    from ..diagnose.rules.registry import plugged_rule  # all of the diagnosis
+
+    added = plugged_rule(plugin)
+    return f"{added.code} {added.name}: {added.page.partition(chr(10))[0]}"
+
+
 _ABOUT: Final[dict[str, Callable[[Plugin], str]]] = {
     "sources": lambda plugin: sources.plugged_format(plugin).about,
     "exports": lambda plugin: exports.plugged_format(plugin).about,
+    "rules": _rule,
     "commands": _command,
 }
 """What a plugin says of itself, by what it adds; raises BrokenPlugin."""

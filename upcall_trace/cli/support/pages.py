@@ -13,6 +13,7 @@ _PACKAGE: Final = Path(__file__).resolve().parents[2]
 _PLACES: Final = (_PACKAGE / "pages", _PACKAGE.parent / "docs")
 """In an installed package, and in a checkout."""
 _MARKER: Final = re.compile(r"^<!-- (?:generated: .+|end generated) -->\n\n?", re.MULTILINE)
+_REFERENCE: Final = re.compile(r"\bdocs/([a-z-]+)\.md")
 _ROW: Final = re.compile(r"^\| \[([a-z-]+)\.md\]\(\1\.md\) \| (.*) \|$", re.MULTILINE)
 
 
@@ -36,6 +37,11 @@ def page(name: str) -> str:
         raise WrongUsage(f"no page is called {name!r}; {hint}")
     path = next(place / f"{wanted}.md" for place in _PLACES if (place / f"{wanted}.md").is_file())
     return _MARKER.sub("", path.read_text(encoding="utf-8"))
+
+
+def with_commands(text: str) -> str:
+    """A docstring for somebody who has no `docs/`: its references name the command instead."""
+    return _REFERENCE.sub(r"`upcall-trace docs \1`", text)
 
 
 def contents() -> list[tuple[str, str]]:

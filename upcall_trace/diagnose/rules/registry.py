@@ -201,17 +201,25 @@ def _rule(code: str) -> Rule:
     return rules()[code]
 
 
+def plugged_rule(plugin: plugins.Plugin) -> Rule:
+    """The rule that a plugin adds; raises BrokenPlugin."""
+    loaded = plugin.load(Rule)
+    if loaded.code in _built_in():
+        raise plugin.broken(f"has a code that is built in, {loaded.code}")
+    return Rule(loaded.code, loaded.page, loaded.tell, loaded.when, plugin)
+
+
 def _of_plugins() -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for plugin in plugins.installed("rules"):
         try:
-            loaded = plugin.load(Rule)
-            if loaded.code in _built_in() or loaded.code in found:
-                raise plugin.broken(f"has a code that is taken, {loaded.code}")
+            added = plugged_rule(plugin)
+            if added.code in found:
+                raise plugin.broken(f"has the code of another one, {added.code}")
         except plugins.BrokenPlugin as trouble:
             plugins.note(trouble)
-            continue
-        found[loaded.code] = Rule(loaded.code, loaded.page, loaded.tell, loaded.when, plugin)
+        else:
+            found[added.code] = added
     return found
 
 

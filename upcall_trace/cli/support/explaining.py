@@ -1,0 +1,37 @@
+"""The page of a code: found by its number or its name, shown as the documentation is."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+
+from ...diagnose.rules.registry import rules
+from ...errors import WrongUsage
+from .output import out, show_markdown
+from .pages import with_commands
+
+
+def code_words() -> list[str]:
+    """What a code can be called: the numbers of all, then their names."""
+    known = rules()
+    return [*known, *(rule.name for rule in known.values())]
+
+
+def explain(word: str) -> None:
+    """Print the page of a code; raises WrongUsage for a word that is none, with the nearest."""
+    known = {number.lower(): rule for number, rule in rules().items()}
+    known |= {rule.name.lower(): rule for rule in known.values()}
+    rule = known.get(word.lower())
+    if rule is None:
+        near = difflib.get_close_matches(word.lower(), known, n=1)
+        hint = f"known are {', '.join(rules())}"
+        if near:
+            hint = f"did you mean {known[near[0]].code} {known[near[0]].name}?"
+        raise WrongUsage(f"{word!r} is no code; {hint}")
+    title = f"{rule.code} {rule.name} ({rule.severity.word})"
+    page = with_commands(inspect.cleandoc(rule.page))
+    if sys.stdout.isatty():
+        show_markdown(f"# {title}\n\n{page}")
+    else:
+        out(f"{title}\n\n{page}")
