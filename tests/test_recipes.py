@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -172,3 +173,46 @@ def test_a_command(tree: Path) -> None:
     page = make_docs(tree, "commands.md")
     assert "upcall-trace hello [OPTIONS]" in page
     assert "Whom to greet." in page
+
+
+RULE = '''
+"""UP699: answers that are too quick to be true."""
+
+from __future__ import annotations
+
+from ... import codes
+from ..finding import Told
+from ..situation import Situation
+from .registry import Cue, rule
+
+
+def _is_quick(at: Situation) -> bool:
+    return at.latency_ns is not None and at.latency_ns < 2_500
+
+
+@rule(codes.TOO_QUICK, {Cue.REPLY: _is_quick})
+def too_quick(at: Situation) -> Told:
+    """The guest answered within 2.5 us.
+
+    **What it says.** No guest is that quick.
+    """
+    return Told(what=f"{at.op} was quick.", why="It was.", so="Nothing.", next="Look again.")
+'''
+
+
+def test_a_finding(tree: Path) -> None:
+    told = recipe("A finding")
+    rules = tree / "upcall_trace" / "diagnose" / "rules"
+    for words in ("row in `upcall_trace/codes.py`", "`upcall_trace/diagnose/rules/`", "`@rule`"):
+        assert words in told
+    (rules / "quick.py").write_text(RULE.lstrip())
+    table = tree / "upcall_trace" / "codes.py"
+    row = 'TOO_QUICK: Final = _row("UP699", "too-quick", _N, _GUEST)\n'
+    table.write_text(table.read_text() + row)
+    capture = write_capture(tree / "x.upcap", small_capture())
+    found = json.loads(program(tree, "diagnose", "--json", capture))["findings"]
+    assert [(f["request"], f["what"]) for f in found if f["code"] == "UP699"] == [
+        (1, "add_mmio 0xe0006000+0x2000 irq=5 was quick.")
+    ]
+    assert "No guest is that quick." in program(tree, "diagnose", "--explain", "too-quick")
+    assert "\n## UP699 too-quick\n" in make_docs(tree, "codes.md")
