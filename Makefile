@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab torture bench docs captures wheel clean
+.PHONY: demo test lint check lab torture bench docs captures man wheel clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
@@ -42,6 +42,9 @@ docs: $(STAMP)
 
 captures: $(STAMP)
 	$(BIN)/python -m tools.generate_captures
+
+man: $(STAMP)
+	$(BIN)/python -m tools.make_man
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
