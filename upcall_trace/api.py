@@ -134,9 +134,9 @@ def replay_capture(
     boot the guest first. Raises WrongUsage, before anything is sent, for a danger that is not
     allowed, Unreachable, and UnreadableInput.
     """
-    from .replay.player import Patience
     from .replay.run import Replay, Terms, patience_with, read_recording
     from .replay.target import arch_of, look_at
+    from .replay.tempo import Patience
     from .sockets.addresses import parse_address
 
     recording = read_recording(Path(path))

@@ -238,5 +238,5 @@ def test_a_guest_that_goes_away_ends_it_with_what_there_is(
     with guest:
         told = run("minimise", long, "-o", out, "--to", guest.path)
     assert told.code == ExitCode.DIFFERENT
-    assert "ended early, it may not be the smallest: the VMM's side" in told.err
+    assert "ended early, it may not be the smallest: the control socket" in told.err
     assert left(out)[-1].endswith("add_mmio -17")

@@ -246,7 +246,7 @@ def test_what_cannot_be_recorded_is_said_in_one_sentence(tmp_path: Path) -> None
     with Vmm(tmp_path / "vmm"):
         cases: list[tuple[tuple[str | Path, ...], ExitCode, str]] = [
             ((*listen, "--upstream", tmp_path / "dead"), ExitCode.UNREACHABLE, "nobody listens"),
-            ((*listen, "--upstream", tmp_path / "none"), ExitCode.UNREACHABLE, "No such file"),
+            ((*listen, "--upstream", tmp_path / "none"), ExitCode.UNREACHABLE, "no such socket"),
             ((*listen, "--upstream", long), ExitCode.USAGE, "107"),
             (("--listen", long, "--upstream", tmp_path / "vmm"), ExitCode.USAGE, "107"),
             ((*listen, "--upstream", "vsock://one"), ExitCode.USAGE, "vsock://CID"),

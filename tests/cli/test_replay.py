@@ -21,6 +21,7 @@ from tests.kernel.recordings import worlds
 from tests.replay.playing import guest_like, guest_of
 from tests.support import (
     ADD_MEM,
+    DISK,
     GOLDEN,
     answer,
     ask,
@@ -208,7 +209,7 @@ def test_files_and_sockets_that_are_not_there(tmp_path: Path) -> None:
     assert told.code == ExitCode.UNREADABLE
     told = run("replay", recording, "--to", tmp_path / "guest", "--live", "--allow", "real-guest")
     assert told.code == ExitCode.UNREACHABLE
-    assert "cannot be reached: No such file" in told.err
+    assert "nobody listens on" in told.err
     with guest_like(kata_pod(), tmp_path) as guest:
         told = run("replay", recording, "--to", guest.path, "--live", "-o", recording,
                    "--overwrite")  # fmt: skip
@@ -221,8 +222,45 @@ def test_files_and_sockets_that_are_not_there(tmp_path: Path) -> None:
         assert "exists; give another name, or --overwrite" in told.err
     refused = run("replay", recording, "--to", tmp_path / "guest", "--live", "-o",
                   tmp_path / "other.upcap", "--overwrite")  # fmt: skip
-    assert refused.code == ExitCode.USAGE
+    assert refused.code == ExitCode.UNREACHABLE
     assert (tmp_path / "other.upcap").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("live", [[], ["--live"], ["--live", "--allow", "real-guest"]])
+def test_where_nobody_listens_it_is_not_called_a_real_guest(
+    tmp_path: Path, live: list[str]
+) -> None:
+    recording = write_capture(tmp_path / "a.upcap", several(1), Header("test", arch="x86_64"))
+    with guest_like(kata_pod(), tmp_path) as guest:
+        path = guest.path
+    told = run("replay", recording, "--to", path, *live)
+    assert (told.code, told.out) == (ExitCode.UNREACHABLE, "")
+    assert told.err == f"upcall-trace: nobody listens on {path}: there is no such socket\n"
+
+
+def test_a_control_socket_that_cannot_be_used_ends_it_before_anything_is_sent(
+    tmp_path: Path,
+) -> None:
+    recording = write_capture(tmp_path / "a.upcap", several(1), Header("test", arch="x86_64"))
+    with guest_like(kata_pod(), tmp_path) as guest:
+        before = guest.state()
+        told = run("replay", recording, "--to", guest.path, "--live", "--control", tmp_path / "no")
+        assert (told.code, told.out) == (ExitCode.UNREACHABLE, "")
+        assert "the control socket cannot be used: nobody listens on" in told.err
+        assert guest.state() == before
+
+
+def test_a_guest_that_was_used_before_can_be_booted_anew(tmp_path: Path) -> None:
+    plugged = [*connect(), ask(DISK, 10), answer(DISK, 20), Close(30, 1, by_guest=False)]
+    recording = write_capture(tmp_path / "a.upcap", plugged, Header("test", arch="x86_64"))
+    told = "has been used since it booted: --reset boots it anew first"
+    with SimulatedGuest(kata_pod(), path=tmp_path / "g", control=tmp_path / "c"):
+        first, second, third = (
+            run("replay", recording, "--to", tmp_path / "g", "--live", *words)
+            for words in ([], [], ["--reset"])
+        )
+    assert [each.code for each in (first, second, third)] == [0, ExitCode.DIFFERENT, 0]
+    assert [told in each.err for each in (first, second, third)] == [False, True, False]
 
 
 def test_a_torn_recording_is_replayed_and_that_is_said(tmp_path: Path) -> None:

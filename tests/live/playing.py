@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from upcall_trace.lab.process import LiveGuest
+from upcall_trace.replay.happening import Answered
 from upcall_trace.replay.plan import DANGERS
-from upcall_trace.replay.player import Answered, Patience
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import look_at
-from upcall_trace.replay.tempo import Tempo
+from upcall_trace.replay.tempo import Patience, Tempo
 from upcall_trace.sockets.addresses import UnixAddress
 
 

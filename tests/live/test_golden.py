@@ -18,7 +18,7 @@ from tests.support import TRANSCRIPTS, golden
 from upcall_trace.compare.replies import Got
 from upcall_trace.errors import ExitCode
 from upcall_trace.lab.process import LiveGuest
-from upcall_trace.replay.player import Answered
+from upcall_trace.replay.happening import Answered
 from upcall_trace.replay.report import verdict_lines
 from upcall_trace.replay.run import read_recording
 from upcall_trace.sockets.addresses import UnixAddress

@@ -13,10 +13,10 @@ from upcall_trace.capture.records import Header, Record
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World
 from upcall_trace.replay.plan import DANGERS
-from upcall_trace.replay.player import Patience
 from upcall_trace.replay.rebase import Rebase
 from upcall_trace.replay.run import Recording, Replay, Terms, read_recording
 from upcall_trace.replay.target import Target, look_at
+from upcall_trace.replay.tempo import Patience
 from upcall_trace.simulated.machine import Backend, Habits
 from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.sockets.addresses import UnixAddress

@@ -10,7 +10,7 @@ import pytest
 from tests.replay.playing import QUICK, differing, guest_of, played, target_of
 from tests.support import TRANSCRIPTS, golden
 from upcall_trace.replay.plan import DANGERS
-from upcall_trace.replay.run import Recording, Replay, Terms, read_recording
+from upcall_trace.replay.run import Recording, Replay, Terms, patience_with, read_recording
 from upcall_trace.trace.script import Key
 
 # Its sixth connection sends no service byte, and the guest waits 10 s for one.
@@ -45,6 +45,32 @@ def test_twice_in_a_row_with_a_reset_between(recording: Path, tmp_path: Path) ->
         Replay(read_recording(recording), target_of(guest), terms=terms) as replay,
     ):
         for _ in range(2):
+            assert list(replay.play())
+            assert replay.verdict.exit_code == 0
+
+
+def silent(recording: Path) -> bool:
+    """Whether something in it was never answered."""
+    asked = read_recording(recording).script.asked.values()
+    return any(each.reply is None for each in asked)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    "recording", [path for path in TRANSCRIPTS if silent(path)], ids=lambda path: path.stem
+)
+def test_a_recording_with_silence_comes_out_right_twenty_times(
+    recording: Path, tmp_path: Path
+) -> None:
+    read = read_recording(recording)
+    with (
+        guest_of(recording, tmp_path) as guest,
+        Replay(
+            read, target := target_of(guest),
+            terms=Terms(patience=patience_with(target, 15.0, None), reset=True, allow=DANGERS),
+        ) as replay,
+    ):  # fmt: skip
+        for _ in range(20):
             assert list(replay.play())
             assert replay.verdict.exit_code == 0
 

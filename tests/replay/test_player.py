@@ -18,11 +18,11 @@ from upcall_trace.capture.records import Begins, Chunk, Close, GaveUp, Open, Rec
 from upcall_trace.compare.matchers import Matchers
 from upcall_trace.errors import ExitCode, Unreachable
 from upcall_trace.kernel.world import kata_pod
+from upcall_trace.replay.happening import Answered, Parted
 from upcall_trace.replay.plan import DANGERS
-from upcall_trace.replay.player import Answered, Parted, Patience
 from upcall_trace.replay.run import Recording, Replay, Terms
 from upcall_trace.replay.target import look_at
-from upcall_trace.replay.tempo import Tempo
+from upcall_trace.replay.tempo import Patience, Tempo
 from upcall_trace.sockets.addresses import UnixAddress
 from upcall_trace.sockets.serving import StreamServer
 from upcall_trace.trace.opening import load
@@ -346,3 +346,53 @@ def test_a_recording_from_inside_a_guest_is_replayed_through_its_socket(tmp_path
     assert (replay.verdict.same, replay.verdict.exit_code) == (1, ExitCode.EXPECTED)
     assert not recording.matchers
     assert str(Matchers()) == "[match]\n"
+
+
+def sent_at(path: Path) -> list[int]:
+    """When each request left, in nanoseconds from the first."""
+    operations = load(path).operations
+    return [operation.t_ns - operations.operation(0).t_ns for operation in operations]
+
+
+@pytest.mark.parametrize(
+    ("patience", "max_gap_ns", "least_ms", "most_ms"),
+    [
+        (replace(QUICK, reply_s=2.0), None, 400, 900),  # as long as recorded
+        (replace(QUICK, reply_s=0.3), None, 290, 390),  # as a reply would be waited for
+        (replace(QUICK, reply_s=2.0, simulated=True), None, 240, 390),
+        (replace(QUICK, reply_s=2.0), 50_000_000, 49, 200),
+    ],
+)
+def test_a_request_that_is_not_answered_gets_the_time_that_it_had(
+    tmp_path: Path, patience: Patience, max_gap_ns: int | None, least_ms: int, most_ms: int
+) -> None:
+    silent = [*connect(1), ask(DISK, 10**6)]
+    other = [*connect(2, 10**7), ask(ADD_MEM, 401 * 10**6, 2), answer(ADD_MEM, 402 * 10**6, 2, -1)]
+    ends = [Close(10**9, conn, by_guest=False) for conn in (1, 2)]
+    recording = recording_of(tmp_path / "a.upcap", [*silent, *other, *ends])
+    terms = Terms(Tempo(max_gap_ns=max_gap_ns), patience, output=tmp_path / "out.upcap")
+    with guest_like(kata_pod(), tmp_path, "add_mmio:drop") as guest:
+        assert played(recording, guest, terms).verdict.exit_code == 0
+    first, second = sent_at(tmp_path / "out.upcap")
+    assert (first, least_ms <= second / 1e6 <= most_ms) == (0, True)
+
+
+def test_a_request_that_is_answered_sooner_is_waited_for_no_longer(tmp_path: Path) -> None:
+    slow = [*connect(1), ask(DISK, 10**6)]
+    other = [*connect(2, 10**7), ask(ADD_MEM, 901 * 10**6, 2), answer(ADD_MEM, 902 * 10**6, 2, -1)]
+    late: list[Record] = [answer(DISK, 950 * 10**6), Close(10**9, 1, by_guest=False)]
+    recording = recording_of(tmp_path / "a.upcap", [*slow, *other, *late])
+    terms = Terms(patience=replace(QUICK, reply_s=2.0), output=tmp_path / "out.upcap")
+    with guest_like(kata_pod(), tmp_path) as guest:
+        assert played(recording, guest, terms).verdict.exit_code == 0
+    assert sent_at(tmp_path / "out.upcap")[1] < 300_000_000
+
+
+def test_what_follows_on_the_same_connection_does_not_wait(tmp_path: Path) -> None:
+    both: list[Record] = [*connect(1), ask(DISK, 10**6), ask(ADD_MEM, 800 * 10**6),
+            answer(DISK, 801 * 10**6), answer(ADD_MEM, 802 * 10**6, 1, -1)]  # fmt: skip
+    recording = recording_of(tmp_path / "a.upcap", [*both, Close(10**9, 1, by_guest=False)])
+    terms = Terms(patience=replace(QUICK, reply_s=2.0), output=tmp_path / "out.upcap")
+    with guest_like(kata_pod(), tmp_path) as guest:
+        assert played(recording, guest, terms).verdict.exit_code == 0
+    assert sent_at(tmp_path / "out.upcap")[1] < 300_000_000

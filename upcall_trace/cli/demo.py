@@ -25,10 +25,10 @@ from ..errors import ExitCode
 from ..kernel.noted_world import world_notes
 from ..kernel.world import kata_pod
 from ..replay.plan import DANGERS
-from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Replay, Terms, read_recording
 from ..replay.target import own_guest
+from ..replay.tempo import Patience
 from ..simulated.on_socket import SimulatedGuest
 from ..sockets.addresses import UnixAddress
 from ..sockets.client import UpcallClient

@@ -19,11 +19,12 @@ from ..compare.matchers import parse_key
 from ..errors import ExitCode, Interrupted, NothingRun, PeerDied, UserError, WrongUsage
 from ..kernel.noted_world import noted_world, world_notes
 from ..kernel.world import World, kata_pod
+from ..replay.happening import Answered
 from ..replay.plan import DANGERS
-from ..replay.player import Answered, Patience
 from ..replay.report import refusal_lines
 from ..replay.run import Recording, Replay, Terms, read_recording
 from ..replay.target import Target, look_at, own_guest
+from ..replay.tempo import Patience
 from ..simulated.machine import Habits
 from ..simulated.on_socket import SimulatedGuest
 from ..sockets.addresses import check_reachable, parse_address

@@ -12,12 +12,13 @@ from pathlib import Path
 import click
 
 from ..compare.matchers import beside, parse_key, parse_matcher, read_matchers, write_matchers
+from ..control.order_socket import check_control
 from ..errors import ExitCode, NothingRun, WrongUsage
 from ..kernel.noted_world import noted_world
 from ..kernel.world import World
+from ..replay.happening import Answered, NotSent
 from ..replay.learn import learn
 from ..replay.plan import DANGERS
-from ..replay.player import Answered, NotSent
 from ..replay.rebase import Rebase, read_map, work_out
 from ..replay.report import plan_lines, plan_object, verdict_lines, verdict_object
 from ..replay.run import Replay, Terms, patience_with, read_recording, select
@@ -142,6 +143,7 @@ def replay_command(
         talk(f"no operation {place} for its rules")
     header = recording.capture.header
     target_world = given_world(world_file, machine, header.notes)
+    check_reachable(parse_address(address))
     target = look_at(
         parse_address(address), target_world, control, parse_fingerprint(told) if told else None,
         arch_of(header), target_world or noted_world(header.notes),
@@ -162,7 +164,10 @@ def replay_command(
         _show_plan(replay, allow, as_json)
         lost = tell_losses(capture, recording.capture)
         return ExitCode.USAGE if refused else lost
-    check_reachable(target.address)
+    if target.control is not None:
+        check_control(target.control)
+    if not reset and replay.is_as_booted() is False:
+        talk(f"{address} has been used since it booted: --reset boots it anew first")
     stop = threading.Event()
     put_back = stop_on_signals(stop)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import Unreachable
-from ..sockets.addresses import connect_unix
+from ..sockets.addresses import UnixAddress, check_reachable, connect_unix
 from .orders import BadOrder
 
 _LINE_LIMIT: Final = 1024
@@ -26,6 +26,14 @@ def serve_orders(stream: socket.socket, follow: Callable[[dict[str, Any]], dict[
         stream.sendall(json.dumps(answer).encode() + b"\n")
         if not whole:
             return
+
+
+def check_control(control: Path) -> None:
+    """Raises Unreachable when nobody listens at the control socket."""
+    try:
+        check_reachable(UnixAddress(control))
+    except Unreachable as error:
+        raise Unreachable(f"the control socket cannot be used: {error}") from None
 
 
 def give_order(control: Path, order: dict[str, Any], timeout_s: float) -> dict[str, Any]:

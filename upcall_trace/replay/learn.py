@@ -8,7 +8,7 @@ from ..compare.matchers import Matchers, MatchRule
 from ..compare.replies import Values, values
 from ..errors import PeerDied
 from ..trace.script import Key
-from .player import Answered
+from .happening import Answered
 from .run import Replay
 
 _NEVER_LEARNT = frozenset({"answer"})

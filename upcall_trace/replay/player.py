@@ -1,6 +1,26 @@
 """Plays a script to an address: one thread, real sockets, what happens goes out as it happens.
 
 The player decides nothing about what came; whoever drives it compares. docs/replay.md.
+
+How it works. A script is a list of steps in the recorded order, over all connections: connect,
+send, await, leave, act. The player takes one after the other, never two at once. Order comes from
+the awaits, not from a clock: a step is taken when everything that had come before it in the
+recording has come again, or has failed to come in time. So at the default speed a replay is as fast
+as the guest answers.
+
+Between two steps the player waits for a time only where no answer could tell it to go on:
+
+- A tempo (`--speed`) says when each step is due.
+- A short send is kept apart from the next one, or the guest would receive them together.
+- A request that was sent while another one had no answer yet is sent as long after it as in the
+  recording, unless the other is answered sooner. The other may be at work in the guest, hold the
+  hotplug lock, or have its thread die of it, and what comes next depends on how far it is
+  (docs/protocol.md section 4). A simulated guest settles that when it receives a request.
+
+While it waits it reads from all connections. What comes is a record of a capture, goes through the
+same `Session` that decodes captures, and settles the request that it answers: each request of the
+script is settled once, as answered, as silent, or as not sent. A connection that goes otherwise
+than recorded is `lost`: nothing more is sent on it, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,8 +29,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from dissectors.constants import MESSAGE_SIZE
@@ -20,96 +39,22 @@ from ..capture.records import Begins, Chunk, Close, GaveUp, Header, How, Open, R
 from ..compare.replies import Got
 from ..errors import PeerDied, Unreachable
 from ..kernel.vmm_actions import order_of
-from ..sockets.addresses import Address, UnixAddress, connect_unix, connect_vsock
+from ..sockets.addresses import Address, UnixAddress
 from ..trace.decoding import Session
 from ..trace.operations import NoTable
 from ..trace.script import SILENCE_NS, Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
-from .tempo import Tempo
+from .happening import Answered, Happening, NotSent, Parted, Remark
+from .played_stream import PlayedStream, open_stream
+from .tempo import Patience, Tempo
 
 _APART_NS: Final = 100_000_000
-"""Between a short send and the next one, so that the guest receives them apart; and after one that
-is never answered."""
+"""Between a short send and the next one, so that the guest receives them apart."""
 _BULK: Final = 64 << 10
+_NO_LIMIT_NS: Final = 1 << 62
 _LOOK_UP_NS: Final = 50_000_000
 _FINE_NS: Final = 2_000_000
-_CONNECT_S: Final = 15.0
 _EXTRA_LIMIT: Final = 1 << 16
 """Bytes that a guest may send beyond its answers before the connection is given up."""
-_RETRY_S: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One request is settled: what came for it."""
-
-    asked: Asked
-    got: Got
-
-
-@dataclass(frozen=True, slots=True)
-class NotSent:
-    """One request could not be sent any more, and why."""
-
-    asked: Asked
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Parted:
-    """A connection went otherwise than recorded, apart from its replies."""
-
-    conn: int
-    recorded: str
-    got: str
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Something that is no answer and still has to be told."""
-
-    text: str
-
-
-Happening = Answered | NotSent | Parted | Remark
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long is waited: for a reply, and for one that the recording does not have.
-
-    A reply gets twice the recorded time if that is longer. Without `silence_s` a silence is watched
-    for as long as the recording did, but no longer than a reply is waited for.
-    """
-
-    reply_s: float = 15.0
-    silence_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One connection while it is played."""
-
-    conn: int
-    socket: socket.socket
-    accepted: bool = False
-    greeted: bool = False
-    ended: bool = False
-    """The guest's side is over."""
-    flooded: bool = False
-    """So much came that nothing more is read."""
-    lost: str = ""
-    """Why nothing is sent on it any more."""
-    short: bool = False
-    """The last send was not a whole number of requests."""
-    last_sent_ns: int = 0
-    last_t_ns: int = 0
-    sent: list[int] = field(default_factory=list)
-    """The recording's numbers of the requests that were sent, in order."""
-    waiting: dict[int, int] = field(default_factory=dict)
-    """When each request that has no answer yet was sent."""
-    received: int = 0
-    extra: int = 0
-    """Bytes that came without being asked for."""
 
 
 class Player:
@@ -145,14 +90,13 @@ class Player:
         self._has_line = isinstance(address, UnixAddress)
         header = script.header
         self._session = Session(Header("replay", arch=header.arch, port=header.port), NoTable())
-        self._streams: dict[int, _Stream] = {}
-        self._by_descriptor: dict[int, _Stream] = {}
+        self._streams: dict[int, PlayedStream] = {}
+        self._by_descriptor: dict[int, PlayedStream] = {}
         self._poll = select.poll()
         self._happened: list[Happening] = []
         self._settled: set[Key] = set()
         self._begin_ns = 0
-        self._settled_ns = 0
-        """When a request without an answer to wait for has had its effect."""
+        self._longest_gap_ns = pace.max_gap_ns if pace.max_gap_ns is not None else _NO_LIMIT_NS
         self.interrupted = False
         self.late_ns: list[int] = []
         """How long after its moment each request left, in nanoseconds."""
@@ -168,7 +112,7 @@ class Player:
             steps = self._script.steps
             for step, due_ns in zip(steps, self._pace.due(steps), strict=True):
                 if not isinstance(step, Await):
-                    self._wait_until(max(self._begin_ns + due_ns, self._settled_ns))
+                    self._wait_until(self._begin_ns + due_ns)
                 if self._stopped():
                     break
                 self._take(step, due_ns)
@@ -225,10 +169,7 @@ class Player:
             self._close(self._streams[conn])
         address = self._address
         try:
-            if isinstance(address, UnixAddress):
-                stream = _patient_connect(address.path)
-            else:
-                stream = connect_vsock(address.cid, address.port or self._script.header.port)
+            stream = open_stream(address, self._script.header.port)
         except OSError as error:
             what = f"{address} cannot be reached: {error.strerror or error}"
             raise (PeerDied(f"{what}, connection {conn}") if self._session.connections
@@ -237,7 +178,7 @@ class Player:
             stream.close()
             raise PeerDied(f"{address} is not the guest any more that the plan was made for")
         stream.settimeout(self._patience.reply_s)
-        opened = _Stream(conn, stream, accepted=not self._has_line)
+        opened = PlayedStream(conn, stream, accepted=not self._has_line)
         self._streams[conn] = self._by_descriptor[stream.fileno()] = opened
         self._poll.register(stream, select.POLLIN)
         begins = Begins.LINE if self._has_line else Begins.SERVICE
@@ -256,6 +197,8 @@ class Player:
             return
         for each in asked:
             self._before(each)
+        if asked:
+            self._let_others_work(step)
         if self._stopped():
             return
         if stream.short and stream.waiting:
@@ -274,12 +217,19 @@ class Player:
         stream.sent += step.requests
         for request in step.requests:
             stream.waiting[request] = stream.last_sent_ns
-        if any(each.reply is None for each in asked):
-            # Nothing will tell that the guest is through with it; what follows rests on that.
-            self._settled_ns = stream.last_sent_ns + _APART_NS
         self._record(Chunk(now, step.conn, True, step.data))
 
-    def _keep_apart(self, stream: _Stream, step: Send) -> None:
+    def _let_others_work(self, step: Send) -> None:
+        """Let requests on other connections get as far as they were when this one was sent."""
+        for stream in list(self._streams.values()):
+            if stream.conn == step.conn:
+                continue  # their thread reads one after the other by itself
+            for request, sent_ns in list(stream.waiting.items()):
+                gap_ns = step.t_ns - self._script.asked[stream.conn, request].t_ns
+                until_ns = sent_ns + min(gap_ns, self._patience.work_ns, self._longest_gap_ns)
+                self._wait(until_ns, partial(stream.is_over, request))
+
+    def _keep_apart(self, stream: PlayedStream, step: Send) -> None:
         """Let the guest receive the piece before on its own."""
         if self._pace.keep_splits:
             gap = step.t_ns - stream.last_t_ns
@@ -320,12 +270,12 @@ class Player:
             case _:
                 self._await_reply(stream, step.request or 0)
 
-    def _await_reply(self, stream: _Stream, request: int) -> None:
+    def _await_reply(self, stream: PlayedStream, request: int) -> None:
         if request not in stream.waiting:
             return
         known = self._script.asked[stream.conn, request].latency_ns or 0
         deadline = stream.waiting[request] + self._limit_ns(known)
-        self._wait(deadline, lambda: request not in stream.waiting or stream.ended)
+        self._wait(deadline, partial(stream.is_over, request))
         if request in stream.waiting and not self._stopped():
             if not stream.ended:
                 waited = time.monotonic_ns() - stream.waiting[request]
@@ -337,7 +287,7 @@ class Player:
         """How long something is waited for that took so long in the recording."""
         return max(int(self._patience.reply_s * 1e9), 2 * known_ns)
 
-    def _give_up(self, stream: _Stream) -> None:
+    def _give_up(self, stream: PlayedStream) -> None:
         """Nothing is expected on this connection any more."""
         for request in list(stream.waiting):
             asked = self._script.asked[stream.conn, request]
@@ -361,7 +311,7 @@ class Player:
             self._part(stream, "open until the client closed", "closed by the guest")
         self._close(stream)
 
-    def _watch_silence(self, streams: list[_Stream]) -> None:
+    def _watch_silence(self, streams: list[PlayedStream]) -> None:
         """Requests that the recording has no answer to may be answered even so."""
         waiting = [stream for stream in streams if stream.waiting and not stream.ended]
         deadline = max(
@@ -427,12 +377,12 @@ class Player:
             else:
                 self._end(stream, How.CLOSE)
 
-    def _end(self, stream: _Stream, how: How) -> None:
+    def _end(self, stream: PlayedStream, how: How) -> None:
         stream.ended = True
         self._poll.unregister(stream.socket)
         self._record(Close(self._now(), stream.conn, by_guest=True, how=how))
 
-    def _received(self, stream: _Stream, size: int, events: Sequence[Event]) -> None:
+    def _received(self, stream: PlayedStream, size: int, events: Sequence[Event]) -> None:
         stream.received += size
         for event in events:
             match event:
@@ -451,7 +401,7 @@ class Player:
             self._part(stream, "nothing but answers", "flooded with bytes")
             self._poll.unregister(stream.socket)
 
-    def _replied(self, stream: _Stream, event: ReplyReceived) -> None:
+    def _replied(self, stream: PlayedStream, event: ReplyReceived) -> None:
         request = -1
         if event.number is not None and event.number < len(stream.sent):
             request = stream.sent[event.number]
@@ -466,13 +416,13 @@ class Player:
         self._settled.add(asked.key)
         self._happened.append(happening)
 
-    def _part(self, stream: _Stream, recorded: str, got: str) -> None:
+    def _part(self, stream: PlayedStream, recorded: str, got: str) -> None:
         if self._stopped():
             return
         stream.lost = stream.lost or f"its connection was {got}"
         self._happened.append(Parted(stream.conn, recorded, got))
 
-    def _close(self, stream: _Stream) -> None:
+    def _close(self, stream: PlayedStream) -> None:
         if not stream.ended:
             self._record(Close(self._now(), stream.conn, by_guest=False))
         if stream.extra and not stream.lost and stream.conn not in self._script.talkative:
@@ -484,15 +434,3 @@ class Player:
         except KeyError:
             pass  # the guest's end came first
         stream.socket.close()
-
-
-def _patient_connect(path: Path) -> socket.socket:
-    """A stream to a Unix socket; one whose queue is full is asked again. Raises OSError."""
-    deadline = time.monotonic() + _CONNECT_S
-    while True:
-        try:
-            return connect_unix(path, _CONNECT_S)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_RETRY_S)

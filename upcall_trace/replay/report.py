@@ -18,8 +18,8 @@ from ..simulated.rehearsal import Rehearsed
 from ..trace.script import Asked, Key, key_name
 from ..views.messages import reply_text, request_object, request_text
 from ..views.text import WIDTH, duration, safe
+from .happening import Parted
 from .plan import Danger
-from .player import Parted
 from .run import Replay
 from .target import Target
 from .verdict import Divergence

@@ -16,11 +16,12 @@ import numpy as np
 
 from ..capture.records import End, Header, Mark, Origin, Record
 from ..compare.matchers import Matchers, read_matchers
-from ..control.order_socket import give_order
+from ..control.order_socket import check_control, give_order
 from ..control.orders import BadOrder
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
 from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
+from ..kernel.model import Guest
 from ..kernel.noted_world import world_notes
 from ..kernel.world import World
 from ..sources import open_source
@@ -30,11 +31,12 @@ from ..trace.opening import Capture, build_index, capture_of
 from ..trace.script import Act, Asked, Key, Script, read_script
 from ..trace.streams import distinct_connections, with_dependencies
 from ..vantage.recorder import OnStoreError, Recorder, live_header
+from .happening import Happening
 from .plan import Plan, make_plan
-from .player import Happening, Patience, Player
+from .player import Player
 from .rebase import Rebase
 from .target import Target, dangers
-from .tempo import Tempo
+from .tempo import Patience, Tempo
 from .verdict import Divergence, Verdict, judge
 
 _ORDER_S = 60.0
@@ -112,9 +114,10 @@ def _place(recording: Recording, key: Key) -> int:
 
 def patience_with(target: Target, reply_s: float, silence_s: float | None) -> Patience:
     """How long a user waits who did not say; a simulated guest is not watched for long."""
-    if silence_s is None and target.kind == "simulated":
+    simulated = target.kind == "simulated"
+    if silence_s is None and simulated:
         silence_s = _SIMULATED_SILENCE_S
-    return Patience(reply_s, silence_s)
+    return Patience(reply_s, silence_s, simulated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,9 @@ class Replay:
             raise WrongUsage(f"refused: {refused[0]}")
         conns = {step.conn for step in self.script.steps if not isinstance(step, Act)}
         keep = _Keeper(self._recorder, self._rounds * (max(conns, default=0) + 1), self._remember)
+        control = self.target.control
+        if self._rounds == 0 and control is not None:
+            check_control(control)
         self._rounds += 1
 
         def over() -> bool:
@@ -243,6 +249,17 @@ class Replay:
                 "the first difference is the end on a guest that may be real, but for --keep-going"
             )
         self.late_ns = player.late_ns
+
+    def is_as_booted(self) -> bool | None:
+        """Whether a simulated guest has what it had at its boot; None where nobody can tell."""
+        control = self.target.control
+        if self.target.kind != "simulated" or control is None or not self.target.world_known:
+            return None
+        try:
+            state = give_order(control, {"state": True}, _ORDER_S)["state"]
+        except (BadOrder, Unreachable):
+            return None
+        return bool(state == Guest(self.target.world).state())
 
     def reset(self) -> None:
         """Have the target's VMM boot it anew; raises Unreachable and WrongUsage."""

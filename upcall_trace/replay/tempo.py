@@ -1,14 +1,17 @@
-"""When each step of a replay is due."""
+"""When each step of a replay is due, and how long is waited for what comes of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ..errors import WrongUsage
 from ..trace.script import Step
 
+_RECEIVED_NS: Final = 250_000_000
+"""By then a simulated guest has received a request, which settles what becomes of it."""
 _FACTOR = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)x")
 
 
@@ -35,6 +38,25 @@ class Tempo:
                     gap = min(gap, self.max_gap_ns)
                 due += max(0.0, gap) / self.speed
             yield int(due)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long is waited: for a reply, and for one that the recording does not have.
+
+    A reply gets twice the recorded time if that is longer. Without `silence_s` a silence is watched
+    for as long as the recording did, but no longer than a reply is waited for. `simulated` is for a
+    guest that settles what becomes of a request when it receives it.
+    """
+
+    reply_s: float = 15.0
+    silence_s: float | None = None
+    simulated: bool = False
+
+    @property
+    def work_ns(self) -> int:
+        """For how long a request may have to be at work before the next one is right."""
+        return _RECEIVED_NS if self.simulated else int(self.reply_s * 1e9)
 
 
 def parse_speed(text: str) -> float | None:

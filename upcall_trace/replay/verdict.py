@@ -10,7 +10,7 @@ from ..compare.matchers import Matchers
 from ..compare.replies import Difference, Got, differences
 from ..errors import ExitCode
 from ..trace.script import Asked
-from .player import Answered, Happening, NotSent, Parted
+from .happening import Answered, Happening, NotSent, Parted
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,10 +95,11 @@ def check_reachable(address: Address) -> None:
     if isinstance(address, VsockAddress):
         return
     try:
-        if not address.path.is_socket() and address.path.exists():
-            raise Unreachable(f"{address.path} is not a socket")
+        if not address.path.is_socket():
+            there = "that is no socket" if address.path.exists() else "there is no such socket"
+            raise Unreachable(f"nobody listens on {address.path}: {there}")
         if not is_alive(address.path):
-            raise Unreachable(f"{address.path} is a socket, but nobody listens on it")
+            raise Unreachable(f"nobody listens on {address.path}: its process is gone")
     except OSError as error:
         raise Unreachable(f"{address.path} cannot be reached: {error.strerror}") from None
 

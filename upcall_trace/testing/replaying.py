@@ -7,9 +7,9 @@ from typing import Final
 
 from ..errors import ExitCode, NothingRun
 from ..replay.plan import DANGERS
-from ..replay.player import Patience
 from ..replay.report import verdict_lines
 from ..replay.run import Recording, Replay, Terms
+from ..replay.tempo import Patience
 from ..replay.verdict import Verdict
 from ..views.text import safe
 from .failing import ReplayFailed

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ...kernel.noted_world import noted_world
 from ...kernel.world import World
-from ...replay.player import Answered, NotSent, Patience
+from ...replay.happening import Answered, NotSent
 from ...replay.report import plan_lines, verdict_lines
 from ...replay.run import Recording, Replay, Terms, patience_with, read_recording, select
 from ...replay.target import arch_of, look_at
+from ...replay.tempo import Patience
 from ...sockets.addresses import check_reachable, parse_address
 from ...views.messages import reply_text, request_text
 
@@ -65,6 +66,7 @@ class FileReplays:
         recording = self._recording
         header = recording.capture.header
         arch = arch_of(header)
+        check_reachable(parse_address(address))
         target = look_at(
             parse_address(address), self._world, arch=arch, recorded=noted_world(header.notes)
         )
