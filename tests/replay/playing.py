@@ -22,7 +22,7 @@ from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.sockets.addresses import UnixAddress
 from upcall_trace.trace.script import Key, Script, read_script
 
-QUICK = Patience(reply_s=12.0, silence_s=0.1)
+QUICK = Patience(reply_s=12.0, silence_s=0.1, simulated=True)
 """As little as the 10 s limit for the service byte allows."""
 
 

@@ -357,10 +357,15 @@ def sent_at(path: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("patience", "max_gap_ns", "least_ms", "most_ms"),
     [
-        (replace(QUICK, reply_s=2.0), None, 400, 900),  # as long as recorded
-        (replace(QUICK, reply_s=0.3), None, 290, 390),  # as a reply would be waited for
-        (replace(QUICK, reply_s=2.0, simulated=True), None, 240, 390),
-        (replace(QUICK, reply_s=2.0), 50_000_000, 49, 200),
+        (replace(QUICK, reply_s=2.0, simulated=False), None, 400, 900),  # as long as recorded
+        (
+            replace(QUICK, reply_s=0.3, simulated=False),
+            None,
+            290,
+            390,
+        ),  # as a reply would be waited for
+        (replace(QUICK, reply_s=2.0), None, 240, 390),
+        (replace(QUICK, reply_s=2.0, simulated=False), 50_000_000, 49, 200),
     ],
 )
 def test_a_request_that_is_not_answered_gets_the_time_that_it_had(
@@ -382,7 +387,9 @@ def test_a_request_that_is_answered_sooner_is_waited_for_no_longer(tmp_path: Pat
     other = [*connect(2, 10**7), ask(ADD_MEM, 901 * 10**6, 2), answer(ADD_MEM, 902 * 10**6, 2, -1)]
     late: list[Record] = [answer(DISK, 950 * 10**6), Close(10**9, 1, by_guest=False)]
     recording = recording_of(tmp_path / "a.upcap", [*slow, *other, *late])
-    terms = Terms(patience=replace(QUICK, reply_s=2.0), output=tmp_path / "out.upcap")
+    terms = Terms(
+        patience=replace(QUICK, reply_s=2.0, simulated=False), output=tmp_path / "out.upcap"
+    )
     with guest_like(kata_pod(), tmp_path) as guest:
         assert played(recording, guest, terms).verdict.exit_code == 0
     assert sent_at(tmp_path / "out.upcap")[1] < 300_000_000
@@ -392,7 +399,9 @@ def test_what_follows_on_the_same_connection_does_not_wait(tmp_path: Path) -> No
     both: list[Record] = [*connect(1), ask(DISK, 10**6), ask(ADD_MEM, 800 * 10**6),
             answer(DISK, 801 * 10**6), answer(ADD_MEM, 802 * 10**6, 1, -1)]  # fmt: skip
     recording = recording_of(tmp_path / "a.upcap", [*both, Close(10**9, 1, by_guest=False)])
-    terms = Terms(patience=replace(QUICK, reply_s=2.0), output=tmp_path / "out.upcap")
+    terms = Terms(
+        patience=replace(QUICK, reply_s=2.0, simulated=False), output=tmp_path / "out.upcap"
+    )
     with guest_like(kata_pod(), tmp_path) as guest:
         assert played(recording, guest, terms).verdict.exit_code == 0
     assert sent_at(tmp_path / "out.upcap")[1] < 300_000_000

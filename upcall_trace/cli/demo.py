@@ -120,7 +120,7 @@ def _replayed(path: Path) -> Iterator[str]:
     """The verdict on the same requests to a guest that has just booted."""
     with SimulatedGuest(_WORLD) as guest:
         begun = time.monotonic()
-        terms = Terms(patience=Patience(silence_s=_PATIENCE_S), allow=DANGERS)
+        terms = Terms(patience=Patience(silence_s=_PATIENCE_S, simulated=True), allow=DANGERS)
         with Replay(read_recording(path), own_guest(guest), terms=terms) as replay:
             for _ in replay.play():
                 pass

@@ -48,7 +48,7 @@ from .support.signals import stop_on_signals
 
 _PATH = click.Path(path_type=Path)
 _PROGRESS_S: Final = 1.0
-_AT_ONCE: Final = Patience(reply_s=2.0, silence_s=0.3)
+_AT_ONCE: Final = Patience(reply_s=2.0, silence_s=0.3, simulated=True)
 """The simulated guest in this process answers without delay, or never."""
 
 

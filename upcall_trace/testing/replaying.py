@@ -29,7 +29,8 @@ def replay(recording: Recording, choice: Choice) -> Verdict:
     if not recording.script.asked:
         raise NothingRun(f"{recording.path} has no request to replay")
     # Which dangers nobody accepted, `choice` tells.
-    patience = Patience(silence_s=_SILENCE_S if choice.address is None else None)
+    own = choice.address is None
+    patience = Patience(silence_s=_SILENCE_S if own else None, simulated=own)
     terms = Terms(patience=patience, allow=DANGERS)
     with (
         guest_for(choice, header) as target,
