@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, diagnosis, guest, lab, relays, replay, start, tui
+from . import decoding, diagnosis, guest, lab, memory, relays, replay, start, tui
 
 ALL = {
     "relays": relays.run,
@@ -15,6 +15,7 @@ ALL = {
     "start": start.run,
     "tui": tui.run,
     "lab": lab.run,
+    "memory": memory.run,
 }
 
 

@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -81,6 +82,8 @@ class Recorder:
         self.failure: OSError | None = None
         self._descriptor = _create(path, overwrite)
         self._begin_ns = time.monotonic_ns()
+        if header.wall_ns is not None:  # of this moment, which is 0 on the capture's clock
+            header = replace(header, wall_ns=time.time_ns())
         self._pending: deque[Record | _Received] = deque()
         self._encoded = bytearray()
         self._landmarks = b""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .windows import OVERLAP, REACH, WINDOW_SIZE, Stretch
 
 LEAST_MAPPING: Final = 64 << 20
 """A guest's memory is in mappings of this size and more."""
+_PROC: Final = Path("/proc")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PRESENT: Final = np.uint64(1 << 63)
 _SWAPPED: Final = np.uint64(1 << 62)
@@ -91,12 +93,12 @@ class RunningVmm:
 
     aligned = True
 
-    def __init__(self, pid: int, proc: Path = Path("/proc")) -> None:
+    def __init__(self, pid: int, proc: Path = _PROC) -> None:
         self.pid = pid
         self._place = proc / str(pid)
         self.command = command_name(self._place)
         self.name = f"process {pid} ({self.command})" if self.command else f"process {pid}"
-        self._mem = self._pagemap = -1
+        self._mem = self._pagemap = self._pidfd = -1
         self._buffer = bytearray(WINDOW_SIZE)
         self.size = 0
         try:
@@ -108,6 +110,7 @@ class RunningVmm:
                 )
             self._mem = os.open(self._place / "mem", os.O_RDONLY | os.O_CLOEXEC)
             self._pagemap = os.open(self._place / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._pidfd = os.pidfd_open(pid) if proc == _PROC else -1
             # What stands in the way of reading shows only when something is read.
             os.pread(self._pagemap, _ENTRY, self.mappings[0].begin // _PAGE * _ENTRY)
         except Unreachable:
@@ -123,10 +126,10 @@ class RunningVmm:
             raise Unreachable(_refused(self.name, error)) from None
 
     def close(self) -> None:
-        for descriptor in (self._mem, self._pagemap):
+        for descriptor in (self._mem, self._pagemap, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._mem = self._pagemap = -1
+        self._mem = self._pagemap = self._pidfd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -176,8 +179,7 @@ class RunningVmm:
         for mapping in self.mappings:
             for begin, entries in self._entries(mapping, step):
                 there = np.flatnonzero(entries & (_PRESENT | _SWAPPED))
-                if len(there):
-                    yield np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
+                yield np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes at an address that is known to be there; raises VmmGone."""
@@ -196,8 +198,12 @@ class RunningVmm:
             return b""
 
     def alive(self) -> bool:
-        """Whether the process is there, and still has memory."""
-        return self._has_maps()
+        """Whether the process is still running."""
+        if self._pidfd < 0:
+            return self._has_maps()
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def _has_maps(self) -> bool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,15 +29,19 @@ DEFAULT_SHARE: Final = 0.1
 WATCHED_LIMIT: Final = 64
 """Connections that are watched at once; a guest that fakes more is not believed."""
 _IDLE_NS: Final = 2_000_000_000
-_IDLE_FACTOR: Final = 2
+_IDLE: Final = ((_IDLE_NS, 2), (60_000_000_000, 10))
+"""After so long without traffic, how many times longer it is from one look to the next."""
 _READS_LIMIT: Final = 8
-_SETTLE_S: Final = 1.0
-_SEARCH_EVERY_NS: Final = 4_000_000
-_QUICK_PAUSE_NS: Final = 200_000_000
+_SETTLE_NS: Final = 1_000_000_000
+_CHORES_EVERY: Final = 8
+"""Looks from one turn of everything else to the next."""
+_SEARCH_BUSY_NS: Final = 20_000_000
+_SEARCH_IDLE_NS: Final = 2_500_000
+_QUICK_PAUSE_NS: Final = 100_000_000
 _THOROUGH_PAUSE_NS: Final = 30_000_000_000
 _WHOLE_EVERY: Final = 256
 """So often the object is read though the counts stand still: it may have been freed."""
-_ALIVE_EVERY_NS: Final = 200_000_000
+_SAMPLES: Final = 1 << 16
 _SLACK: Final = 29
 """PR_SET_TIMERSLACK: a sleep must not last 50 us longer than it was meant to."""
 _STRETCH: Final = 1.25
@@ -57,6 +61,11 @@ class WatchReport:
     ended: str = ""
     """Why it ended by itself; empty when it was told to stop."""
     tally: Tally = field(default_factory=Tally)
+
+    def note(self, interval_ns: int) -> None:
+        """Keep a sample of how far two looks were apart."""
+        if len(self.intervals) < _SAMPLES:
+            self.intervals.append(interval_ns)
 
 
 @dataclass(slots=True)
@@ -93,7 +102,7 @@ class Watcher:
         self._interval_ns = interval_ns
         self._share = share
         self._watched: list[_Looked] = []
-        self._looked_ns = 0
+        self._interval = interval_ns
         self._known: set[int] = set()
         self.report = WatchReport()
 
@@ -123,56 +132,73 @@ class Watcher:
         self._recorder.record(Mark(time.time_ns(), None, None, COMMENT, account(report)))
 
     def _loop(self, stop: threading.Event) -> None:
-        now = self._recorder.now
-        interval = self._interval_ns
-        changed = searched = alive = measured = now()
-        cpu = time.thread_time_ns()
-        search = self._searches()
-        due = now()
-        while not stop.is_set():
-            t_ns = now()
-            if self._look_at_all(t_ns):
+        """Look, sleep, look; everything else has its turn after every few looks."""
+        began_ns = time.monotonic_ns() - self._recorder.now()
+        monotonic_ns, sleep = time.monotonic_ns, time.sleep
+        changed = monotonic_ns() - began_ns
+        chores = self._chores()
+        next(chores)
+        due = looked = changed
+        while True:
+            t_ns = monotonic_ns() - began_ns
+            if self._look_at_all(t_ns, looked):
                 changed = t_ns
                 self._recorder.settle()
-            if t_ns - searched >= max(_SEARCH_EVERY_NS, 4 * interval):
+            self.report.looks += 1
+            if self.report.looks % _CHORES_EVERY == 0 or not self._watched:
+                if stop.is_set():
+                    return
+                self.report.note(t_ns - looked)
+                chores.send((t_ns, changed))
+            looked = t_ns
+            due = max(due + self._interval, t_ns)
+            wait = due - (monotonic_ns() - began_ns)
+            if wait > 0:
+                sleep(wait / 1e9)
+
+    def _chores(self) -> Generator[None, tuple[int, int]]:
+        """What is to be done beside looking; is sent the time, and that of the last change."""
+        search = self._searches()
+        searched = measured = self._recorder.now()
+        cpu = time.thread_time_ns()
+        while True:
+            t_ns, changed = yield
+            # A connection that is busy is the one there is; who waits for one looks harder.
+            busy = self._watched and t_ns - changed < _IDLE_NS
+            if t_ns - searched >= (_SEARCH_BUSY_NS if busy else _SEARCH_IDLE_NS):
+                searched = t_ns
                 next(search)
-                searched = now()
-            if t_ns - alive >= _ALIVE_EVERY_NS:
-                alive = t_ns
                 if not self._memory.alive():
                     raise Unreachable(f"{self._memory.name} has ended")
-            if t_ns - measured >= int(_SETTLE_S * 1e9):
+            if t_ns - measured >= _SETTLE_NS:
                 used, cpu = time.thread_time_ns() - cpu, time.thread_time_ns()
-                interval = self._adapted(interval, used / (t_ns - measured), t_ns - changed)
+                self._adapt(used / (t_ns - measured), t_ns - changed)
                 measured = t_ns
-            due = max(due + interval, now() - interval)
-            wait = due - now()
-            if wait > 0:
-                time.sleep(wait / 1e9)
 
-    def _adapted(self, interval: int, used: float, idle_ns: int) -> int:
-        """The time to the next look: longer while idle, and when it takes too much."""
-        least = self._interval_ns * (_IDLE_FACTOR if idle_ns > _IDLE_NS else 1)
+    def _adapt(self, used: float, idle_ns: int) -> None:
+        """Set the time to the next look: longer while idle, and when it takes too much."""
+        least = self._interval_ns
+        for after_ns, factor in _IDLE:
+            if idle_ns > after_ns:
+                least = self._interval_ns * factor
         if used > self._share:
-            return min(int(interval * _STRETCH), self._interval_ns * _LONGEST)
-        if used < self._share * 0.75:
-            return max(least, int(interval / _STRETCH))
-        return max(least, interval)
+            wanted = min(int(self._interval * _STRETCH), self._interval_ns * _LONGEST)
+        elif used < self._share * 0.75:
+            wanted = int(self._interval / _STRETCH)
+        else:
+            wanted = self._interval
+        self._interval = max(least, wanted)
 
-    def _look_at_all(self, t_ns: int) -> bool:
-        since, self._looked_ns = self._looked_ns, t_ns
-        report = self.report
-        report.looks += 1
-        if report.looks & 63 == 0 and len(report.intervals) < 1 << 16:
-            report.intervals.append(t_ns - since)
+    def _look_at_all(self, t_ns: int, since: int) -> bool:
+        """Whether anything was seen; one read for each connection where nothing was."""
         changed = gone = False
-        look, whole = self._memory.look, report.looks % _WHOLE_EVERY == 0
+        look, whole = self._memory.look, self.report.looks % _WHOLE_EVERY == 0
         for watched in self._watched:
-            tracked = watched.tracked
             raw = look(watched.address, watched.size)
             if raw == watched.raw and not whole:
                 continue
             watched.raw = raw
+            tracked = watched.tracked
             raw, counts = self._read_until_agreed(tracked)
             if raw == tracked.raw and counts == tracked.counts:
                 continue

@@ -1,0 +1,177 @@
+"""Guest memory: how fast it is looked through, what a watch sees, and what it costs the guest."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dissectors.messages import bare_request
+from upcall_trace.capture.records import Chunk
+from upcall_trace.lab import pieces
+from upcall_trace.lab.process import LiveGuest
+from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.client import UpcallClient
+from upcall_trace.sources import open_source
+from upcall_trace.vantage.guest_memory.locating import locate
+from upcall_trace.vantage.guest_memory.processes import RunningVmm
+
+ROUNDS = 5
+REQUESTS = 2_000
+BLOCKS, BLOCK = 12, 150
+_SHARE = re.compile(r"([0-9.]+) % of a processor")
+
+
+def run() -> Iterator[str]:
+    """Rows of the table."""
+    yield from _scans("1 GiB, all of it resident", 1024, 1.0)
+    yield from _scans("8 GiB, 5 % resident", 8192, 0.05)
+    for service_us in (5_000, 1_000, 300):
+        yield _watch(service_us)
+    yield from _guest()
+
+
+def _scans(what: str, mib: int, share: float) -> Iterator[str]:
+    with _writer(mib, share) as writer:
+        before = _resident(writer.pid)
+        times = []
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            with RunningVmm(writer.pid) as memory:
+                found = locate(memory.windows(), memory.aligned)
+            times.append(time.perf_counter() - begun)
+            assert len(found.objects) == 1
+        grown = _resident(writer.pid) - before
+    middle, worst = statistics.median(times), max(times)
+    yield f"scan of {what}: median {middle:.2f} s, worst {worst:.2f} s; the VMM grew {grown} kB"
+
+
+def _watch(service_us: int) -> str:
+    """What a watch at 200 us sees of requests that take so long, and how late."""
+    with tempfile.TemporaryDirectory() as name, _writer(256, 0.2) as writer:
+        path = Path(name) / "watched.upcap"
+        with _recording(writer.pid, path) as recording:
+            assert writer.stdin is not None
+            assert writer.stdout is not None
+            time.sleep(1)
+            print(REQUESTS, service_us, service_us // 2, file=writer.stdin, flush=True)
+            truth = json.loads(writer.stdout.readline())
+            time.sleep(0.3)
+        share = _SHARE.search(recording.said)
+        seen, late = _compared(path, truth)
+    late.sort()
+    p99 = late[len(late) * 99 // 100] / 1000 if late else 0.0
+    return (
+        f"watch of requests of {service_us / 1000:g} ms: {100 * seen / REQUESTS:.2f} % seen, first "
+        f"seen {statistics.median(late) / 1000:.0f} us late (p99 {p99:.0f} us), "
+        f"{share[1] if share else '?'} % of a processor"
+    )
+
+
+def _compared(path: Path, truth: list[tuple[list[int], int, int]]) -> tuple[int, list[int]]:
+    """Requests that were seen, and how late each message was, in nanoseconds."""
+    with open_source(path) as source:
+        begun = source.header.wall_ns or 0
+        chunks = [record for _, record in source.records() if isinstance(record, Chunk)]
+    # The capture's clock is the monotonic one, tied to the wall clock once.
+    to_monotonic = begun - (time.time_ns() - time.monotonic_ns())
+    written = {tuple(key): (begun, ended) for key, begun, ended in truth}
+    seen: set[tuple[int, ...]] = set()
+    late: list[int] = []
+    for chunk in chunks:
+        key = (chunk.data[8], chunk.data[16], chunk.data[17]) if len(chunk.data) > 17 else ()
+        if chunk.to_guest and key in written and key not in seen:
+            seen.add(key)
+            late.append(chunk.t_ns + to_monotonic - written[key][0])
+    return len(seen), late
+
+
+def _guest() -> Iterator[str]:
+    """A real guest's answers with the watcher at work and without, in alternating blocks."""
+    missing = [piece.name for piece in pieces.survey() if piece.where is None]
+    if missing:
+        yield f"guest: skipped, {', '.join(missing)} missing, see upcall-trace lab setup"
+        return
+    ratios = []
+    with tempfile.TemporaryDirectory() as name, LiveGuest("--machine", "microvm") as guest:
+        path = Path(name) / "watched.upcap"
+        pid = guest.status["pids"]["qemu"]
+        with _recording(pid, path) as recording, UpcallClient(UnixAddress(guest.address)) as client:
+            _block(client)  # warm
+            for _ in range(BLOCKS):
+                pair = {}
+                for watched in (True, False):
+                    # Stopped it costs nothing, and it need not find the connection again.
+                    recording.process.send_signal(signal.SIGCONT if watched else signal.SIGSTOP)
+                    time.sleep(0.05)
+                    pair[watched] = _block(client)
+                ratios.append(pair[True] / pair[False])
+            recording.process.send_signal(signal.SIGCONT)
+    middle = statistics.mean(ratios)
+    reach = 2.2 * statistics.stdev(ratios) / len(ratios) ** 0.5
+    yield (
+        f"the guest's latency with a watcher, against without: {100 * (middle - 1):+.1f} % "
+        f"(95 % interval {100 * (middle - reach - 1):+.1f} to {100 * (middle + reach - 1):+.1f} %)"
+    )
+
+
+def _block(client: UpcallClient) -> float:
+    times = []
+    for _ in range(BLOCK):
+        answer = client.ask(bare_request(77).encode(), 5)
+        assert answer is not None
+        times.append(answer.latency_ns)
+    return statistics.median(times)
+
+
+@contextmanager
+def _writer(mib: int, share: float) -> Iterator[subprocess.Popen[str]]:
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.memory_writer", str(mib), str(share)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    try:
+        yield writer
+    finally:
+        writer.kill()
+        writer.communicate()
+
+
+class _Recording:
+    def __init__(self, pid: int, path: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "upcall_trace", "record", "--memory", str(pid), "-o", str(path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said = ""
+
+
+@contextmanager
+def _recording(pid: int, path: Path) -> Iterator[_Recording]:
+    recording = _Recording(pid, path)
+    assert recording.process.stderr is not None
+    recording.process.stderr.readline()
+    try:
+        yield recording
+    finally:
+        recording.process.send_signal(signal.SIGINT)
+        _, recording.said = recording.process.communicate()
+
+
+def _resident(pid: int) -> int:
+    """Kilobytes of a process that are there, counted page by page."""
+    found = re.search(r"^Rss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    return int(found[1]) if found else 0
