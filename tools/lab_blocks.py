@@ -17,6 +17,7 @@ _VALUES = {
     "plug_pci": {"bus": 0, "slot": 9},
     "unplug_pci": {"bus": 0, "slot": 9},
     "resize_memory": 256 << 20,
+    "save_memory": {"file": "/srv/guest.ram", "format": "raw"},
     "reset": True,
     "state": True,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from ..control.orders import (
@@ -21,6 +22,7 @@ from .machines import (
     DISK_SIZE,
     GROWN_MEMORY_MIB,
     MEMORY_ID,
+    MEMORY_MIB,
     PC,
     Boot,
     disk_id,
@@ -36,6 +38,7 @@ ORDERS: Final = {
     "plug_pci": "a disk answers at this PCI slot",
     "unplug_pci": "nothing answers there any more",
     "resize_memory": "virtio-mem should have this many bytes plugged",
+    "save_memory": "an image of the guest's memory into this file: raw, or an ELF core",
     "reset": "boot anew: connections end, everything is as at the start",
     "state": "CPUs, disks, virtio devices and memory, as the guest's init sees them",
 }
@@ -87,9 +90,23 @@ class VmmSide:
                 self._unplug(_number(name, value, 31))
             case "resize_memory":
                 self._resize(_number(name, value, GROWN_MEMORY_MIB * _MIB))
+            case "save_memory":
+                self._save_memory(value)
             case _:
                 raise BadOrder(f"{name!r} is no order; known are {', '.join(ORDERS)}")
         return {"ok": True}
+
+    def _save_memory(self, value: object) -> None:
+        """QEMU writes the file, while the guest runs on (raw) or waits for it (ELF)."""
+        file = value.get("file") if isinstance(value, dict) else None
+        kind = value.get("format", "raw") if isinstance(value, dict) else None
+        if not isinstance(file, str) or not Path(file).is_absolute() or kind not in ("raw", "elf"):
+            raise BadOrder('save_memory needs {"file": "/path", "format": "raw" or "elf"}')
+        if kind == "raw":
+            size = MEMORY_MIB * _MIB
+            self._monitor.execute("pmemsave", val=0, size=size, filename=file)
+        else:
+            self._monitor.execute("dump-guest-memory", paging=False, protocol=f"file:{file}")
 
     def state(self) -> dict[str, Any]:
         """What the VMM has plugged, as JSON values."""

@@ -174,14 +174,17 @@ def is_kernel_pointer(value: int) -> bool:
     return value >> 56 == 0xFF and value % 8 == 0 and value < _TEXT
 
 
-def object_at(raw: bytes, address: int) -> ConnectionObject | None:
-    """The connection object whose 2064 bytes these are, counted from the task pointer's place."""
+def object_at(raw: bytes, address: int, known: bool = False) -> ConnectionObject | None:
+    """The connection object whose 2064 bytes these are, counted from the task pointer's place.
+
+    Of one that is `known` for one already, the request may be anything.
+    """
     task, socket = _WORD.unpack_from(raw), _WORD.unpack_from(raw, 8)
     request, reply = raw[16:REPLY_AT], raw[REPLY_AT:OBJECT_SIZE]
     if not is_kernel_pointer(socket[0]):
         return None
     scribbled = _reply_state(reply)
-    if scribbled is None or not _fits(request, reply):
+    if scribbled is None or not (known or _fits(request, reply)):
         return None
     has_task = is_kernel_pointer(task[0])
     return ConnectionObject(

@@ -124,7 +124,7 @@ class Tracked:
         """
         if raw == self.raw and counts == self.counts:
             return []
-        held = object_at(raw, self.begin) if len(raw) == OBJECT_SIZE else None
+        held = object_at(raw, self.begin, known=True) if len(raw) == OBJECT_SIZE else None
         if (
             held is None
             or held.scribbled
