@@ -12,6 +12,9 @@ MAX_CHUNK: Final = 64 << 10
 """A longer send is recorded in pieces of this size, a multiple of the guest's receive size."""
 TIME_LIMIT: Final = 1 << 62
 """Times stay within 146 years of 0, so that the difference of two fits in 64 bits."""
+TIMES: Final = "times"
+NO_TIMES: Final = "none: memory has an order alone"
+"""The note of a header, by name and text, that says that only the order of records counts."""
 CONN_LIMIT: Final = 1 << 32
 """Connections are numbered below this."""
 
@@ -69,6 +72,11 @@ class Header:
     sandbox: str | None = None
     world: str = ""
     version: int = FORMAT_VERSION
+
+    @property
+    def timed(self) -> bool:
+        """Whether times mean anything: what stands in memory at one moment has an order alone."""
+        return self.notes.get(TIMES) != NO_TIMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,8 @@ class Gap:
 
 COMMENT: Final = "comment"
 """The name of a mark that is only a remark; every other name is a user's own."""
+THREAD_DIED: Final = "thread-died"
+"""The name of a mark that says that the guest's thread was seen to be gone on this request."""
 FAULT: Final = "fault"
 """The name of a mark that says which fault the recorder committed on this request."""
 

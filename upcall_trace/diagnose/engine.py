@@ -58,6 +58,7 @@ from dissectors.services import DEVICE_MANAGER
 
 from .. import codes
 from ..capture.records import (
+    THREAD_DIED,
     Begins,
     Chunk,
     Close,
@@ -76,13 +77,13 @@ from ..kernel.world import World
 from ..trace.decoding import Session
 from ..trace.operations import NoTable
 from .causes import ModelGuest
-from .finding import Cause, Finding, Ref
+from .finding import Cause, Finding, Ref, sure
 from .judging import Judging
 from .lives import Lives
 from .lock import RESTS_ON_IT
 from .log_matching import ConsoleMatcher
 from .rules.registry import Cue
-from .situation import ConnectionSituation, Situation, WaitEnd
+from .situation import LONG_NS, ConnectionSituation, Situation, WaitEnd
 from .telling import Telling
 from .watched import Watched, is_whole
 
@@ -125,6 +126,7 @@ class Diagnosis:
         self.events: Sequence[Event] = ()
         """What the last record was taken for."""
         self._header = header
+        self._seen_dead: set[tuple[int | None, int | None]] = set()
         self._judging = Judging(world, console)
         self._telling = Telling(header, dragonball)
         self._watched: dict[int, Watched] = {}
@@ -152,6 +154,8 @@ class Diagnosis:
 
     def feed(self, record: Record, offset: int = 0) -> list[Finding]:
         """What one record brings to light."""
+        if isinstance(record, Mark) and record.name == THREAD_DIED:
+            self._seen_dead.add((record.conn, record.request))
         if isinstance(record, (Mark, Header, End)):
             return []
         self.events = events = self.session.feed(record, offset)
@@ -421,8 +425,11 @@ class Diagnosis:
         gave_up = self.session.connections[at.ref.conn].gave_up_ns is not None
         at.ended = WaitEnd.CLIENT if not gave_up else WaitEnd.GAVE_UP
         at.ended = WaitEnd.GUEST if by_guest else WaitEnd.RECORDING if at_end else at.ended
-        at.waited_ns = self._now_ns - at.sent_ns
-        self._judging.silent(at, self.has_every_connection, self._now_ns)
+        # Without times nobody knows how long it waited: it may only have been asked just now.
+        at.waited_ns = self._now_ns - at.sent_ns if self._header.timed else LONG_NS
+        self._judging.silent(at, self.has_every_connection and self._header.timed, self._now_ns)
+        if at.causes and (at.ref.conn, at.ref.request) in self._seen_dead:
+            at.causes = [*sure(at.causes[0].code), *at.causes[1:]]
         yield from self._telling.of_causes(at)
         yield from self._telling.of_request(Cue.SILENCE, at)
         if self.witness:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...capture.records import Header
+from ...capture.records import NO_TIMES, TIMES, Header
 from ...errors import WrongUsage
 from ...vantage.guest_memory.as_capture import SOURCE
 from ...vantage.guest_memory.conversations import Assembled, assemble
@@ -70,7 +70,7 @@ def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
 
 def memory_header(memory: RunningVmm | Image, arch: str | None, port: int) -> Header:
     """The header of a capture of what stands in memory now."""
-    notes = {"times": "none: memory has an order alone", "memory": memory.name}
+    notes = {TIMES: NO_TIMES, "memory": memory.name}
     return replace(live_header(SOURCE, arch, port, notes), sandbox=sandbox_in(memory))
 
 

@@ -15,7 +15,7 @@ from dissectors.constants import (
     errno_name,
     op_name,
 )
-from dissectors.messages import decode_reply, decode_request
+from dissectors.messages import Reply, bare_request, decode_reply, decode_request
 
 from ...vantage.guest_memory.conversations import Assembled, Exchange, Sighting, Talk
 from ...vantage.guest_memory.images import Image
@@ -215,7 +215,7 @@ def _conversation_lines(conn: int, told: Sighting, arch: Arch) -> Iterator[tuple
         answered = decode_reply(told.held.reply, arch)
         if told.unanswered:
             yield "  not answered; the reply buffer still has the one before:", "red"
-            yield f"  {op_name(answered.msg_type)}: {reply_text(asked, answered)}", None
+            yield f"  {_bare_reply(answered)}", None
         else:
             yield f"  last reply: {reply_text(asked, answered)}", None
     else:
@@ -239,10 +239,17 @@ def _history_lines(talk: Talk, arch: Arch) -> Iterator[tuple[str, str | None]]:
         elif asked is not None:
             answer = reply_text(asked, told)
         else:
-            answer = f"{op_name(told.msg_type)}: ret {told.ret}"
+            answer = _bare_reply(told)
         yield f"    {each.number:>4}  {what:<44} {answer}", None
     if talk.loose:
         yield f"  packets in no known order: {len(talk.loose)}", None
+
+
+def _bare_reply(told: Reply) -> str:
+    """A reply whose request is not there: its type is the request's."""
+    if told.is_hello:
+        return "the CONNECT message"
+    return f"{op_name(told.msg_type)}: {reply_text(bare_request(told.msg_type), told)}"
 
 
 def _lone_text(message: CarvedMessage, arch: Arch) -> str:

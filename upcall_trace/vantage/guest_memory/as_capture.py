@@ -12,8 +12,8 @@ from typing import Final
 from dissectors.constants import MESSAGE_SIZE, UPCALL_PORT
 from dissectors.services import DEVICE_MANAGER
 
-from ...capture.records import COMMENT, Begins, Chunk, Gap, Mark, Open, Record
-from .conversations import Assembled, Exchange, Sighting, Talk
+from ...capture.records import COMMENT, THREAD_DIED, Begins, Chunk, Gap, Mark, Open, Record
+from .conversations import Assembled, Exchange, ObjectState, Sighting, Talk
 
 SOURCE: Final = "guest-memory"
 NOT_THERE: Final = "not in the guest's memory any more"
@@ -53,6 +53,8 @@ def _conversation(conn: int, told: Sighting, wall_ns: int, port: int) -> Iterato
         yield from _exchanges(conn, exchanges, number, wall_ns)
         request = number
     yield Chunk(0, conn, True, held.request)
+    if told.state is ObjectState.DEAD:
+        yield Mark(wall_ns, conn, request, THREAD_DIED, "the guest's thread is gone")
     if told.unanswered is None:
         text = "answered or not cannot be told: its reply may be of an earlier request of its type"
         yield Mark(wall_ns, conn, request, COMMENT, text)
