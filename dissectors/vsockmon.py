@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from struct import Struct
 
-from .constants import UPCALL_PORT
+from .constants import HOST_CID, UPCALL_PORT
 from .errors import UpcallError
 
 _VSOCKMON = Struct("<QQIIHHH2s")
@@ -91,6 +91,7 @@ def decode_packet(raw: bytes, original_size: int | None = None) -> Packet:
         size, _, virtio_op, virtio_flags = _VIRTIO.unpack_from(raw, VSOCKMON_SIZE)[4:8]
         if virtio_op == VirtioOp.RW and op == MonitorOp.PAYLOAD:
             missing = max(missing, size - len(payload))
+            payload = payload[:size]  # what is behind it pads the packet
     return Packet(
         src_cid, dst_cid, src_port, dst_port, op, virtio_op, virtio_flags, payload, missing
     )
@@ -142,6 +143,8 @@ class Opened:
     conn: int
     port: int
     seen: bool
+    listener_in_guest: bool = True
+    """False when the host listens and the guest connects: then the port is none of the guest's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,14 @@ class _Connection:
     accepted: bool
     ending: bool = False
 
+    @property
+    def in_guest(self) -> bool:
+        """Whether the listener is the guest; the host has a CID of its own."""
+        return self.server[0] != HOST_CID
+
+    def carries(self, upcall_port: int) -> bool:
+        return self.in_guest and self.server[1] == upcall_port
+
 
 class Connections:
     """Numbers connections from 1 in the order of their first packet, and follows each."""
@@ -196,25 +207,26 @@ class Connections:
         events: list[StreamEvent] = []
         if self._is_first(packet, connection):
             connection = self._open(key, server=dst, accepted=False)
-            return [Opened(connection.number, packet.dst_port, seen=True)]
+            return [Opened(connection.number, packet.dst_port, True, connection.in_guest)]
         if connection is None:
             if packet.op == MonitorOp.DISCONNECT:
                 return []
             server = src if packet.src_port == self._upcall_port else dst
             connection = self._open(key, server, accepted=True)
-            events.append(Opened(connection.number, server[1], seen=False))
+            events.append(Opened(connection.number, server[1], False, connection.in_guest))
         from_server = src == connection.server
         match packet.op:
             case MonitorOp.CONNECT if from_server and not connection.accepted:
                 connection.accepted = True
                 events.append(Accepted(connection.number))
-            case MonitorOp.PAYLOAD if connection.server[1] == self._upcall_port:
+            case MonitorOp.PAYLOAD if connection.carries(self._upcall_port):
                 if packet.payload or packet.missing:
                     events.append(
                         Carried(connection.number, not from_server, packet.payload, packet.missing)
                     )
             case MonitorOp.DISCONNECT:
-                events += self._end(key, connection, packet, from_server)
+                by_guest = from_server is connection.in_guest
+                events += self._end(key, connection, packet, by_guest)
         return events
 
     def _is_first(self, packet: Packet, connection: _Connection | None) -> bool:

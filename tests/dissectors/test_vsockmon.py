@@ -250,6 +250,26 @@ def test_of_other_ports_no_payload_is_given() -> None:
     ) == [Opened(1, 1024, seen=True), Accepted(1), Ended(1, by_guest=True, reset=True)]
 
 
+def test_where_the_host_listens_the_guest_is_the_client() -> None:
+    to_host = Line(client=(3, 1024), server=(2, UPCALL_PORT))
+    packets = [
+        to_host.sends(VirtioOp.REQUEST),
+        to_host.gets(VirtioOp.RESPONSE),
+        to_host.sends(VirtioOp.RW, b"not upcall"),
+        to_host.gets(VirtioOp.SHUTDOWN, flags=BOTH),
+    ]
+    assert follow(packets) == [
+        Opened(1, UPCALL_PORT, seen=True, listener_in_guest=False),
+        Accepted(1),
+        Ended(1, by_guest=False, reset=False),
+    ]
+
+
+def test_what_pads_a_packet_is_no_payload() -> None:
+    padded = LINE.sends(VirtioOp.RW, ASK) + bytes(37)
+    assert decode_packet(padded) == decode_packet(LINE.sends(VirtioOp.RW, ASK))
+
+
 def test_the_upcall_port_can_be_another() -> None:
     other = Line(server=(3, 1000))
     packets = [other.gets(VirtioOp.RW, b"x"), LINE.sends(VirtioOp.RW, b"d")]

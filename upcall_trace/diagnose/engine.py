@@ -336,7 +336,8 @@ class Diagnosis:
             yield from self._silent(situation, closed and connection.closed_by_guest, not closed)
         since = watched.ok_ns or watched.line_ns or connection.opened_ns
         at.waited_ns = self._now_ns - since
-        at.to_upcall = upcall = connection.port == self._header.port
+        ours = connection.begins is not Begins.OTHER
+        at.to_upcall = upcall = connection.port == self._header.port and ours
         at.cut_off_by = self._judging.cut_off_by
         if not closed:
             if upcall:

@@ -52,7 +52,8 @@ class PacketRecords:
         match event:
             case Opened(conn=conn, port=port):
                 upcall = Begins.SERVICE if event.seen else Begins.MIDDLE
-                begins = upcall if port == self._port else Begins.OTHER
+                ours = port == self._port and event.listener_in_guest
+                begins = upcall if ours else Begins.OTHER
                 self._opening[conn] = Open(t_ns, conn, begins, port)
                 if not event.seen:
                     yield self._opening.pop(conn)
