@@ -261,6 +261,26 @@ def test_a_cpu_that_cannot_be_taken_offline() -> None:
         assert told(found(records, world, dragonball=False)) == "1.0 UP208"
 
 
+def test_what_the_vmm_plugs_and_unplugs_is_known_to_the_model() -> None:
+    """A device that the VMM offered only later, and one that it took away again."""
+    add, remove = (pci_request(kind, 0, 9) for kind in (ADD_PCI, DEL_PCI))
+    scene = Scene()
+    scene.ask(add)
+    scene.guest.plug_pci(PciDevice(0, 9))
+    scene.records.append(Vmm(scene.now_ns, "PCI device 0:9 plugged"))
+    scene.ask(add, conn=2)
+    scene.ask(remove, conn=2)
+    scene.guest.unplug_pci(PciDevice(0, 9))
+    scene.records.append(Vmm(scene.now_ns, "PCI device 0:9 unplugged"))
+    scene.ask(add, conn=3)
+    causes = "1.0 UP402, 3.0 UP402"
+    findings = found(scene.records, FOUR_CPUS)
+    assert told(f for f in findings if f.code < "UP6") == causes
+    # Without these lines the model does not understand the success, and leaves.
+    deaf = found([r for r in scene.records if not isinstance(r, Vmm)], FOUR_CPUS)
+    assert told(f for f in deaf if f.conn == 3 and f.code < "UP6") != "3.0 UP402"
+
+
 def test_an_add_that_came_half_way() -> None:
     world = World(nr_cpu_ids=4, vcpus_running=(0, 1))
     scene = Scene(world)

@@ -403,6 +403,31 @@ def test_silence_leaves_the_thing_the_lock_and_the_connection_open(
     assert [(w.ref, w.answered) for w in state.waiting] == [(R[1], False)]
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        (x86(ADD_CPU), 0),
+        (x86(ADD_CPU, 1), EINVAL),
+        (window(ADD_MMIO, 0xE0000000), EEXIST),
+        (pci(ADD_PCI, 4), 0),
+    ],
+    ids=["no CPUs", "known CPU", "known window", "PCI"],
+)
+def test_what_needs_no_lock_does_not_free_it(after: tuple[Request, int]) -> None:
+    """These are answered while a dead thread holds the lock, so they prove nothing."""
+    following = Following(X86)
+    for record in conversation([(window(ADD_MMIO, 0xE0000000), 0), x86(DEL_CPU, 1, 2)]):
+        following.feed(record)
+    request, ret = after
+    for record in [*connect(2, 5000), ask(request, 6000, 2), answer(request, 7000, 2, ret)]:
+        following.feed(record)
+    following.feed(Close(10**10, 1, by_guest=False))
+    assert following.state().lock.state == "stuck"
+    for record in [ask(x86(ADD_CPU, 5), 8000, 2), answer(x86(ADD_CPU, 5), 9000, 2)]:
+        following.feed(record)
+    assert following.state().lock.state == "free"
+
+
 def test_what_was_seen_after_an_unanswered_request_counts_more() -> None:
     second: list[Record] = [
         *connect(2, 5000), ask(x86(ADD_CPU, 3), 6000, 2), answer(x86(ADD_CPU, 3), 7000, 2)
