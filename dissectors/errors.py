@@ -12,7 +12,3 @@ class UpcallError(Exception):
 
     A class of ours may derive from a class of Python's as well, ValueError for example.
     """
-
-
-class ServiceConflict(UpcallError, ValueError):
-    """Two registered services claim the same byte, or one is not a `Service`."""

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .codecs import Coded, CodedReply, ReplyDecoder, RequestDecoder, TableCodec
 from .constants import MESSAGE_SIZE
-from .errors import ServiceConflict
 from .layouts import DEVICE_MANAGER_TABLE
 from .messages import DEVICE_MANAGER_CODEC, decode_reply, decode_request
 from .tables import MessageTable
@@ -103,23 +102,52 @@ def service_for(byte: int) -> Service | None:
 
 
 def registered() -> tuple[Service, ...]:
-    """The services of other packages, by their bytes; raises ServiceConflict."""
+    """The services of other packages, by their bytes; those that cannot be used are left out."""
     return tuple(service for _, service in sorted(_registered().items()))
+
+
+class Trouble(NamedTuple):
+    """A registered service that cannot be used: its entry point, what that names, and why."""
+
+    name: str
+    target: str
+    why: str
+
+
+_troubles: list[Trouble] = []
+
+
+def take_troubles() -> list[Trouble]:
+    """What was found to be wrong since the last call; looks nothing up."""
+    taken = list(_troubles)
+    _troubles.clear()
+    return taken
 
 
 @cache
 def _registered() -> dict[int, Service]:
     from importlib.metadata import entry_points  # a third of the start-up, rarely needed
 
-    services: dict[int, Service] = {}
+    claims: dict[int, list[tuple[str, str, Service]]] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
             service = entry.load()
-        except Exception as error:  # whatever a foreign package does when it is imported
-            raise ServiceConflict(f"entry point {entry.name!r} cannot be loaded: {error}") from None
+        except (Exception, SystemExit) as error:  # whatever a foreign package does at import
+            reason = f"cannot be loaded: {type(error).__name__}: {error}"
+            _troubles.append(Trouble(entry.name, entry.value, reason))
+            continue
         if not isinstance(service, Service):
-            raise ServiceConflict(f"entry point {entry.name!r} is not a Service")
-        if service.byte == DEVICE_MANAGER.byte or service.byte in services:
-            raise ServiceConflict(f"two services claim byte {service.byte:#04x}")
-        services[service.byte] = service
+            reason = f"is no Service but of type {type(service).__name__}"
+            _troubles.append(Trouble(entry.name, entry.value, reason))
+            continue
+        claims.setdefault(service.byte, []).append((entry.name, entry.value, service))
+    services: dict[int, Service] = {}
+    for byte, claiming in claims.items():
+        ours = byte == DEVICE_MANAGER.byte
+        if len(claiming) == 1 and not ours:
+            services[byte] = claiming[0][2]
+            continue
+        other = "the device manager" if ours else "another one"
+        for name, target, _ in claiming:
+            _troubles.append(Trouble(name, target, f"claims byte {byte:#04x}, as {other} does"))
     return services

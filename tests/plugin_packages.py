@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dissectors import services
 from upcall_trace import plugins
 
 
@@ -40,7 +41,7 @@ def installed_in(site: Path) -> Iterator[None]:
     before = set(sys.modules)
     sys.path.insert(0, str(site))
     invalidate_caches()
-    plugins.forget()
+    _forget()
     try:
         yield
     finally:
@@ -48,7 +49,13 @@ def installed_in(site: Path) -> Iterator[None]:
         for name in set(sys.modules) - before:
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(site)):
                 del sys.modules[name]
-        plugins.forget()
+        _forget()
+
+
+def _forget() -> None:
+    plugins.forget()
+    services._registered.cache_clear()
+    services.take_troubles()
 
 
 def pip_install(target: Path, *projects: Path) -> Path:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from tests.support import (
 from tests.test_imports import ROOT
 from upcall_trace.capture.records import Chunk
 from upcall_trace.errors import ExitCode
+from upcall_trace.plugins import SEAMS
 
 EXAMPLES = ROOT / "docs" / "examples" / "plugins"
 MODULES = {path.parent.name: path for path in sorted(EXAMPLES.glob("*/upcall_*.py"))}
@@ -94,7 +96,7 @@ def one_sentence(ended: Outcome, package: str) -> bool:
 
 
 def test_there_is_an_example_of_everything_that_can_be_added(site: Path) -> None:
-    assert {f"{name}s" for name in MODULES} == {"sources", "exports", "rules", "commands"}
+    assert {f"{name}s" for name in MODULES} == set(SEAMS)
     found = listed(site)
     assert set(found) == {f"{name}s" for name in MODULES}
     for each in found.values():
@@ -319,6 +321,44 @@ def test_a_command_may_end_as_any_program_ends(tmp_path: Path, body: str, code: 
     assert ended.code == code
     assert "Traceback" not in ended.err
     assert bool(ended.err) == (code in (2, 130))
+
+
+# A service.
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """A capture of that service: one counter is added to, another one refused."""
+    records = [*connect()[:3], Chunk(30, 1, True, b"c")]
+    for number, (kind, counter, ret, value) in enumerate([(1, 5, 0, 41), (2, 6, -22, 0)]):
+        asked, told = pack("<IHH", kind, counter, 3), pack("<iI", ret, value)
+        records += [
+            Chunk(100 * number + 100, 1, True, asked),
+            Chunk(100 * number + 150, 1, False, told),
+        ]
+    return write_capture(tmp_path / "x.upcap", records)
+
+
+def test_a_service_has_its_fields_everywhere(site: Path, counted: Path) -> None:
+    told = program(site, "show", "--json", counted)
+    assert (told.code, told.err) == (0, "")
+    added, read = told.objects
+    assert (added["op"], added["fields"]) == ("add_counter", {"counter": 5, "amount": 3})
+    assert (added["ret"], added["reply"]["value"]) == (0, 41)
+    assert (read["op"], read["errno"]) == ("read_counter", "EINVAL")
+    only = program(site, "show", "--json", "--filter", "counter == 6", counted)
+    assert only.objects == [read]
+    assert run("show", "--json", counted).objects == []  # without the package nobody knows them
+
+
+@pytest.mark.parametrize("line", ["KIND = ", "COUNTERS = "])
+def test_a_service_that_raises_costs_a_sentence_and_not_the_capture(
+    site: Path, counted: Path, tmp_path: Path, line: str
+) -> None:
+    ended = program(sabotage(site, tmp_path / "site", "service", line), "info", "--json", counted)
+    assert ended.code == ExitCode.LOST
+    assert one_sentence(ended, "upcall-counters")
+    assert ended.objects[0]["connections"] == 1
 
 
 # Names that are taken.

@@ -260,6 +260,7 @@ BLOCKS: Final[Blocks] = {
     "plugin-source": plugin_blocks.source,
     "plugin-export": plugin_blocks.export,
     "plugin-rule": plugin_blocks.rule,
+    "plugin-service": plugin_blocks.service,
     "plugin-command": plugin_blocks.command,
     "source-formats": format_blocks.source_formats,
     "export-formats": format_blocks.export_formats,

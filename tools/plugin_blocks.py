@@ -49,6 +49,11 @@ def rule() -> str:
     return _module("rule")
 
 
+def service() -> str:
+    """The example of a service."""
+    return _module("service")
+
+
 def command() -> str:
     """The example of a command."""
     return _module("command")

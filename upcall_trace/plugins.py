@@ -108,6 +108,28 @@ def take_noted() -> list[BrokenPlugin]:
     return taken
 
 
+def broken_services() -> dict[Plugin, BrokenPlugin]:
+    """The services that were found to be broken since the last call, as far as they were needed.
+
+    `dissectors` looks services up by itself: it imports nothing of this package.
+    """
+    services = sys.modules.get("dissectors.services")
+    if services is None:
+        return {}
+    whys = {(name, target): why for name, target, why in services.take_troubles()}
+    return {
+        plugin: plugin.broken(_one_line(whys[plugin.name, plugin.target]))
+        for plugin in (installed("services") if whys else ())
+        if (plugin.name, plugin.target) in whys
+    }
+
+
+def note_services() -> None:
+    """Note the broken services that were needed."""
+    for trouble in broken_services().values():
+        note(trouble)
+
+
 def forget() -> None:
     """Look for plugins anew: what was installed since is seen then."""
     _all_installed.cache_clear()
@@ -163,5 +185,9 @@ def _named_anywhere() -> bool:
 
 def _reason(error: BaseException) -> str:
     """What was raised, in one line that ends."""
-    text = " ".join(str(error).split())[:_REASON_LIMIT]
+    text = _one_line(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_REASON_LIMIT]

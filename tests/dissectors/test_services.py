@@ -211,42 +211,62 @@ def test_every_view_of_it_works(site: Path, tmp_path: Path, command: list[str]) 
 CONFLICTS = {
     "two packages claim a byte": (
         {"example": {"counters": "COUNTERS"}, "other": {"second": "SECOND"}},
-        "two services claim byte 0x63",
+        {"counters": "claims byte 0x63, as another one does",
+         "second": "claims byte 0x63, as another one does"},
     ),
     "the device manager's byte": (
         {"example": {"ours": "LIKE_OURS"}},
-        "two services claim byte 0x64",
+        {"ours": "claims byte 0x64, as the device manager does"},
     ),
-    "not a service": ({"example": {"adder": "ADD"}}, "entry point 'adder' is not a Service"),
-}
+    "not a service": (
+        {"example": {"adder": "ADD"}},
+        {"adder": "is no Service but of type MessageRow"},
+    ),
+    "nothing": (
+        {"example": {"gone": "NOTHING"}},
+        {"gone": "cannot be loaded: AttributeError: module 'example_service' has no attribute "
+                 "'NOTHING'"},
+    ),
+}  # fmt: skip
+"""Packages with their services, and what is wrong with which of them."""
 
 
 @pytest.mark.parametrize("name", CONFLICTS)
-def test_a_conflict_is_told_as_soon_as_services_are_looked_up(site: Path, name: str) -> None:
-    packages, sentence = CONFLICTS[name]
+def test_what_is_wrong_with_a_service_is_kept_when_services_are_looked_up(
+    site: Path, name: str
+) -> None:
+    packages, whys = CONFLICTS[name]
     for package, services in packages.items():
         install(site, package, **services)
     script = (
-        "from dissectors.services import ServiceConflict, service_for\n"
+        "from dissectors.services import service_for, take_troubles\n"
         "assert service_for(0x64).name == 'device manager'\n"
-        "try:\n    service_for(0x7a)\n"
-        "except ServiceConflict as error:\n    print(error)"
+        "assert take_troubles() == []\n"
+        "assert service_for(0x63) is None\n"
+        "import json; print(json.dumps({each.name: each.why for each in take_troubles()}))\n"
+        "assert take_troubles() == []"
     )
     ended = python(site, "-c", script)
-    assert (ended.stdout.strip(), ended.stderr) == (sentence, "")
+    assert (json.loads(ended.stdout), ended.stderr) == (whys, "")
 
 
 @pytest.mark.parametrize("name", CONFLICTS)
-def test_a_conflict_is_one_sentence_on_the_command_line(
+def test_a_broken_service_costs_a_sentence_and_not_the_capture(
     site: Path, tmp_path: Path, name: str
 ) -> None:
-    packages, sentence = CONFLICTS[name]
+    packages, whys = CONFLICTS[name]
     for package, services in packages.items():
         install(site, package, **services)
     file = transcript(tmp_path / "counters.jsonl", b"c")
-    shown = python(site, "-m", "upcall_trace", "show", "--json", str(file))
-    assert "Traceback" not in shown.stderr
-    assert shown.stderr.startswith("upcall-trace: ")
-    assert sentence in shown.stderr
-    assert len(shown.stderr.splitlines()) == 1
-    assert shown.returncode in set(ExitCode) - {ExitCode.EXPECTED}
+    shown = python(site, "-m", "upcall_trace", "info", "--json", str(file))
+    assert (shown.returncode, "Traceback" in shown.stderr) == (ExitCode.LOST, False)
+    assert json.loads(shown.stdout)["connections"] == 1
+    assert len(shown.stderr.splitlines()) == len(whys)
+    for line, (service, why) in zip(shown.stderr.splitlines(), whys.items(), strict=True):
+        assert line.startswith(f"upcall-trace: the service plugin {service!r} (")
+        assert f" {why}; mend or uninstall " in line
+    listed = python(site, "-m", "upcall_trace", "plugins", "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    found = {each["name"]: each["why"] for each in json.loads(listed.stdout)["plugins"]}
+    assert set(found) == set(whys)
+    assert all(why in found[service] for service, why in whys.items())

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dissectors.errors import ServiceConflict
-
 from .. import __version__
 from ..errors import ExitCode, UserError
-from ..plugins import Plugin, take_noted
+from ..plugins import Plugin, note_services, take_noted
 from .support.output import talk
 from .support.plugged_commands import exit_code, held, plugged_command, plugged_names
 
@@ -147,9 +145,6 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         talk(f"upcall-trace: this installation is without {error.name}: pip install upcall-trace")
         code = ExitCode.USAGE
-    except ServiceConflict as error:
-        talk(f"upcall-trace: {error}; uninstall one of the packages, or mend it")
-        code = ExitCode.USAGE
     except SystemExit as stop:
         # Nothing but click ends so, with 1, when the reader of our output left, as head does.
         code = ExitCode.EXPECTED if stop.code == 1 else stop.code
@@ -157,6 +152,7 @@ def main(arguments: list[str] | None = None) -> Any:
         talk(f"upcall-trace: the output cannot be written: {error.strerror or error}")
         _give_up_stdout()
         code = ExitCode.LOST
+    note_services()
     for trouble in take_noted():
         talk(f"upcall-trace: {trouble}")
         code = code or ExitCode.LOST  # what the plugin would have said is missing

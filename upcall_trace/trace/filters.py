@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissectors.constants import ERRNO_NAMES
-from dissectors.errors import ServiceConflict
 from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.tables import ARCH_NAMES, FieldRow, MessageTable, Show
 
@@ -81,7 +80,7 @@ def _op(operations: Operations, test: Test) -> Mask:
     ours = operations.ours()
     named: Mask = test(np.where(ours, numbers, numbers | (services + 1) << _SERVICE_SHIFT))
     if not ours.all():
-        named &= ours | np.isin(services, [table.byte for table in _others()])
+        named &= ours | np.isin(services, [table.byte for table in other_tables()])
     return named
 
 
@@ -158,23 +157,16 @@ FIELDS: Final = _by_name(
 
 def known_fields() -> dict[str, Field]:
     """The fields of the language, those of other packages' services as well."""
-    return _by_name((*FIELDS.values(), *chain.from_iterable(map(_load_fields, _others()))))
+    return _by_name((*FIELDS.values(), *chain.from_iterable(map(_load_fields, other_tables()))))
 
 
 def known_operations() -> dict[str, int]:
     """The operations by their names, those of other packages' services as well."""
     found = dict(_OP_NUMBERS)
-    for table in _others():
+    for table in other_tables():
         for name, message in table.by_name.items():
             found.setdefault(name, message.number | (table.byte + 1) << _SERVICE_SHIFT)
     return found
-
-
-def _others() -> list[MessageTable]:
-    try:
-        return other_tables()
-    except ServiceConflict:
-        return []  # whoever opens a capture with such a service is told
 
 
 def _has(bits: int, operations: Operations) -> Mask:
