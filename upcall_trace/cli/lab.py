@@ -14,29 +14,25 @@ from typing import Any, Final
 
 import click
 
-from ..control.order_socket import give_order
-from ..control.orders import BadOrder
 from ..errors import (
     ExitCode,
-    Interrupted,
     NothingRun,
-    PeerDied,
     Unreachable,
     UserError,
     WrongUsage,
 )
+from .lab_vmm import vmm_command
+from .support.detached import Detached
 from .support.files import CAPTURE
+from .support.lab_orders import lab_name_option, order_lab, ready_lab
 from .support.output import out, out_json, talk
 from .support.signals import interrupt_on_signals, stop_on_signals
 
-_ORDER_S: Final = 90.0
 _GLANCE_S: Final = 2.0
 _DOWN_S: Final = 10.0
 _LOOK_UP_S: Final = 0.02
 _BULK: Final = 64 << 10
 _LINE_LIMIT: Final = 64 << 10
-
-_name = click.option("--name", metavar="NAME", help="Which lab; not needed for one.")
 
 
 @click.group("lab")
@@ -46,6 +42,9 @@ def lab_command() -> None:
     `lab setup --install` once, then `lab up`. It needs no KVM, and no root but for installing
     QEMU. `upcall-trace docs lab` tells more.
     """
+
+
+lab_command.add_command(vmm_command)
 
 
 @lab_command.command("setup")
@@ -136,7 +135,7 @@ def up_command(
     boot = _boot(machine, cpus, kernel, initrd, capture is not None, accel)
     if capture is not None:
         _check_directory(capture, PROXY_FILE, DUMP_FILE, CONSOLE_FILE)
-    up = _Detached() if detach else None
+    up = Detached() if detach else None
     if up is not None and up.parent:
         return up.wait()
     stop = threading.Event()
@@ -171,7 +170,7 @@ def status_command(as_json: bool) -> ExitCode:
     for lab in alive:
         if lab["phase"] == "ready":
             try:
-                lab["state"] = _order(lab, {"state": True}, _GLANCE_S)["state"]
+                lab["state"] = order_lab(lab, {"state": True}, _GLANCE_S)["state"]
             except UserError:
                 lab["phase"] = "silent"
     if as_json:
@@ -189,7 +188,7 @@ def status_command(as_json: bool) -> ExitCode:
 
 
 @lab_command.command("down")
-@_name
+@lab_name_option
 @click.option("--all", "every", is_flag=True, help="All of them.")
 @click.option("--force", is_flag=True, help="Kill one that does not react.")
 def down_command(name: str | None, every: bool, force: bool) -> ExitCode:
@@ -215,14 +214,14 @@ def down_command(name: str | None, every: bool, force: bool) -> ExitCode:
 
 
 @lab_command.command("console")
-@_name
+@lab_name_option
 @click.option("--follow", is_flag=True, help="Go on while it grows.")
 @click.option("--attach", is_flag=True, help="Type into it; Ctrl-] leaves.")
 def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
     """Print what the guest printed so far."""
     from ..lab.place import find
 
-    lab = _ready(find(name))
+    lab = ready_lab(find(name))
     if attach:
         from ..lab.shell import relay_terminal
         from ..sockets.addresses import connect_unix
@@ -238,7 +237,7 @@ def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
 
 
 @lab_command.command("shell")
-@_name
+@lab_name_option
 @click.argument("command", nargs=-1)
 def shell_command(name: str | None, command: tuple[str, ...]) -> ExitCode:
     """Open a shell in the guest, or run COMMAND there and print what it says.
@@ -248,7 +247,7 @@ def shell_command(name: str | None, command: tuple[str, ...]) -> ExitCode:
     from ..lab.place import find
     from ..lab.shell import Command, attach_shell
 
-    vsock = Path(_ready(find(name))["vsock"])
+    vsock = Path(ready_lab(find(name))["vsock"])
     if not command:
         _need_terminal()
         attach_shell(vsock)
@@ -260,79 +259,6 @@ def shell_command(name: str | None, command: tuple[str, ...]) -> ExitCode:
     if ran.status:
         talk(f"the command ended with {ran.status}")
         return ExitCode.DIFFERENT
-    return ExitCode.EXPECTED
-
-
-@lab_command.group("vmm")
-def vmm_command() -> None:
-    """The VMM's side: what it does before, or after, it asks the guest."""
-
-
-@vmm_command.command("start-vcpu")
-@_name
-@click.argument("vcpu", type=click.IntRange(0, 255))
-def start_vcpu_command(name: str | None, vcpu: int) -> ExitCode:
-    """Run a vCPU from now on, so that it can come up."""
-    lab = _found(name)
-    _order(lab, {"start_vcpu": vcpu})
-    talk(f"next: upcall-trace send --to {lab['address']} add-cpu {vcpu}")
-    return ExitCode.EXPECTED
-
-
-@vmm_command.command("plug-disk")
-@_name
-@click.argument("slot", type=click.IntRange(0, 31), required=False)
-def plug_disk_command(name: str | None, slot: int | None) -> ExitCode:
-    """Make a disk: in a PCI SLOT on pc, at the next virtio-mmio window on microvm."""
-    lab = _found(name)
-    answer = _order(lab, {"plug_disk": True if slot is None else slot})
-    if "pci" in answer:
-        operation = f"add-pci {answer['pci']['bus']} {answer['pci']['slot']}"
-    else:
-        window = answer["mmio"]
-        operation = f"add-mmio {window['base']:#x} {window['size']:#x} {window['irq']}"
-    talk(f"next: upcall-trace send --to {lab['address']} {operation}")
-    return ExitCode.EXPECTED
-
-
-@vmm_command.command("unplug-disk")
-@_name
-@click.argument("slot", type=click.IntRange(0, 31))
-def unplug_disk_command(name: str | None, slot: int) -> ExitCode:
-    """Take the disk in a PCI SLOT away; ask the guest to let go of it first."""
-    _order(_found(name), {"unplug_disk": slot})
-    return ExitCode.EXPECTED
-
-
-@vmm_command.command("grow-memory")
-@_name
-@click.argument("size")
-def grow_memory_command(name: str | None, size: str) -> ExitCode:
-    """Plug SIZE more, such as 256M, into the virtio-mem device."""
-    return _resize(name, size, 1)
-
-
-@vmm_command.command("shrink-memory")
-@_name
-@click.argument("size")
-def shrink_memory_command(name: str | None, size: str) -> ExitCode:
-    """Take SIZE, such as 256M, out of the virtio-mem device; takes seconds."""
-    return _resize(name, size, -1)
-
-
-@vmm_command.command("reset")
-@_name
-def reset_command(name: str | None) -> ExitCode:
-    """Boot the guest anew: connections end, and everything is as at the start."""
-    _order(_found(name), {"reset": True})
-    return ExitCode.EXPECTED
-
-
-@vmm_command.command("state")
-@_name
-def state_command(name: str | None) -> ExitCode:
-    """CPUs, disks, virtio devices and memory as JSON: what the guest's init saw last."""
-    out_json(_order(_found(name), {"state": True})["state"])
     return ExitCode.EXPECTED
 
 
@@ -420,18 +346,6 @@ def _print_lines(texts: Iterable[str]) -> str:
     return rest
 
 
-def _found(name: str | None) -> dict[str, Any]:
-    from ..lab.place import find
-
-    return find(name)
-
-
-def _ready(lab: dict[str, Any]) -> dict[str, Any]:
-    if lab["phase"] != "ready":
-        raise Unreachable(f"the lab {lab['name']} is still starting")
-    return lab
-
-
 def _check_directory(directory: Path, *names: str) -> None:
     """Make the directory of a recording; raises WrongUsage rather than to overwrite one."""
     taken = [name for name in names if (directory / name).exists()]
@@ -443,68 +357,6 @@ def _check_directory(directory: Path, *names: str) -> None:
         raise WrongUsage(f"{directory} cannot be made: {error.strerror}") from None
 
 
-def _order(
-    lab: dict[str, Any], order: dict[str, Any], timeout_s: float = _ORDER_S
-) -> dict[str, Any]:
-    try:
-        return give_order(Path(_ready(lab)["control"]), order, timeout_s)
-    except BadOrder as error:
-        raise WrongUsage(f"lab {lab['name']}: {error}") from None
-
-
-def _resize(name: str | None, size: str, sign: int) -> ExitCode:
-    from ..lab.vmm import parse_size
-
-    lab = _found(name)
-    requested = _order(lab, {"state": True})["state"]["memory_requested"]
-    wanted = requested + sign * parse_size(size)
-    if wanted < 0:
-        raise WrongUsage(f"only {requested >> 20} MiB are plugged")
-    _order(lab, {"resize_memory": wanted})
-    talk(f"virtio-mem is asked for {wanted >> 20} MiB; the guest follows within seconds")
-    return ExitCode.EXPECTED
-
-
 def _need_terminal() -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise WrongUsage("this needs a terminal; lab shell COMMAND and lab console need none")
-
-
-class _Detached:
-    """A child that goes on as the lab, and its parent, which waits until it is up."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        self.is_ready = False
-        self._child = os.fork()
-        self.parent = self._child != 0
-        os.close(self._write if self.parent else self._read)
-        if not self.parent:
-            os.setsid()
-
-    def wait(self) -> ExitCode:
-        """The parent's side: until the lab is up, or has failed and said so."""
-        try:
-            if os.read(self._read, 1):
-                return ExitCode.EXPECTED
-        except KeyboardInterrupt:  # or another signal: nobody wants it any more
-            os.kill(self._child, signal.SIGTERM)
-        _, status = os.waitpid(self._child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code < 0:
-            raise PeerDied("the lab was killed while it was starting")
-        return ExitCode(code)
-
-    def ready(self) -> None:
-        """The child's side: what is said from now on, nobody reads. Raises Interrupted."""
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        try:
-            os.write(self._write, b"+")
-        except BrokenPipeError:
-            raise Interrupted("who started this lab is gone, and so is the lab") from None
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nowhere, descriptor)
-        os.close(self._write)
-        self.is_ready = True
