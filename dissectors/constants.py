@@ -44,6 +44,8 @@ CPU_TYPES: Final = frozenset({MessageType.ADD_CPU, MessageType.DEL_CPU})
 MMIO_TYPES: Final = frozenset({MessageType.ADD_MMIO, MessageType.DEL_MMIO})
 PCI_TYPES: Final = frozenset({MessageType.ADD_PCI, MessageType.DEL_PCI})
 RESERVED_TYPES: Final = frozenset({MessageType.ADD_MEM, MessageType.DEL_MEM})
+HANDLED_TYPES: Final = frozenset(MessageType) - RESERVED_TYPES - {MessageType.CONNECT}
+"""Requests that the guest has a handler for."""
 ADDING_TYPES: Final = frozenset({MessageType.ADD_CPU, MessageType.ADD_MMIO, MessageType.ADD_PCI})
 """Requests after which the guest has something more."""
 
@@ -100,7 +102,7 @@ EIO: Final = -5
 EPERM: Final = -1
 
 NOT_A_RESULT: Final = "not a known result"
-RESULT_MEANINGS: Final[dict[tuple[MessageType, int], str]] = {
+RESULT_MEANINGS: Final[dict[tuple[int, int], str]] = {
     (MessageType.ADD_CPU, EINVAL): "id known, not listed, or none free",
     (MessageType.ADD_CPU, EIO): "vCPU did not start, VMM never ran it",
     (MessageType.ADD_CPU, 1): "CPU was already online",
@@ -135,11 +137,6 @@ def result_meaning(msg_type: int, ret: int) -> str:
     """A few words on what `ret` means as the answer to `msg_type`; empty for plain success."""
     if ret == 0:
         return ""
-    if ret == EPERM and (
-        msg_type not in _OP_NAMES or msg_type in RESERVED_TYPES or msg_type == MessageType.CONNECT
-    ):
+    if ret == EPERM and (msg_type not in HANDLED_TYPES):
         return "the guest has no handler for it"
-    try:
-        return RESULT_MEANINGS.get((MessageType(msg_type), ret), NOT_A_RESULT)
-    except ValueError:
-        return NOT_A_RESULT
+    return RESULT_MEANINGS.get((msg_type, ret), NOT_A_RESULT)

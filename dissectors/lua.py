@@ -14,11 +14,11 @@ from .constants import (
     CPU_MSG_SIZE,
     CPU_TYPES,
     ERRNO_NAMES,
+    HANDLED_TYPES,
     MAGIC_VERSION,
     MESSAGE_SIZE,
     PCI_TYPES,
     REPLY_LOAD_OFFSET,
-    RESERVED_TYPES,
     RESULT_MEANINGS,
     RET_OFFSET,
     UPCALL_PORT,
@@ -105,9 +105,6 @@ def _loads(of_reply: bool) -> dict[str, dict[int, list[dict[str, Any]]]]:
 def tables() -> str:
     """The Lua statement that takes the place of `TABLE_MARK`."""
     cpu_request = _TABLE.layout(MessageType.ADD_CPU, Arch.X86_64).request
-    handled = {
-        kind for kind in MessageType if kind not in RESERVED_TYPES and kind != MessageType.CONNECT
-    }
     meanings: dict[int, dict[int, str]] = {}
     for (kind, ret), text in RESULT_MEANINGS.items():
         meanings.setdefault(kind, {})[ret] = text
@@ -124,7 +121,7 @@ def tables() -> str:
         },
         "services": {0x64: "device manager"},
         "ops": {kind: op_name(kind) for kind in MessageType},
-        "handled": dict.fromkeys(handled, True),
+        "handled": dict.fromkeys(sorted(HANDLED_TYPES), True),
         "cpu_types": dict.fromkeys(CPU_TYPES, True),
         "pci_types": dict.fromkeys(PCI_TYPES, True),
         "arch_of_size": {size: arch.value for arch, size in CPU_MSG_SIZE.items()},

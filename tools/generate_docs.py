@@ -24,6 +24,7 @@ from dissectors.constants import (
     Arch,
     MessageType,
     errno_name,
+    op_name,
     result_meaning,
 )
 from dissectors.layouts import (
@@ -164,7 +165,7 @@ def vsockmon_values() -> str:
 def results() -> str:
     """What the values of `ret` say, in a few words."""
     rows = [
-        (request.name, ret, errno_name(ret) or "", meaning)
+        (op_name(request).upper(), ret, errno_name(ret) or "", meaning)
         for (request, ret), meaning in RESULT_MEANINGS.items()
     ]
     no_handler = result_meaning(MessageType.ADD_MEM, EPERM)

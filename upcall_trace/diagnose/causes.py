@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dissectors.constants import EEXIST, EINVAL, EIO, MAGIC_VERSION, MessageType
+from dissectors.constants import EEXIST, EINVAL, EIO, HANDLED_TYPES, MAGIC_VERSION, MessageType
 
 from .. import codes
 from ..kernel.model import Guest, ServiceThread
@@ -38,7 +38,10 @@ def softened(causes: list[Cause], certain: list[Cause]) -> list[Cause]:
 def of_reply(at: Situation) -> list[Cause]:
     """What the wire says about the reply to a request; empty for plain success."""
     causes = explain(Cue.REPLY, at.request.msg_type, at)
-    return sure(codes.UNEXPLAINED_RESULT) if causes is None else causes
+    if causes is not None:
+        return causes
+    done = at.ret == 0 and at.request.msg_type in HANDLED_TYPES
+    return [] if done else sure(codes.UNEXPLAINED_RESULT)
 
 
 def of_silence(at: Situation) -> list[Cause]:

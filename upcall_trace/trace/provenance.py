@@ -60,6 +60,8 @@ class _Shape(NamedTuple):
     executed: bool
     msg_type: int
     arm_sized: bool
+    reply_load: int
+    """Bytes of the load that its reply has after success, by the table of messages."""
     boot_cpu: bool
     """Read as an x86-64 request, its list has the boot CPU."""
 
@@ -89,6 +91,7 @@ class Provenance:
                 request.magic_version == MAGIC_VERSION,
                 request.msg_type,
                 isinstance(request, CpuRequestArm),
+                sum(row.size for row in request.codec.layout.reply),
                 0 in event.raw[_IDS_OFFSET:][: event.raw[_COUNT_OFFSET]],
             )
         self._request_owners.write(0, event.size, event.number)
@@ -105,10 +108,11 @@ class Provenance:
             asked = None  # it answers something else
         owners, raw = self._reply_owners, event.raw
         owners.write(0, RET_OFFSET, number)
-        left_over = [at >= _LOAD_END and byte != 0 for at, byte in enumerate(raw)]
+        load_end = REPLY_LOAD_OFFSET + max(CPU_REPLY_MSG_SIZE, asked.reply_load if asked else 0)
+        left_over = [at >= load_end and byte != 0 for at, byte in enumerate(raw)]
         for begin, end, written in (
             (RET_OFFSET, REPLY_LOAD_OFFSET, self._writes_ret(asked, reply)),
-            (REPLY_LOAD_OFFSET, _LOAD_END, self._writes_load(asked, reply, raw)),
+            (REPLY_LOAD_OFFSET, load_end, self._writes_load(asked, reply, raw)),
         ):
             if written or self._changed(raw, begin, end):
                 owners.write(begin, end, number)
@@ -116,7 +120,7 @@ class Provenance:
                 owners.write(begin, end, _UNKNOWN)
             elif any(raw[begin:end]):
                 left_over[begin:end] = [True] * (end - begin)
-        for begin, end in self._changes_beyond(raw):
+        for begin, end in self._changes_beyond(raw, load_end):
             owners.write(begin, end, number)
         self._last_reply = raw
         return _of_nobody(_runs(owners, number), left_over)
@@ -152,11 +156,13 @@ class Provenance:
         return True
 
     def _writes_load(self, asked: _Shape | None, reply: Reply, raw: bytes) -> bool | None:
-        """Whether the guest wrote `apic_index` or `cpu_id`; None when that cannot be told."""
+        """Whether the guest wrote the load of its reply; None when that cannot be told."""
         if asked is None:
             return None
-        if not asked.executed or asked.msg_type not in CPU_TYPES:
+        if not asked.executed:
             return False
+        if asked.msg_type not in CPU_TYPES:
+            return bool(asked.reply_load) and reply.msg_size == asked.reply_load
         if reply.msg_size == CPU_REPLY_MSG_SIZE:
             return True
         arm = asked.arm_sized if self._arch is None else self._arch is Arch.AARCH64
@@ -171,15 +177,15 @@ class Provenance:
         """True when a field is not what it was: whatever the rules say, it was written."""
         return self._last_reply is not None and raw[begin:end] != self._last_reply[begin:end]
 
-    def _changes_beyond(self, raw: bytes) -> Iterator[tuple[int, int]]:
+    def _changes_beyond(self, raw: bytes, load_end: int) -> Iterator[tuple[int, int]]:
         """Stretches beyond the load, which no kernel writes, that were written even so."""
-        if self._last_reply is None or raw[_LOAD_END:] == self._last_reply[_LOAD_END:]:
+        if self._last_reply is None or raw[load_end:] == self._last_reply[load_end:]:
             return
         differs = [new != old for new, old in zip(raw, self._last_reply, strict=True)]
         edges = [
             at
-            for at in range(_LOAD_END, len(raw) + 1)
-            if (at < len(raw) and differs[at]) != (at > _LOAD_END and differs[at - 1])
+            for at in range(load_end, len(raw) + 1)
+            if (at < len(raw) and differs[at]) != (at > load_end and differs[at - 1])
         ]
         yield from zip(edges[::2], edges[1::2], strict=True)
 

@@ -256,7 +256,7 @@ def _explanation(at: Situation) -> str:
     option = _option(msg_type)
     if option is None:
         return "A type without a handler gets -1; this kernel may have one that is not known here."
-    meaning = RESULT_MEANINGS.get((MessageType(msg_type), ret), "") if ret > 0 else ""
+    meaning = RESULT_MEANINGS.get((msg_type, ret), "") if ret > 0 else ""
     if meaning:
         return f"By the kernel's source it stands for: {meaning}."
     if ret >= 0:
