@@ -46,7 +46,8 @@ def diagnose_capture(
     `dragonball` False nothing is said of what Dragonball and Kata make of a failure. Raises
     UnreadableInput.
     """
-    from .diagnose.run import diagnose, read_logs
+    from .diagnose.log_inputs import read_logs
+    from .diagnose.run import diagnose
 
     logs = read_logs(Path(console) if console else None, Path(vmm_log) if vmm_log else None)
     return diagnose(Path(path), world, dragonball, logs).findings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -13,12 +14,13 @@ import pytest
 
 from upcall_trace.codes import Severity
 from upcall_trace.diagnose.finding import Finding
-from upcall_trace.diagnose.report import (
+from upcall_trace.diagnose.headline import headline
+from upcall_trace.diagnose.report import as_text
+from upcall_trace.diagnose.report_formats import (
     as_github,
     as_json,
     as_junit,
     as_markdown,
-    as_text,
     finding_object,
 )
 from upcall_trace.diagnose.rules.registry import rules
@@ -102,12 +104,16 @@ def test_the_first_failure_comes_first_and_in_full() -> None:
             ]
         )
     ]
+    assert lines[0].startswith("First failure: what first. Possibly UP302 irq-conflict, ")
+    assert "Then: " in " ".join(lines[:3])
+    lines = lines[lines.index("") + 1 :]
     assert lines[0] == "    1.1 error: possibly UP302 irq-conflict"
-    assert [line.split() for line in lines[1:5]] == [
+    assert lines[1].split()[:2] == ["who", "unknown:"]
+    assert [line.split() for line in lines[2:6]] == [
         [label, label, "first."] for label in ("what", "why", "so", "next")
     ]
-    assert lines[6].startswith("    1.2 fatal   UP206 ")
-    assert lines[7] == "7 operations on 2 connections: 1 fatal, 1 error, 1 warning."
+    assert lines[7].startswith("    1.2 fatal   UP206 ")
+    assert lines[8] == "7 operations on 2 connections: 1 fatal, 1 error, 1 warning."
     assert not any("UP701" in line for line in lines)
 
 
@@ -142,7 +148,7 @@ def test_the_summary_points_at_what_is_not_shown(findings: list[Finding], last: 
 def test_logs_alone_have_no_connections() -> None:
     alone = Diagnosed(Path("console.log"), [finding(conn=None, request=None)], 3, 0, complete=True)
     lines = [*as_text([alone])]
-    assert lines[0].startswith("      - error: UP301")
+    assert "      - error: UP301 mmio-overlap" in lines
     assert lines[-1] == "3 operations: 1 error."
 
 
@@ -172,9 +178,10 @@ def test_every_format_tells_nothing_as_nothing(form: str) -> None:
 # JSON.
 
 KEYS: Final = [
-    "code", "name", "severity", "conn", "request", "inferred", "what", "why", "so", "next",
-    "evidence",
+    "code", "name", "severity", "conn", "request", "inferred", "side", "sandbox", "time", "group",
+    "what", "why", "so", "next", "evidence",
 ]  # fmt: skip
+FIRST_KEYS: Final = [key for key in KEYS if key not in ("side", "sandbox", "time", "group")]
 
 
 def test_json_has_its_keys_in_order_and_is_ascii() -> None:
@@ -182,16 +189,27 @@ def test_json_has_its_keys_in_order_and_is_ascii() -> None:
     assert raw.isascii()
     assert "\n" not in raw
     told = json.loads(raw)
-    assert [*told] == ["v", "findings"]
-    assert told["v"] == 1
+    assert [*told] == ["v", "headline", "inputs", "findings"]
+    assert told["v"] == 2
+    assert told["headline"].startswith("First failure: ")
+    assert [each["kind"] for each in told["inputs"]] == ["capture"]
     first = told["findings"][0]
     assert [*first] == KEYS
     assert (first["code"], first["name"], first["severity"]) == ("UP301", "mmio-overlap", "error")
     assert (first["conn"], first["request"], first["inferred"]) == (1, 0, False)
     assert first["what"] == f"what {HOSTILE}."
     assert first["evidence"] == [
-        {"source": "console", "conn": None, "request": None, "line": 3, "text": HOSTILE}
-    ]
+        {"source": "console", "conn": None, "request": None, "file": None, "line": 3,
+         "text": HOSTILE}
+    ]  # fmt: skip
+
+
+def test_the_first_version_of_the_json_is_still_there() -> None:
+    told = json.loads(as_json([NASTY], version=1))
+    assert [*told] == ["v", "findings"]
+    assert told["v"] == 1
+    assert [*told["findings"][0]] == FIRST_KEYS
+    assert "file" not in told["findings"][0]["evidence"][0]
 
 
 def test_json_says_which_of_several_captures() -> None:
@@ -216,19 +234,21 @@ def test_junit_is_xml_that_counts_failures() -> None:
         "2",
         "2",
     )
-    assert [case.get("classname") for case in broken] == [
+    properties, *cases = broken
+    assert (properties[0].get("value") or "").startswith("First failure: ")
+    assert [case.get("classname") for case in cases] == [
         "UP301 mmio-overlap", "UP206 remove-unfindable-cpu",
     ]  # fmt: skip
-    assert [case[0].get("type") for case in broken] == ["UP301", "UP206"]
-    assert broken[1].get("name") == "1.3 what words."
-    assert broken[0][0].text == "why words. so words. next words."
+    assert [case[0].get("type") for case in cases] == ["UP301", "UP206"]
+    assert cases[1].get("name") == "1.3 what words."
+    assert cases[0][0].text == "why words. so words. next words. Side: unknown."
     assert (fine.get("tests"), fine.get("failures")) == ("1", "0")
     assert [len(case) for case in fine] == [0]
 
 
 def test_junit_stays_xml_with_hostile_words() -> None:
     (suite,) = ElementTree.fromstring(as_junit([NASTY]))
-    assert suite[0].get("name") == (
+    assert suite[1].get("name") == (
         "1.0 what \\x1b]0;owned\\x07 \\x9b31m \\u202e %0A a|b `c` *d* [e](f) <g> &h"
         "\\r\\n::error::i, \\| \\ud800."
     )
@@ -239,18 +259,19 @@ def test_junit_stays_xml_with_hostile_words() -> None:
 
 def test_github_has_a_line_and_a_level_for_each_finding() -> None:
     four = diagnosed(finding("UP503"), finding("UP701"), finding(), finding("UP206"), name="d/a")
-    lines = [*as_github([four])]
+    head, *lines = as_github([four])
+    assert head.startswith("::notice title=upcall-trace::First failure: ")
     assert [line.split(" ")[0] for line in lines] == [
         "::notice", "::warning", "::error", "::error",
     ]  # fmt: skip
     assert lines[2] == (
         "::error file=d/a,title=UP301 mmio-overlap at 1.0::"
-        "what words. why words. so words. next words."
+        "what words. why words. so words. next words. Side: unknown."
     )
 
 
 def test_github_properties_cannot_be_left_by_their_values() -> None:
-    first, second = as_github([NASTY])
+    _, first, second = as_github([NASTY])
     command, properties, _ = first.split("::", 2)[1].partition(" ")
     assert (command, properties) == ("error", " ")
     file, title = first.split("::")[1].removeprefix("error ").split(",")
@@ -268,18 +289,52 @@ def test_markdown_has_a_table_of_all_and_the_errors_in_full() -> None:
     assert lines[0] == "## Findings in a.upcap"
     rows = [line for line in lines if line.startswith("| 1.")]
     assert rows == [
-        "| 1.0 | warning | UP701 device-silently-lost | what words. |",
-        "| 1.2 | error | possibly UP302 irq-conflict | what words. |",
+        "| 1.0 | warning | UP701 device-silently-lost | unknown |  | what words. |",
+        "| 1.2 | error | possibly UP302 irq-conflict | unknown |  | what words. |",
     ]
-    assert [line for line in lines if line.startswith("### ")] == ["### 1.2: UP302 irq-conflict"]
+    assert [line for line in lines if line.startswith("#### ")] == [
+        "#### 1.0: UP701 device-silently-lost", "#### 1.2: possibly UP302 irq-conflict",
+    ]  # fmt: skip
     assert lines[-2] == "- **next**: next words."
+
+
+def test_markdown_keeps_evidence_and_times() -> None:
+    seen = Evidence("console", "cpu up failed: -5", line=12, file="a.log")
+    timed = replace(finding(evidence=(seen,)), time_ns=1_788_256_800_000_000_000)
+    told = "\n".join(as_markdown([diagnosed(timed)]))
+    assert "- **see**: a.log:12: cpu up failed: -5" in told
+    assert "- **when**: 2026-09-01T10:00:00.000Z" in told
+
+
+def test_alternatives_of_one_failure_count_once() -> None:
+    two = [replace(finding(code, inferred=True), group=1) for code in ("UP301", "UP302")]
+    lines = [*as_text([diagnosed(*two)])]
+    assert "    1.0 error: possibly UP301 mmio-overlap or UP302 irq-conflict" in lines
+    assert "7 operations on 2 connections: 1 error." in lines
+    (suite,) = ElementTree.fromstring(as_junit([diagnosed(*two)]))
+    assert suite.get("failures") == "1"
+
+
+def test_the_first_in_time_is_first_and_the_worst_guest_leads() -> None:
+    late, early = (
+        replace(finding("UP604", words=words), time_ns=ns, sandbox="b" * 64)
+        for words, ns in (("late", 2_000_000_000), ("early", 1_000_000_000))
+    )
+    other = replace(finding("UP601", words="other"), sandbox="a" * 64)
+    told = headline([other, late, early]) or ""
+    assert told.startswith("First failure at 1970-01-01T00:00:01.000Z: what early. UP604 not-ready")
+    assert "Guest bbbbbbbbbbbb." in told
+    assert told.endswith("1 more guest has findings.")
+    lines = [*as_text([diagnosed(other, late, early)], everything=True)]
+    guests = [line for line in lines if line.startswith("guest ")]
+    assert guests == [f"guest {'b' * 64}: 2 error", f"guest {'a' * 64}: 1 warning"]
 
 
 def test_markdown_from_outside_stays_words() -> None:
     lines = [*as_markdown([NASTY])]
     assert lines[0] == "## Findings in a\\\\x1b\\[31m,b:c%\\|\\`.upcap"
     (row,) = (line for line in lines if line.startswith("| 1.0 "))
-    assert re.sub(r"\\.", "", row).count("|") == 5
+    assert re.sub(r"\\.", "", row).count("|") == 7
     bare = re.sub(r"\\.", "", "\n".join(lines[4:]))
     assert not re.search(r"[`\[\]<>]", bare)
     assert "&lt;g&gt; &amp;h" in row

@@ -31,8 +31,9 @@ from ..capture.records import (
     Vmm,
 )
 from ..capture.writer import CaptureWriter
-from ..diagnose.report import as_json, as_markdown
-from ..diagnose.run import Diagnosed, diagnose, diagnose_logs, read_logs
+from ..diagnose.log_inputs import read_logs
+from ..diagnose.report_formats import as_json, as_markdown
+from ..diagnose.run import Diagnosed, diagnose, diagnose_logs
 from ..errors import UnreadableInput
 from ..kernel.noted_world import redacted_world
 from ..kernel.world import World, find_world
@@ -287,11 +288,12 @@ def _diagnose(
     """Findings about the copies, which are called by their names in the archive."""
     console = workspace / "console.log" if inputs.console else None
     vmm_log = workspace / "vmm.log" if inputs.vmm_log else None
-    logs = read_logs(console, vmm_log)
+    given = [path for path in (console, vmm_log) if path is not None]
+    logs = read_logs(found=given, named=lambda path: path.name)
     if not names:
-        return [diagnose_logs(Path((console or vmm_log or workspace).name), logs)]
+        return [diagnose_logs(logs)]
     found = (diagnose(workspace / name, world, logs=logs) for name in names)
-    return [replace(each, path=Path(each.path.name)) for each in found]
+    return [replace(each, path=Path(each.short_name)) for each in found]
 
 
 def _describe(workspace: Path, names: Sequence[str], packed: Packed) -> dict[str, str]:

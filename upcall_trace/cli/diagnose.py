@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..codes import Severity
+from ..diagnose.choosing import FindingChoice, choose
 from ..diagnose.finding import Finding
-from ..diagnose.report import (
+from ..diagnose.headline import rfc3339, short
+from ..diagnose.log_inputs import LogInput, Logs, Span, nothing_understood, read_logs
+from ..diagnose.report import as_text, in_full
+from ..diagnose.report_formats import (
     as_github,
     as_json,
     as_junit,
     as_markdown,
-    as_text,
     finding_object,
-    in_full,
 )
-from ..diagnose.run import Diagnosed, Logs, diagnose, diagnose_logs, follow, read_logs
-from ..errors import ExitCode, UnreadableInput, WrongUsage
+from ..diagnose.run import Diagnosed, diagnose, diagnose_logs, follow
+from ..errors import ExitCode, NothingRun, UnreadableInput, WrongUsage
 from ..kernel.world import World
+from ..sources.spooled import plain
 from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
+from .support.inputs import by_kind
 from .support.options import Named, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
+from .support.times import WallMoment, span_options
 
 _FORMATS = ("text", "json", "markdown", "junit", "github")
 _SEVERITIES = [severity.word for severity in Severity]
+_GUESTS_TOLD = 5
 
 
 @click.command("diagnose")
-@click.argument("captures", type=CAPTURE, nargs=-1)
+@click.argument("files", type=CAPTURE, nargs=-1)
 @click.option(
-    "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
+    "--console",
+    type=CAPTURE,
+    multiple=True,
+    metavar="FILE",
+    help="The guest's console, dmesg or journal; several for a rotated one.",
 )
-@click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
+@click.option(
+    "--vmm-log",
+    type=CAPTURE,
+    multiple=True,
+    metavar="FILE",
+    help="Dragonball's or Kata's log; several for a rotated one.",
+)
+@click.option("--journal", is_flag=True, help="Read this machine's own journal.")
+@click.option("--sandbox", metavar="ID", help="Only this guest of the logs; a prefix will do.")
+@span_options
 @world_options
 @vmm_option
 @click.option(
@@ -48,71 +68,167 @@ _SEVERITIES = [severity.word for severity in Severity]
     help="How to tell it.",
 )
 @click.option("--json", "as_json_too", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--json-version",
+    type=click.Choice(["1", "2"]),
+    default="2",
+    show_default=True,
+    help="The shape of the JSON.",
+)
 @click.option("--all", "everything", is_flag=True, help="Tell every finding in full, as text.")
+@click.option("--select", multiple=True, metavar="CODE", help="Only these codes: UP604, UP2*.")
+@click.option("--ignore", multiple=True, metavar="CODE", help="All but these codes.")
+@click.option(
+    "--baseline",
+    type=CAPTURE,
+    metavar="FILE",
+    help="Only what is new since this output of --json.",
+)
 @click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
-@click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they are recorded.")
+@click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they come.")
 @click.option(
     "--explain", "word", type=Named("CODE", code_words), help="Show a code's page instead."
 )
 def diagnose_command(
-    captures: tuple[Path, ...],
-    console: Path | None,
-    vmm_log: Path | None,
+    files: tuple[Path, ...],
+    console: tuple[Path, ...],
+    vmm_log: tuple[Path, ...],
+    journal: bool,
+    sandbox: str | None,
+    since: WallMoment | None,
+    until: WallMoment | None,
     world_file: Path | None,
     machine: str | None,
     vmm: str,
     form: str,
     as_json_too: bool,
+    json_version: str,
     everything: bool,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    baseline: Path | None,
     fail_on: str | None,
     as_it_grows: bool,
     word: str | None,
 ) -> ExitCode:
     """Say why operations failed, what the VMM makes of it, and what to do next.
 
-    Give captures, logs, or both: a guest's console tells which of several causes it was, and
-    stands in for a capture that there is not. With the guest's world (--world) causes that the
-    wire cannot decide become certain. Without, such findings say "possibly".
+    Give captures, logs, or both; what each file is, is found out by looking. A guest's console
+    tells which of several causes it was, and stands in for a capture that there is not. With the
+    guest's world (--world) causes that the wire cannot decide become certain. Without, such
+    findings say "possibly".
     """
     if word is not None:
         explain(word)
         return ExitCode.EXPECTED
-    if not captures and console is None and vmm_log is None:
-        raise WrongUsage("give a capture, a log (--console, --vmm-log), or --explain CODE")
-    if len(captures) > 1 and (console or vmm_log):
-        raise WrongUsage("a log belongs to one capture: give one capture with it")
+    form = "json" if as_json_too else form
+    choice = FindingChoice.of(select, ignore, baseline)
+    span = Span(since.ns if since else None, until.ns if until else None)
+    if journal:
+        if files or console or vmm_log:
+            raise WrongUsage("--journal reads this machine's journal: give no files with it")
+        return _journal(sandbox, since, until, as_it_grows, form, everything, choice, fail_on)
+    captures, found = by_kind(files)
+    if not (captures or found or console or vmm_log):
+        raise WrongUsage("give a capture or a log, --journal for this machine's, or --explain CODE")
     world = given_world(world_file, machine)
-    logs = read_logs(console, vmm_log)
     if as_it_grows:
         if len(captures) != 1 or form not in ("text", "json"):
             raise WrongUsage("--follow takes one capture, and tells it as text or JSON lines")
+        logs = read_logs(console, vmm_log, found, sandbox=sandbox, span=span)
         findings = follow(captures[0], world, vmm == "dragonball", logs)
-        return _follow(findings, as_json_too or form == "json", everything, fail_on)
-    diagnosed = [_diagnose(path, world, vmm == "dragonball", logs) for path in captures]
-    if not captures:
-        diagnosed = [diagnose_logs(console or vmm_log or Path(), logs)]
+        return _follow(findings, form == "json", everything, choice, fail_on)
+    logs = _read(console, vmm_log, found, sandbox, span)
+    several = len(captures) > 1
+    diagnosed = [
+        _diagnose(path, world, vmm == "dragonball", Logs() if several else logs)
+        for path in captures
+    ]
+    if not captures or (several and logs):
+        diagnosed.append(diagnose_logs(logs))
+    diagnosed = [choose(each, choice, span) for each in diagnosed]
+    _tell_inputs(diagnosed, logs)
+    nothing = None if captures else _nothing(logs, diagnosed)
+    _print(diagnosed, logs.inputs, form, everything, int(json_version), nothing)
+    return _exit_code(diagnosed, fail_on, nothing)
+
+
+def _read(
+    console: Sequence[Path],
+    vmm_log: Sequence[Path],
+    found: Sequence[Path],
+    sandbox: str | None,
+    span: Span,
+) -> Logs:
+    paths = dict.fromkeys([*console, *vmm_log, *found])
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    name = paths and next(iter(paths)).name
+    with progress(f"reading {name}", size) as report:
+        return read_logs(console, vmm_log, found, sandbox=sandbox, span=span, progress=report)
+
+
+def _tell_inputs(diagnosed: Sequence[Diagnosed], logs: Logs) -> None:
+    """What was read of each log, in a line each, and how a console fitted a capture."""
+    for told in logs.inputs:
+        talk(_read_line(told))
+    whose = {guest.sandbox for guest in logs.guests if not guest.is_other}
+    if logs and whose == {None} and any(told.unnamed > 1 for told in logs.inputs):
+        talk("these lines do not say whose they are: what joins several of them is only possible")
     for each in diagnosed:
         if each.matched:
-            talk(f"{each.path}: {each.matched}")
+            talk(f"{each.name}: {each.matched}")
         if each.lacks and any(finding.inferred for finding in each.findings):
-            talk(f"{each.path}: {each.lacks}; --world FILE tells, and makes causes certain")
-    match "json" if as_json_too else form:
+            talk(f"{each.name}: {each.lacks}; --world FILE tells, and makes causes certain")
+
+
+def _read_line(told: LogInput) -> str:
+    parts = [f"{told.kind}, {told.lines} lines, {told.understood} concern upcall"]
+    if told.seems:
+        parts = [f"{told.lines} lines; it is {told.seems}"]
+    if told.sandboxes:
+        names = ", ".join(short(each) for each in told.sandboxes[:_GUESTS_TOLD])
+        more = len(told.sandboxes) - _GUESTS_TOLD
+        parts.append(f"guests {names}" + (f" and {more} more" if more > 0 else ""))
+    if told.vmms:
+        parts.append(f"VMM {', '.join(told.vmms)}")
+    if told.from_ns is not None and told.to_ns is not None:
+        parts.append(f"from {rfc3339(told.from_ns)} to {rfc3339(told.to_ns)}")
+    if told.torn:
+        parts.append("its archive ends early")
+    return f"{told.file}: {'; '.join(parts)}"
+
+
+def _nothing(logs: Logs, diagnosed: Sequence[Diagnosed]) -> NothingRun | None:
+    """Why nothing can be said, where nothing concerned upcall."""
+    told = [f for each in diagnosed for f in each.findings if f.severity > Severity.NOTE]
+    return None if told or logs.concerns_upcall else nothing_understood(logs)
+
+
+def _print(
+    diagnosed: Sequence[Diagnosed],
+    inputs: Sequence[LogInput],
+    form: str,
+    everything: bool,
+    version: int,
+    nothing: NothingRun | None,
+) -> None:
+    match form:
         case "json":
-            out(as_json(diagnosed))
+            out(as_json(diagnosed, inputs, version))
         case "markdown":
             out("\n".join(as_markdown(diagnosed)))
-        case "junit":
+        case "junit" if nothing is None:
             out(as_junit(diagnosed))
         case "github":
             out("\n".join(as_github(diagnosed)))
-        case _:
+        case "text" if nothing is None or any(each.findings for each in diagnosed):
             for line in as_text(diagnosed, everything):
                 out(line)
-    return _exit_code(diagnosed, fail_on)
 
 
 def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> Diagnosed:
     try:
+        path = plain(path)
         size = path.stat().st_size
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
@@ -121,12 +237,18 @@ def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> 
 
 
 def _follow(
-    findings: Iterable[Finding], as_json: bool, everything: bool, fail_on: str | None
+    findings: Iterable[Finding],
+    as_json: bool,
+    everything: bool,
+    choice: FindingChoice,
+    fail_on: str | None,
 ) -> ExitCode:
     """Each finding as it comes: errors in full, others when everything is wanted."""
     limit = Severity[fail_on.upper()] if fail_on else None
     code = ExitCode.EXPECTED
     for finding in findings:
+        if finding not in choice:
+            continue
         if as_json:
             out_json(finding_object(finding))
         elif everything or finding.severity >= Severity.ERROR:
@@ -137,13 +259,44 @@ def _follow(
     return code
 
 
-def _exit_code(diagnosed: list[Diagnosed], fail_on: str | None) -> ExitCode:
+def _journal(
+    sandbox: str | None,
+    since: WallMoment | None,
+    until: WallMoment | None,
+    as_it_grows: bool,
+    form: str,
+    everything: bool,
+    choice: FindingChoice,
+    fail_on: str | None,
+) -> ExitCode:
+    from ..diagnose.journal import follow_journal, read_journal
+
+    span = [each.text if each else None for each in (since, until)]
+    if as_it_grows:
+        if form not in ("text", "json"):
+            raise WrongUsage("--follow tells what it finds as text or JSON lines")
+        findings = follow_journal(sandbox, *span)
+        return _follow(findings, form == "json", everything, choice, fail_on)
+    logs = read_journal(sandbox, *span)
+    diagnosed = [choose(diagnose_logs(logs), choice, Span())]
+    _tell_inputs(diagnosed, logs)
+    nothing = _nothing(logs, diagnosed)
+    _print(diagnosed, logs.inputs, form, everything, 2, nothing)
+    return _exit_code(diagnosed, fail_on, nothing)
+
+
+def _exit_code(
+    diagnosed: Sequence[Diagnosed], fail_on: str | None, nothing: NothingRun | None
+) -> ExitCode:
+    if nothing is not None:
+        raise nothing
     if fail_on is not None:
         limit = Severity[fail_on.upper()]
         if any(f.severity >= limit for each in diagnosed for f in each.findings):
             return ExitCode.DIFFERENT
     torn = [each for each in diagnosed if not each.complete]
     for each in torn:
-        tell_damage(each.path, each.damage)
-        talk(f"{each.path} is not complete: what is missing in it cannot be judged")
+        if each.path is not None:
+            tell_damage(each.path, list(each.damage))
+        talk(f"{each.name} is not complete: what is missing in it cannot be judged")
     return ExitCode.LOST if torn else ExitCode.EXPECTED

@@ -77,3 +77,5 @@ class Finding:
     side: Side = Side.UNKNOWN
     time_ns: int | None = None
     group: int | None = None
+    sandbox: str | None = None
+    """Whose it is: a sandbox id, or what else the lines tell their guest by."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from dissectors.constants import EINVAL, EIO, MAGIC_VERSION, MessageType
+from dissectors.constants import MAGIC_VERSION, MessageType
 
 from .. import codes
 from ..codes import Code
-from ..logs.guest_console import ConsoleOperation, evidence_of
+from ..logs.console_operations import ConsoleOperation, evidence_of
 from .finding import Cause
 from .situation import Situation
 
+_AFTER_SOME: frozenset[Code] = frozenset(
+    {codes.VCPU_NOT_STARTED, codes.NO_CPU_NUMBER, codes.CPU_REFUSED_BY_KERNEL,
+     codes.CPU_LOST_ITS_ID}
+)  # fmt: skip
+"""Refusals of one id of a list, when those before it are up."""
 SEEN_IN_CONSOLE: Final = frozenset(
     {
         codes.VCPU_NOT_STARTED,
@@ -25,6 +30,10 @@ SEEN_IN_CONSOLE: Final = frozenset(
         codes.PARTIAL_CPU_ADD,
         codes.ADD_BEYOND_POSSIBLE,
         codes.CPU_NEVER_AGAIN,
+        codes.CPU_REFUSED_BY_KERNEL,
+        codes.CPU_LOST_ITS_ID,
+        codes.CPU_ALREADY_OFFLINE,
+        codes.GUEST_THREAD_DIED,
         codes.MMIO_RESOURCE_BUSY,
         codes.MMIO_WITHOUT_BOOT_DEVICE,
         codes.DRIVER_HANGS,
@@ -42,29 +51,41 @@ def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[C
     if at.request.magic_version != MAGIC_VERSION:
         return causes
     if at.reply is None:
-        return [Cause(_killer(at, said))] if said.oops else causes
+        return [Cause(killer(said))] if said.oops else causes
     decided = causes
-    if said.code is not None and (at.ret is not None and at.ret < 0):
-        decided = [Cause(said.code)]
-        if at.ret in (EIO, EINVAL) and at.request.msg_type == MessageType.ADD_CPU:
-            some_up = len(said.ids) > 1 and said.code in (
-                codes.VCPU_NOT_STARTED,
-                codes.NO_CPU_NUMBER,
-            )
-            decided += [Cause(codes.PARTIAL_CPU_ADD)] if some_up else []
+    if said.code is not None and at.ret is not None and at.ret != 0:
+        decided = [Cause(_more_exact(said.code, causes))]
+        if at.request.msg_type == MessageType.ADD_CPU and said.code in _AFTER_SOME:
+            decided += [Cause(codes.PARTIAL_CPU_ADD)] if len(said.ids) > 1 else []
     elif at.is_pci and at.ret is not None and at.ret < 0 and said.ret == 0:
         decided = [Cause(codes.STALE_ERROR)]
     if said.probe_failed is not None and (at.is_mmio or at.is_pci):
         at.evidence.append(evidence_of(said.probe_failed))
-        decided = [
-            *decided,
-            Cause(codes.MMIO_DRIVER_FAILED if at.is_mmio else codes.PCI_DRIVER_FAILED),
-        ]
+        failed = codes.MMIO_DRIVER_FAILED if at.is_mmio else codes.PCI_DRIVER_FAILED
+        decided = [*decided, Cause(failed)]
     return decided
 
 
-def _killer(at: Situation, said: ConsoleOperation) -> Code:
-    """Which of the known deaths it was: with ids worked off, or before the first."""
-    if at.request.msg_type == MessageType.ADD_CPU:
-        return codes.ADD_BEYOND_POSSIBLE
-    return codes.REMOVAL_ORDER if said.ids else codes.REMOVE_UNFINDABLE_CPU
+def _more_exact(code: Code, causes: list[Cause]) -> Code:
+    """-EIO at once of an id that failed before has a code of its own, which the wire tells."""
+    never = codes.CPU_NEVER_AGAIN
+    if code == codes.VCPU_NOT_STARTED and any(cause.code == never for cause in causes):
+        return never
+    return code
+
+
+def killer(said: ConsoleOperation) -> Code:
+    """Which of the known deaths an oops was, by its backtrace and by how far it had come."""
+    if said.comm and said.comm != "db_dev_mgr":
+        return codes.GUEST_THREAD_DIED
+    if said.ways & {"virtio_mmio_add_device", "virtio_mmio_del_device"}:
+        return codes.MMIO_WITHOUT_BOOT_DEVICE
+    if said.msg_type == MessageType.ADD_CPU:
+        return codes.ADD_BEYOND_POSSIBLE if said.arm else codes.GUEST_THREAD_DIED
+    if said.msg_type == MessageType.DEL_CPU:
+        if "device_offline" in said.ways or -1 in said.ids:
+            return codes.REMOVAL_ORDER
+        if "del_cpu_dev" in said.ways or not said.ids:
+            return codes.REMOVE_UNFINDABLE_CPU
+        return codes.REMOVAL_ORDER if said.count > 1 else codes.GUEST_THREAD_DIED
+    return codes.GUEST_THREAD_DIED

@@ -1,9 +1,15 @@
-"""Findings from logs: what the VMM says of its channel, and a console without any capture."""
+"""Findings from logs alone: of each guest its VMM's log and its console together.
+
+From a console every operation is rebuilt and judged as if its request had been recorded. What a
+line names is certain where the lines say whose they are; the rest is possible.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from typing import Final
 
 from dissectors.constants import (
     EBUSY,
@@ -27,141 +33,130 @@ from dissectors.messages import (
 
 from .. import codes
 from ..codes import Code, Severity
+from ..logs import guest_lines
+from ..logs.console_operations import ConsoleOperation, Incident, arch_of, evidence_of, waiting
 from ..logs.evidence import Evidence
-from ..logs.guest_console import ConsoleOperation, arch_of
-from ..logs.vmm import Said, VmmLine
+from ..logs.guest_console import ConsoleReader
+from ..logs.lines import LogLine
+from . import log_console_words as words
 from .causes import learn, of_reply, of_silence
 from .finding import Finding, Ref, Told
 from .history import History
 from .log_decisions import decide
+from .log_guests import LoggedGuest
+from .log_requests import evidence_of as of_log
+from .log_words import other_vmm
 from .rules.registry import rules
 from .situation import Situation
 
-_BOOTING = "The VM was still booting: the channel had not been connected yet."
-_GAVE_UP = "The client had given up for good after 501 tries to connect."
-_BUSY = "An earlier request had no answer yet, and the channel takes one at a time."
-_UNKNOWN = "The log does not tell which: booting, busy with a request, or given up."
+_LOCK_HELD: Final = (codes.REMOVAL_ORDER, codes.ADD_BEYOND_POSSIBLE)
+_SETTLED_NS: Final = 10_000_000_000
+"""A client that only looks leaves a closed connection early in a boot; a service byte that never
+came leaves one after 10 s at the earliest."""
 
 
-def of_vmm_log(lines: Sequence[VmmLine], found: Sequence[Finding]) -> Iterator[Finding]:
-    """What the VMM's log adds to the findings of a capture, or says alone.
-
-    `found` are the capture's findings: a request without an answer is what keeps the channel busy.
-    """
-    connected = gave_up = False
-    told: set[object] = set()
-    busy = next(
-        (
-            f
-            for f in found
-            if f.code in (codes.UNANSWERED, codes.LATE_REPLY) and f.request is not None
-        ),
-        None,
-    )
-    for line in lines:
-        match line.said:
-            case Said.SERVICE_CONNECTED:
-                connected = True
-            case Said.GAVE_UP:
-                gave_up = True
-                yield _of_log(codes.CONNECT_REFUSED_LOOP, line, _gave_up(line))
-            case Said.NOT_READY:
-                reason = _why_not_ready(connected, gave_up, lines)
-                if reason not in told:
-                    told.add(reason)
-                    yield _not_ready(line, reason, busy if reason == _BUSY else None)
-            case Said.ACTION_FAILED if line.line.text not in told:
-                told.add(line.line.text)
-                told_of = rules()[codes.HOST_SIDE_FAILURE].tell(line.evidence)
-                yield _of_log(codes.HOST_SIDE_FAILURE, line, told_of, inferred=bool(found))
-            case Said.WEDGED if not _has(found, codes.RESIZE_WEDGED) and Said.WEDGED not in told:
-                told.add(Said.WEDGED)
-                yield _of_log(codes.RESIZE_WEDGED, line, _wedged(line), inferred=True)
-            case Said.TIMED_OUT if busy is None and Said.TIMED_OUT not in told:
-                told.add(Said.TIMED_OUT)
-                yield _of_log(codes.UNANSWERED, line, _timed_out(line), inferred=True)
+def of_guest(guest: LoggedGuest, number: int) -> list[Finding]:
+    """Every finding about one guest, in the order of time; `number` keeps its groups apart."""
+    if guest.is_other:
+        name, line = next(iter(guest.vmm.vmms.items()))
+        return [*_of_other(guest, name, line), *_dead(guest)]
+    found = [*of_console(guest.console, guest.vmm.keyed, number)]
+    found = _joined(found, guest.vmm.finish())
+    return [replace(each, sandbox=guest.sandbox) for each in sorted(found, key=_by_time)]
 
 
-def _has(found: Sequence[Finding], code: Code) -> bool:
-    return any(finding.code == code for finding in found)
+def told_so_far(guest: LoggedGuest) -> list[Finding]:
+    """What is certain to be told of a guest whose log goes on: nothing of what is still open."""
+    if guest.is_other:
+        return []
+    found = [*of_console(guest.console, guest.vmm.keyed, 0), *guest.vmm.findings.values()]
+    return [replace(each, sandbox=guest.sandbox) for each in found]
 
 
-def _why_not_ready(connected: bool, gave_up: bool, lines: Sequence[VmmLine]) -> str:
-    if gave_up:
-        return _GAVE_UP
-    if connected:
-        return _BUSY
-    tells = {Said.INIT, Said.SERVER_CONNECTED, Said.SERVICE_CONNECTED, Said.CONNECT_FAILED}
-    return _BOOTING if any(line.said in tells for line in lines) else _UNKNOWN
+def _of_other(guest: LoggedGuest, name: str, line: LogLine) -> Iterator[Finding]:
+    code = codes.OTHER_VMM
+    told = other_vmm(name)
+    yield Finding(
+        code, code.name, code.severity, None, None, False,
+        told.what, told.why, told.so, told.next, (of_log(line),), code.side,
+        line.wall_ns, None, guest.sandbox,
+    )  # fmt: skip
 
 
-def _not_ready(line: VmmLine, reason: str, busy: Finding | None) -> Finding:
-    told = rules()[codes.NOT_READY].tell(line.evidence, reason)
-    if busy is not None:
-        seen = Evidence("request", "had no answer in time", busy.conn, busy.request)
-        told = replace(told, evidence=(*told.evidence, seen))
-    return _of_log(codes.NOT_READY, line, told, inferred=reason in (_BUSY, _UNKNOWN))
+def _dead(guest: LoggedGuest) -> Iterator[Finding]:
+    for finding in of_console(guest.console, guest.vmm.keyed, 0):
+        if finding.code == codes.VM_DIED:
+            yield replace(finding, sandbox=guest.sandbox)
 
 
-def _gave_up(line: VmmLine) -> Told:
-    return Told(
-        what="Dragonball's upcall client gave up connecting to the guest.",
-        why="It tried 501 times; nothing answered on the guest's upcall port.",
-        so="No CPU, memory or device can be hotplugged until the VM restarts.",
-        next="Check that the guest's kernel has upcall (CONFIG_DRAGONBALL_UPCALL_SRV) and boots.",
-        evidence=(line.evidence,),
-    )
+def _by_time(finding: Finding) -> tuple[int, int]:
+    """What has a time by its time; the rest stays where it is, in front."""
+    return (finding.time_ns or 0, finding.code[2] == "7")
 
 
-def _wedged(line: VmmLine) -> Told:
-    return Told(
-        what="The VMM refuses to resize: an earlier resize never ended.",
-        why="Dragonball finishes a resize only when the guest answers it with success.",
-        so="Every resize is refused with VcpuIsHotplugging until the VM restarts.",
-        next="Find the first resize in the log, and what the guest's console says at that time.",
-        evidence=(line.evidence,),
-    )
+def _joined(console: list[Finding], vmm: list[Finding]) -> list[Finding]:
+    """Two accounts of one failure are one finding with the evidence of both."""
+    found = list(console)
+    for theirs in vmm:
+        for at, ours in enumerate(found):
+            if ours.code == theirs.code and ours.code in (codes.VM_DIED, codes.VCPU_NOT_STARTED):
+                evidence = ours.evidence + theirs.evidence
+                inferred = ours.inferred and theirs.inferred
+                time_ns = ours.time_ns or theirs.time_ns
+                found[at] = replace(ours, evidence=evidence, inferred=inferred, time_ns=time_ns)
+                break
+        else:
+            found.append(theirs)
+    return found
 
 
-def _timed_out(line: VmmLine) -> Told:
-    return Told(
-        what="The runtime waited 250 ms for the guest's answer and gave up.",
-        why="The guest answered later, refused a vCPU resize, or did not answer at all.",
-        so="The operation is reported as a timeout, whatever the guest did.",
-        next="Look at the guest's console of that time, or record the traffic.",
-        evidence=(line.evidence,),
-    )
+def of_console(console: ConsoleReader, keyed: bool, number: int) -> Iterator[Finding]:
+    """What a console tells without a capture: every operation is rebuilt."""
+    yield from of_incidents(console, keyed, number)
+    for _, boot in groupby(console.operations, key=lambda operation: operation.boot):
+        yield from _of_boot(list(boot), keyed, number)
+    yield from _of_hung(console)
 
 
-def _of_log(code: Code, line: VmmLine, told: Told, inferred: bool = False) -> Finding:
-    if not told.evidence:
-        told = replace(told, evidence=(line.evidence,))
-    return rules()[code].finding(told, None, None, inferred)
-
-
-def of_console(operations: Sequence[ConsoleOperation]) -> Iterator[Finding]:
-    """What a console tells without a capture: every operation is rebuilt, and all is inferred."""
+def _of_boot(operations: Sequence[ConsoleOperation], keyed: bool, number: int) -> Iterator[Finding]:
     arch = arch_of(operations)
     history = History()
     table = rules()
-    for number, said in enumerate(operations):
-        if said.msg_type is None:
-            yield from _of_nameless(said)
+    for at_number, said in enumerate(operations):
+        if said.msg_type is None and not said.oops:
+            yield from _of_nameless(said, number, at_number)
             continue
-        at = _situation(number, said, arch, history)
+        at = _situation(at_number, said, arch, history)
         if said.oops:
             causes = decide(of_silence(at), at, said)
-        elif at.reply is None:
+        elif at.reply is None and said.probe_failed is None:
             continue  # how it ended is not in the log, or its last line is missing
+        elif at.reply is None:
+            causes = decide([], replace(at, reply=at.request.reply(0)), said)
         else:
             causes = decide(of_reply(at) if at.ret else [], at, said)
             learn(history, at, causes)
+        named = said.code is not None or said.oops or said.probe_failed is not None
+        decisive = said.decided_by or said.probe_failed or said.lines[0]
         for cause in causes:
-            rule = table[cause.code]
-            if rule.severity <= Severity.NOTE:
+            code = cause.code
+            if code.severity <= Severity.NOTE:
                 continue
-            told = replace(rule.tell(at), evidence=tuple(said.evidence))
-            yield rule.finding(told, None, None, inferred=True)
+            told = table[code].tell(at)
+            yield Finding(
+                code, code.name, code.severity, None, None,
+                not (keyed and named and not cause.inferred),
+                told.what, told.why, told.so, told.next, tuple(_evidence(said)),
+                told.side or code.side, decisive.wall_ns,
+            )  # fmt: skip
+
+
+def _evidence(said: ConsoleOperation) -> Iterator[Evidence]:
+    shown = said.evidence
+    if said.probe_failed is not None:
+        failed = evidence_of(said.probe_failed)
+        shown = [*(e for e in shown[:5] if e != failed), failed]
+    yield from shown
 
 
 def _situation(number: int, said: ConsoleOperation, arch: Arch, history: History) -> Situation:
@@ -179,16 +174,18 @@ def _request(said: ConsoleOperation) -> Request:
     """The request that a console's operation must have been, as far as its lines tell."""
     match said.msg_type:
         case MessageType.ADD_CPU | MessageType.DEL_CPU:
-            return cpu_request(said.msg_type, said.count if said.arm else said.ids)
+            ids = [each for each in said.ids if each >= 0]
+            return cpu_request(said.msg_type, said.count if said.arm else ids)
         case MessageType.ADD_MMIO if said.window is not None:
-            return mmio_request(said.msg_type, *said.window)
+            base, size, irq = said.window
+            return mmio_request(said.msg_type, base, size, max(irq, 0))
         case MessageType.ADD_PCI | MessageType.DEL_PCI if said.pci is not None:
             bus, devfn = said.pci
             return pci_request(said.msg_type, bus, devfn >> 3, devfn & 7)
     return bare_request(said.msg_type or 0)
 
 
-_NAMELESS = {
+_NAMELESS: Final = {
     EEXIST: (codes.MMIO_OVERLAP, codes.IRQ_CONFLICT),
     EBUSY: (codes.MMIO_RESOURCE_BUSY,),
     EINVAL: (codes.MMIO_BAD_SIZE_FIELD, codes.MMIO_BAD_IRQ),
@@ -198,15 +195,78 @@ _NAMELESS = {
 """What fails without a line of its own: MMIO requests that are refused at once, unknown types."""
 
 
-def _of_nameless(said: ConsoleOperation) -> Iterator[Finding]:
+def _of_nameless(said: ConsoleOperation, number: int, at: int) -> Iterator[Finding]:
     ret = said.ret or 0
-    name = errno_name(ret)
-    told = Told(
-        what=f"A request failed in the guest with {ret}" + (f" ({name})." if name else "."),
-        why="The console does not say which one; refused MMIO requests have no line of their own.",
-        so="The VMM drops most errors, so a device may be missing without any other sign.",
-        next="Record the traffic to see the request; upcall-trace docs vantage-points says how.",
-        evidence=tuple(said.evidence),
-    )
-    for code in _NAMELESS.get(ret, (codes.UNEXPLAINED_RESULT,)):
-        yield rules()[code].finding(told, None, None, inferred=True)
+    told = words.nameless(ret, errno_name(ret) or "")
+    possible = (said.code,) if said.code else _NAMELESS.get(ret, (codes.UNEXPLAINED_RESULT,))
+    yield from _alternatives(possible, told, said.lines, number << 20 | at)
+
+
+def _alternatives(
+    possible: Sequence[Code],
+    told: Told,
+    lines: Sequence[LogLine],
+    group: int,
+    severity: Severity | None = None,
+) -> Iterator[Finding]:
+    """One failure that has several explanations."""
+    for code in possible:
+        yield Finding(
+            code, code.name, severity or code.severity, None, None, True,
+            told.what, told.why, told.so, told.next,
+            tuple(evidence_of(line) for line in lines[:6]), told.side or code.side,
+            lines[-1].wall_ns, group if len(possible) > 1 else None,
+        )  # fmt: skip
+
+
+def of_incidents(console: ConsoleReader, keyed: bool, number: int) -> Iterator[Finding]:
+    """What a console tells of no operation."""
+    closed = [i for i in console.incidents if i.said is guest_lines.NO_SERVICE]
+    for at, incident in enumerate(console.incidents):
+        row, lines, ready = incident.said, incident.lines, incident.ready
+        if row is guest_lines.NO_SERVER:
+            yield from _one(codes.NO_UPCALL, words.no_server(lines[-1]), lines, keyed)
+        elif row is guest_lines.NO_THREAD:
+            yield from _one(codes.NO_HELLO, words.no_thread(), lines, keyed)
+        elif row is guest_lines.NOT_SENT:
+            yield from _one(codes.RESET_WHILE_BUSY, words.not_sent(), lines, False)
+        elif row is guest_lines.PANIC:
+            yield from _one(codes.VM_DIED, words.panicked(lines, ready), lines, keyed)
+        elif incident is closed[-1]:
+            looked = _only_looked(incident, console)
+            possible = (codes.UNKNOWN_SERVICE, codes.SERVICE_BYTE_TIMEOUT, codes.NO_HELLO)
+            severity = Severity.NOTE if looked else None
+            told = words.no_service(len(closed))
+            group = number << 20 | 1 << 19 | at
+            yield from _alternatives(possible, told, lines, group, severity)
+
+
+def _only_looked(incident: Incident, console: ConsoleReader) -> bool:
+    """Whether the closed connection did no harm: it is early, or requests were served after it."""
+    early = (incident.lines[-1].guest_ns or 0) < _SETTLED_NS
+    return early or any(not operation.at_boot for operation in console.operations[incident.after :])
+
+
+def _one(code: Code, told: Told, lines: Sequence[LogLine], certain: bool) -> Iterator[Finding]:
+    for finding in _alternatives((code,), told, lines, 0):
+        yield replace(finding, inferred=not certain)
+
+
+def _of_hung(console: ConsoleReader) -> Iterator[Finding]:
+    """A thread that hangs for minutes waits for the lock, or holds it."""
+    if not console.hung:
+        return
+    died = [o for o in console.operations if o.oops]
+    open_still = list(waiting(console.operations))
+    holder = next((o for o in reversed(died)), None)
+    hanging = None
+    if holder is None:
+        last = console.operations[-1] if console.operations else None
+        if last is not None and last.window is not None and not last.at_boot:
+            hanging = last
+            told = words.driver_hangs(last)
+            yield from _one(codes.DRIVER_HANGS, told, [*last.lines[:2], console.hung[0]], False)
+    blocked = next((o for o in open_still if o is not holder), None)
+    lines = [*(blocked.lines[:2] if blocked else []), *console.hung[:2]]
+    told = words.hung(holder or hanging, blocked)
+    yield from _one(codes.HOTPLUG_LOCK_STUCK, told, lines, False)

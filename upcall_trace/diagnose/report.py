@@ -1,118 +1,130 @@
-"""Findings as text for people and in the formats of the tools that read them."""
+"""Findings as text for people: a headline, the first failure in full, the others in a line each."""
 
 from __future__ import annotations
 
-import html
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
-from xml.etree import ElementTree
+from typing import Final
 
 from ..codes import Severity
+from ..logs.evidence import Evidence
 from ..views.text import WIDTH, safe
 from .finding import Finding
+from .headline import by_guest, clock, failures, fault, first_failure, headline, short
 from .run import Diagnosed
 
-VERSION: Final = 1
 _SCREEN: Final = 24
 """Lines of text about one capture, unless all is asked for."""
-_FIRST: Final = 18
-"""And of its first failure; what is cut are lines of evidence."""
-
-
-def finding_object(finding: Finding, capture: str | None = None) -> dict[str, Any]:
-    """One finding as JSON values; `capture` where there are several."""
-    named = {} if capture is None else {"capture": capture}
-    return {
-        **named,
-        "code": finding.code,
-        "name": finding.name,
-        "severity": finding.severity.word,
-        "conn": finding.conn,
-        "request": finding.request,
-        "inferred": finding.inferred,
-        "what": finding.what,
-        "why": finding.why,
-        "so": finding.so,
-        "next": finding.next,
-        "evidence": [
-            {
-                "source": evidence.source,
-                "conn": evidence.conn,
-                "request": evidence.request,
-                "line": evidence.line,
-                "text": evidence.text,
-            }
-            for evidence in finding.evidence
-        ],
-    }
-
-
-def as_json(diagnosed: Sequence[Diagnosed]) -> str:
-    """`{"v":1,"findings":[…]}` on one line, in ASCII."""
-    several = len(diagnosed) > 1
-    findings = [
-        finding_object(finding, str(each.path) if several else None)
-        for each in diagnosed
-        for finding in each.findings
-    ]
-    return json.dumps({"v": VERSION, "findings": findings})
+_LEFT: Final = 5
+"""Lines that its first failure leaves for others; what is cut are lines of evidence."""
+_HEAD: Final = 3
+"""Lines of the headline at most."""
 
 
 def as_text(diagnosed: Sequence[Diagnosed], everything: bool = False) -> Iterator[str]:
     """For people: the first failure in full, the others in a line each, then a summary."""
     for each in diagnosed:
         if len(diagnosed) > 1:
-            yield f"{safe(str(each.path))}:"
+            yield f"{safe(each.name)}:"
         yield from _one_text(each, everything)
 
 
 def _one_text(each: Diagnosed, everything: bool) -> Iterator[str]:
-    failures = [f for f in each.findings if f.severity >= Severity.ERROR]
-    shown = each.findings if everything else failures
-    first = next(iter(failures), None)
+    head = headline(each.findings)
+    told = [] if head is None else _headline_lines(head)
+    yield from told
+    guests = by_guest(each.findings)
+    first = first_failure(guests[0][1]) if guests else None
+    shown = 0
     if everything:
-        for finding in shown:
-            yield from in_full(finding)
+        for sandbox, findings in guests:
+            if len(guests) > 1 or sandbox is not None:
+                yield section(sandbox, findings)
+            for finding in findings:
+                yield from in_full(finding)
+        shown = len(each.findings)
     elif first is not None:
-        told = [*in_full(first)]
-        if len(told) > _FIRST:
-            told[_FIRST - 2 :] = [f"{'…':>16}", ""]
-        yield from told
-        others = [finding for finding in shown if finding is not first]
-        room = _SCREEN - len(told) - 2
-        if len(others) > room:
-            others[room - 1 :] = []
-        for finding in others:
-            yield headline(finding)
-        if len(others) < len(shown) - 1:
-            yield f"… and {len(shown) - 1 - len(others)} more"
-    yield _summary(each)
-    hidden = len(each.findings) - len(shown)
-    if not everything and (hidden or len(failures) > 1):
+        body = [*in_full(first[0], first[1:])]
+        most = _SCREEN - len(told) - _LEFT
+        if len(body) > most:
+            body[most - 2 :] = [f"{'…':>16}", ""]
+        yield from body
+        shown = len(first)
+        lines = [*_others(guests, first)]
+        room = max(_SCREEN - len(told) - len(body) - 2, 2)
+        left_out = 0
+        if len(lines) > room:
+            left_out = sum(count for count, _ in lines[room - 1 :])
+            lines[room - 1 :] = []
+        for count, line in lines:
+            shown += count
+            yield line
+        if left_out:
+            shown += left_out
+            yield f"… and {left_out} more"
+    yield summary(each)
+    if not everything and len(each.findings) > (1 if shown else 0):
         yield "--all tells every finding in full, --explain CODE what a code means."
 
 
-def headline(finding: Finding) -> str:
+def _headline_lines(head: str) -> list[str]:
+    import textwrap
+
+    lines = textwrap.wrap(safe(head), WIDTH)
+    if len(lines) > _HEAD:
+        lines[_HEAD - 1 :] = [f"{lines[_HEAD - 1][: WIDTH - 1]}…"]
+    return [*lines, ""]
+
+
+def _others(
+    guests: Sequence[tuple[str | None, Sequence[Finding]]], first: Sequence[Finding]
+) -> Iterator[tuple[int, str]]:
+    """(findings, line) of each failure but the first, under the name of its guest."""
+    for sandbox, findings in guests:
+        left = [same for same in failures(findings) if same[0] not in first]
+        if sandbox is not None and len(guests) > 1 and (left or findings[0] in first):
+            yield 0, section(sandbox, findings)
+        for same in left:
+            yield len(same), finding_line(same[0], same[1:])
+
+
+def section(sandbox: str | None, findings: Sequence[Finding]) -> str:
+    """The line that stands over a guest's findings."""
+    name = "lines that do not say whose they are" if sandbox is None else f"guest {safe(sandbox)}"
+    return f"{name}: {_counts(findings)}"
+
+
+def finding_line(finding: Finding, alternatives: Sequence[Finding] = ()) -> str:
     """One line: where, how bad, the code, and what happened."""
     possibly = " possibly" if finding.inferred else ""
-    head = f"{place(finding):>7} {finding.severity.word:<7}{possibly} {finding.code} {finding.name}"
+    codes = " or ".join([f"{finding.code} {finding.name}", *(f.code for f in alternatives)])
+    head = f"{place(finding):>7} {finding.severity.word:<7}{possibly} {codes}"
     line = safe(f"{head}: {finding.what}")
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
-def in_full(finding: Finding) -> Iterator[str]:
-    """The headline's place and code, the four sentences, and the evidence."""
+def in_full(finding: Finding, alternatives: Sequence[Finding] = ()) -> Iterator[str]:
+    """The place and code, whose fault and when, the four sentences, and the evidence."""
     possibly = "possibly " if finding.inferred else ""
-    where = place(finding)
-    yield f"{where:>7} {finding.severity.word}: {possibly}{finding.code} {finding.name}"
+    codes = " or ".join(f"{f.code} {f.name}" for f in (finding, *alternatives))
+    yield safe(f"{place(finding):>7} {finding.severity.word}: {possibly}{codes}")
+    when = "" if finding.time_ns is None else f", at {clock(finding.time_ns)}"
+    whose = "" if finding.sandbox is None else f", guest {short(finding.sandbox)}"
+    yield from _wrapped("who", f"{finding.side.value}: {fault(finding.side)}{whose}{when}")
     for label in ("what", "why", "so", "next"):
         yield from _wrapped(label, getattr(finding, label))
     for evidence in finding.evidence:
-        at = f"line {evidence.line}" if evidence.line else f"{evidence.conn}.{evidence.request}"
-        yield from _wrapped("see", f"{evidence.source} {at}: {evidence.text}")
+        yield from _wrapped("see", f"{seen_at(evidence)}: {evidence.text}")
     yield ""
+
+
+def seen_at(evidence: Evidence) -> str:
+    """Where a piece of evidence is: a line of a file, or a request."""
+    if evidence.line is None:
+        return f"{evidence.source} {evidence.conn}.{evidence.request}"
+    if evidence.file is None:
+        return f"{evidence.source} line {evidence.line}"
+    return f"{evidence.file}:{evidence.line}"
 
 
 def _wrapped(label: str, text: str) -> Iterator[str]:
@@ -124,7 +136,7 @@ def _wrapped(label: str, text: str) -> Iterator[str]:
 
 
 def place(finding: Finding) -> str:
-    """`1.2` for a request, `conn 1` for a connection, `-` for the capture."""
+    """`1.2` for a request, `conn 1` for a connection, `-` for the capture or a log."""
     if finding.conn is None:
         return "-"
     return (
@@ -132,87 +144,20 @@ def place(finding: Finding) -> str:
     )
 
 
-def _summary(each: Diagnosed) -> str:
-    counts = Counter(finding.severity for finding in each.findings)
+def _counts(findings: Sequence[Finding]) -> str:
+    """How many failures of each severity; alternatives of one count once."""
+    counted: dict[object, Finding] = {}
+    for finding in findings:
+        alone = finding.group is None
+        counted.setdefault(id(finding) if alone else (finding.sandbox, finding.group), finding)
+    counts = Counter(finding.severity for finding in counted.values())
     named = [f"{counts[s]} {s.word}" for s in sorted(Severity, reverse=True) if counts[s]]
-    found = ", ".join(named) or "nothing found"
+    return ", ".join(named) or "nothing found"
+
+
+def summary(each: Diagnosed) -> str:
+    """What was gone through, and how many findings of each severity there are."""
     where = f" on {each.connections} connections" if each.connections else ""
-    return f"{each.operations} operations{where}: {found}."
-
-
-def as_markdown(diagnosed: Sequence[Diagnosed]) -> Iterator[str]:
-    """For an issue tracker: a table, then each error in full."""
-    for each in diagnosed:
-        yield f"## Findings in {_md(each.path.name)}"
-        yield ""
-        yield _md(_summary(each))
-        yield ""
-        if not each.findings:
-            continue
-        yield "| where | severity | code | what |"
-        yield "| --- | --- | --- | --- |"
-        for finding in each.findings:
-            possibly = "possibly " if finding.inferred else ""
-            code = f"{possibly}{finding.code} {finding.name}"
-            yield f"| {place(finding)} | {finding.severity.word} | {code} | {_md(finding.what)} |"
-        yield ""
-        for finding in each.findings:
-            if finding.severity < Severity.ERROR:
-                continue
-            yield f"### {place(finding)}: {finding.code} {finding.name}"
-            yield ""
-            for label in ("what", "why", "so", "next"):
-                yield f"- **{label}**: {_md(getattr(finding, label))}"
-            yield ""
-
-
-def _md(text: str) -> str:
-    escaped = html.escape(safe(text), quote=False)
-    return "".join(f"\\{c}" if c in "\\|`*_[]#~" else c for c in escaped)
-
-
-def as_junit(diagnosed: Sequence[Diagnosed]) -> str:
-    """For CI: a suite a capture, a failed case for each error, a passed one without any."""
-    suites = ElementTree.Element("testsuites")
-    for each in diagnosed:
-        failures = [f for f in each.findings if f.severity >= Severity.ERROR]
-        suite = ElementTree.SubElement(
-            suites, "testsuite", name=safe(each.path.name),
-            tests=str(max(1, len(failures))), failures=str(len(failures)),
-        )  # fmt: skip
-        for finding in failures:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=f"{finding.code} {finding.name}",
-                name=f"{place(finding)} {safe(finding.what)}",
-            )  # fmt: skip
-            failure = ElementTree.SubElement(
-                case, "failure", type=finding.code, message=safe(finding.what)
-            )
-            failure.text = safe(f"{finding.why} {finding.so} {finding.next}")
-        if not failures:
-            name = f"{each.operations} operations without an error"
-            ElementTree.SubElement(suite, "testcase", classname="upcall-trace", name=name)
-    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True)
-
-
-_LEVELS: Final = {
-    Severity.NOTE: "notice",
-    Severity.WARNING: "warning",
-    Severity.ERROR: "error",
-    Severity.FATAL: "error",
-}
-
-
-def as_github(diagnosed: Sequence[Diagnosed]) -> Iterator[str]:
-    """Workflow commands of GitHub Actions, one a line."""
-    for each in diagnosed:
-        for finding in each.findings:
-            title = _command(f"{finding.code} {finding.name} at {place(finding)}", ":,")
-            file = _command(str(each.path), ":,")
-            text = _command(f"{finding.what} {finding.why} {finding.so} {finding.next}", "")
-            yield f"::{_LEVELS[finding.severity]} file={file},title={title}::{text}"
-
-
-def _command(text: str, special: str) -> str:
-    escaped = safe(text).replace("%", "%25")
-    return "".join(f"%{ord(c):02X}" if c in special else c for c in escaped)
+    if each.path is None and not each.operations:
+        return f"{each.lines} lines about upcall: {_counts(each.findings)}."
+    return f"{each.operations} operations{where}: {_counts(each.findings)}."

@@ -11,39 +11,23 @@ from ..capture.reader import CaptureReader, Damage
 from ..errors import WrongUsage
 from ..kernel.noted_world import lacking_world
 from ..kernel.world import World
-from ..logs.guest_console import ConsoleOperation, read_console
-from ..logs.vmm import VmmLine, read_vmm_log
 from ..sources import open_source
 from ..trace.opening import Progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
+from .log_inputs import Logs
+from .log_joining import Joining
 from .log_matching import ConsoleMatcher
-from .log_story import of_console, of_vmm_log
 
 _PROGRESS_EVERY = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Logs:
-    """What was read of a guest's console and a VMM's log; empty where there is none."""
-
-    console: tuple[ConsoleOperation, ...] = ()
-    vmm: tuple[VmmLine, ...] = ()
-
-
-def read_logs(console: Path | None, vmm_log: Path | None) -> Logs:
-    """Read the logs that there are; raises UnreadableInput."""
-    return Logs(
-        tuple(read_console(console)) if console else (),
-        tuple(read_vmm_log(vmm_log)) if vmm_log else (),
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosed:
     """One capture's findings; `complete` is false when the capture is torn or has gaps."""
 
-    path: Path
+    path: Path | None
+    """None for what logs tell without a capture."""
     findings: list[Finding]
     operations: int
     connections: int
@@ -53,6 +37,23 @@ class Diagnosed:
     """How well a console fitted, where one was given."""
     lacks: str = ""
     """Why nobody knows what the guest looked like, where the capture names its machine."""
+    lines: int = 0
+    """Lines about upcall, of logs alone."""
+    from_ns: int | None = None
+    to_ns: int | None = None
+    """When the recording began and ended, in nanoseconds since 1970, where that is known."""
+    file: str = ""
+    """The logs' names, where there is no capture."""
+
+    @property
+    def name(self) -> str:
+        """What was diagnosed, as people know it."""
+        return str(self.path) if self.path is not None else self.file
+
+    @property
+    def short_name(self) -> str:
+        """The same without folders."""
+        return self.path.name if self.path is not None else self.file
 
 
 def diagnose(
@@ -64,10 +65,9 @@ def diagnose(
 ) -> Diagnosed:
     """Every finding about a capture, or any file that can be imported; raises UnreadableInput."""
     findings: list[Finding] = []
-    logs = logs or Logs()
-    matcher = ConsoleMatcher(logs.console) if logs.console else None
+    joining = Joining(path, logs or Logs())
     with open_source(path) as source:
-        diagnosis = Diagnosis(source.header, world, dragonball, matcher)
+        diagnosis = Diagnosis(source.header, world, dragonball, joining.matcher)
         for count, (offset, record) in enumerate(source.records()):
             findings += diagnosis.feed(record, offset)
             if progress is not None and count % _PROGRESS_EVERY == 0:
@@ -78,8 +78,8 @@ def diagnose(
         whole = source.complete and not source.damage and not session.lost
         operations = sum(connection.requests for connection in session.connections.values())
     findings.sort(key=sort_key)
-    findings += of_vmm_log(logs.vmm, findings)
-    matched = matcher.account if matcher else ""
+    findings = sorted(joining.completed(findings), key=sort_key)
+    matched = "; ".join(joining.sentences)
     damage = tuple(source.damage)
     return Diagnosed(
         path, findings, operations, len(session.connections), whole, damage, matched, lacks
@@ -97,7 +97,8 @@ def follow(
     with open_source(path) as source:
         if not isinstance(source, CaptureReader):
             raise WrongUsage(f"{path} is not a capture: only captures grow")
-        matcher = ConsoleMatcher(logs.console) if logs.console else None
+        console = next(iter(logs.consoles), None)
+        matcher = ConsoleMatcher(console.console.operations) if console else None
         diagnosis = Diagnosis(source.header, world, dragonball, matcher)
         found: list[Finding] = []
         while True:
@@ -111,11 +112,15 @@ def follow(
             time.sleep(poll_s)
         last = sorted(diagnosis.finish(), key=sort_key)
         yield from last
-        yield from of_vmm_log(logs.vmm, found + last)
+        told = {finding.code for finding in [*found, *last]}
+        yield from (f for f in logs.vmm_findings() if f.code not in told)
 
 
-def diagnose_logs(name: Path, logs: Logs) -> Diagnosed:
-    """Every finding that logs give without a capture; all from a console are inferred."""
-    findings = list(of_console(logs.console))
-    findings += of_vmm_log(logs.vmm, findings)
-    return Diagnosed(name, findings, len(logs.console), 0, complete=True)
+def diagnose_logs(logs: Logs) -> Diagnosed:
+    """Every finding that logs give without a capture."""
+    operations = sum(len(guest.console.operations) for guest in logs.guests)
+    lines = sum(told.understood for told in logs.inputs)
+    names = ", ".join(Path(told.file).name for told in logs.inputs)
+    return Diagnosed(
+        None, logs.findings(), operations, 0, not logs.torn, lines=lines, file=names
+    )  # fmt: skip

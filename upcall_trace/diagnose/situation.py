@@ -34,7 +34,7 @@ from .finding import Cause, Ref
 from .history import History
 
 if TYPE_CHECKING:  # logs are matched with situations, so they know these and not the reverse
-    from ..logs.guest_console import ConsoleOperation
+    from ..logs.console_operations import ConsoleOperation
 
 
 LONG_NS: Final = 1_000_000_000

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final
 
 from ..codes import Severity
-from ..diagnose.report import as_markdown
+from ..diagnose.report_formats import as_markdown
 from ..diagnose.whole_capture import WholeCapture
 from ..trace.operations import Operation
 from ..views.text import duration, fields_text, result_text, safe

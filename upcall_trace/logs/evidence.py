@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Evidence:
     """What a finding rests on: a request of the capture, or a line of a log.
 
-    `source` is `request`, `connection`, `console` or `vmm-log`; `line` counts from 1.
+    `source` is `request`, `connection`, `console` or `vmm-log`; `line` counts from 1 in `file`,
+    which is None where the input has no name.
     """
 
     source: str
@@ -17,3 +18,4 @@ class Evidence:
     conn: int | None = None
     request: int | None = None
     line: int | None = None
+    file: str | None = None

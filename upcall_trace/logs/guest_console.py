@@ -1,184 +1,185 @@
-"""The guest's console: its lines put together into the operations that they are about.
+"""A guest's console: its lines put together into the operations that they are about.
 
 docs/protocol.md section 4 lists the lines. Those of the device manager have no newline in the
 kernel's source, so the last one of a log may be missing: from its absence nothing is concluded.
+One `ConsoleReader` reads one boot after the other of one guest.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from dissectors.constants import EBUSY, ENODEV, EPERM, Arch, MessageType
+from dissectors.constants import (
+    EBUSY,
+    EINVAL,
+    EIO,
+    ENODEV,
+    EPERM,
+    MessageType,
+)
 
 from .. import codes
-from ..codes import Code
-from .evidence import Evidence
-from .lines import LogLine, read_lines
+from ..codes import Code, Family
+from . import guest_lines as said
+from .console_operations import ConsoleOperation, Incident, is_open
+from .entries import Scanner
+from .lines import LogLine
+from .meaning import Match, Speaker
+from .opening import LogFile
+from .table import of_guest, understood, wanted
 
-_WANTED: Final = re.compile(
-    rb"db-dev-mgr|virtio-mmio|virtio-pci|platform virtio|\bpci 0000|Oops|BUG:|db_dev_mgr"
-)
-_MANAGER: Final = re.compile(r"db-dev-mgr: (.*)")
-_CPU: Final = re.compile(
-    r"(?:Current vcpu number: \d+, )?(add|del|Add|Delete) vcpu number ?: (\d{1,9})"
-)
-_CPU_ID: Final = re.compile(r"(?:adding vcpu apic_id|deleting vcpu|cannot be added: apci_id) (\d+)")
-_CPU_DONE: Final = re.compile(r"cpu event notification: (?:apic ids index|cpu_id) (\d+)")
-_PCI: Final = re.compile(
-    r"(add|remove) pci device of busno: ([0-9a-f]{1,2}), devfn: ([0-9a-f]{1,2})\b"
-)
-_FAILED: Final = re.compile(r"Command run failed, err: (-?\d{1,9})\b")
-_REGISTERING: Final = re.compile(
-    r"virtio-mmio: Registering device (virtio-mmio\.\d+) "
-    r"at 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16}), IRQ (\d{1,9})\."
-)
-_MMIO_PROBE: Final = re.compile(
-    r"virtio-mmio (virtio-mmio\.\d+): (?:Wrong magic value|Version \S+ not supported|"
-    r"probe with driver \S+ failed)|virtio-mmio: probe of (virtio-mmio\.\d+) failed"
-)
-_UNCLAIMED: Final = re.compile(r"platform (virtio-mmio\.\d+): failed to claim resource")
-_PCI_PROBE: Final = re.compile(
-    r"(?:pci|virtio-pci) 0000:([0-9a-f]{2}):([0-9a-f]{2})\.([0-7]): (?:BAR \d+.*(?:no space|"
-    r"failed to assign|can't assign|can't reserve|not assigned|unassigned)|"
-    r"probe with driver \S+ failed|.*not initialized correctly)"
-    r"|virtio-pci: probe of 0000:([0-9a-f]{2}):([0-9a-f]{2})\.([0-7]) failed"
-)
-_OOPS: Final = re.compile(r"BUG: unable to handle|Oops:|kernel BUG at|Internal error: Oops")
-_REASONS: Final = (
-    (re.compile(r"apci_id \d+ is already been used"), codes.CPU_ALREADY_KNOWN),
-    (re.compile(r"generic processor info failed"), codes.NO_CPU_NUMBER),
-    (re.compile(r"cpu up failed: -5"), codes.VCPU_NOT_STARTED),
-    (re.compile(r"cannot remove all vcpus"), codes.REMOVE_ALL_CPUS),
-    (re.compile(r"cannot del bootstrap processor"), codes.REMOVE_BOOT_CPU),
-    (re.compile(r"Could not find PCI bus for busno"), codes.PCI_NO_SUCH_BUS),
-    (re.compile(r"Could not find PCI device for slot"), codes.PCI_NOTHING_THERE),
-)
 _U64: Final = (1 << 64) - 1
 _KEPT: Final = 200_000
 """Operations that a console may be about; a hostile one would go on for ever."""
+_LINES: Final = 600
+"""Lines that are kept of one operation."""
+_REFUSED: Final = {
+    said.CPU_KNOWN: (codes.CPU_ALREADY_KNOWN, EINVAL),
+    said.NO_NUMBER: (codes.NO_CPU_NUMBER, EINVAL),
+    said.REMOVE_ALL: (codes.REMOVE_ALL_CPUS, EINVAL),
+    said.BOOT_CPU: (codes.REMOVE_BOOT_CPU, EINVAL),
+    said.NOT_POSSIBLE: (codes.CPU_REFUSED_BY_KERNEL, EINVAL),
+    said.NO_BUS: (codes.PCI_NO_SUCH_BUS, ENODEV),
+    said.NO_SLOT: (codes.PCI_NOTHING_THERE, ENODEV),
+}
+_LOST_ITS_ID: Final = -17
+_BUSY: Final = -16
+_OFFLINE_ALREADY: Final = 1
+_OURS: Final = "db_dev_mgr"
+_OF_CPUS: Final = ("cpuhp/", "swapper/")
+_MMIO_WAYS: Final = frozenset(
+    {"virtio_mmio_add_device", "virtio_mmio_del_device", "add_mmio_dev", "del_mmio_dev"}
+)
 
 
-@dataclass(slots=True)
-class ConsoleOperation:
-    """What the console says of one operation; `ret` is None when it does not say how it ended.
-
-    `code` is the cause that a line names; `probe_failed` the line that says that the driver failed.
-    """
-
-    msg_type: MessageType | None
-    lines: list[LogLine]
-    count: int = 0
-    arm: bool = False
-    ids: list[int] = field(default_factory=list)
-    window: tuple[int, int, int] | None = None
-    pci: tuple[int, int] | None = None
-    device: str = ""
-    ret: int | None = None
-    code: Code | None = None
-    oops: bool = False
-    closed: bool = False
-    probe_failed: LogLine | None = None
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What it can be recognised by in a recording."""
-        if self.window is not None:
-            return ("mmio", self.window[0])
-        if self.pci is not None:
-            return (self.msg_type, *self.pci)
-        return (self.msg_type, self.count)
-
-    @property
-    def evidence(self) -> list[Evidence]:
-        """Its lines, at most a handful."""
-        return [evidence_of(line) for line in self.lines[:6]]
-
-
-def evidence_of(line: LogLine) -> Evidence:
-    """One console line as evidence."""
-    return Evidence("console", line.text.strip()[:160], line=line.number)
-
-
-class _Reader:
-    """Puts lines together."""
+class ConsoleReader:
+    """Puts the lines of one guest together, fed one by one in their order."""
 
     def __init__(self) -> None:
         self.operations: list[ConsoleOperation] = []
+        self.incidents: list[Incident] = []
+        self.boots: list[LogLine] = []
+        self.hung: list[LogLine] = []
+        self.heard = 0
+        """Lines of the device manager and the upcall server."""
+        self._boot = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Another boot: what came before is of a guest that is gone."""
         self._devices: dict[str, ConsoleOperation] = {}
+        self._drivers: dict[str, ConsoleOperation] = {}
         self._functions: dict[tuple[int, int], ConsoleOperation] = {}
+        self._registered: ConsoleOperation | None = None
+        self._current: ConsoleOperation | None = None
+        self._oops: list[LogLine] = []
+        self._dying: ConsoleOperation | None = None
+        self._served = False
 
-    def line(self, line: LogLine) -> None:
-        text = line.text
-        if found := _MANAGER.search(text):
-            self._manager(line, found[1])
-        elif found := _REGISTERING.search(text):
-            base, end, irq = int(found[2], 16), int(found[3], 16), int(found[4])
-            added = self._begin(MessageType.ADD_MMIO, line)
-            added.window, added.device, added.ret = (base, end - base + 1 & _U64, irq), found[1], 0
-            self._devices[found[1]] = added
-        elif found := _MMIO_PROBE.search(text):
-            self._probe(self._devices.get(found[1] or found[2]), line)
-        elif found := _UNCLAIMED.search(text):
-            claimed = self._devices.get(found[1])
-            if claimed is not None:
-                claimed.ret, claimed.code = EBUSY, codes.MMIO_RESOURCE_BUSY
-                claimed.lines.append(line)
-        elif found := _PCI_PROBE.search(text):
-            bus, slot, function = (found[n] or found[n + 3] for n in (1, 2, 3))
-            place = (int(bus, 16), int(slot, 16) << 3 | int(function))
-            self._probe(self._functions.get(place), line)
-        elif _OOPS.search(text) and self.operations and self.operations[-1].ret is None:
-            self.operations[-1].oops = True
-            self.operations[-1].lines.append(line)
+    def feed(self, line: LogLine, matches: Iterable[Match]) -> None:
+        """One line, with what it says."""
+        for match in matches:
+            if of_guest(match):
+                self._said(line, match)
 
-    def _probe(self, operation: ConsoleOperation | None, line: LogLine) -> None:
-        if operation is not None and operation.probe_failed is None:
-            operation.probe_failed = line
+    def _said(self, line: LogLine, match: Match) -> None:
+        row = match.meaning
+        if row.speaker is Speaker.MANAGER:
+            self.heard += 1
+            self._oops.clear()
+        if row in _REFUSED:
+            self._refused(line, *_REFUSED[row])
+            return
+        handler = _HANDLERS.get(row)
+        if handler is not None:
+            handler(self, line, match)
 
-    def _begin(self, msg_type: MessageType | None, line: LogLine) -> ConsoleOperation:
-        operation = ConsoleOperation(msg_type, [line])
-        if len(self.operations) < _KEPT:
-            self.operations.append(operation)
-        return operation
+    # The device manager.
 
-    def _manager(self, line: LogLine, said: str) -> None:
-        current = self.operations[-1] if self.operations else None
-        if found := _CPU.match(said):
-            adding = found[1].lower() == "add"
-            begun = self._begin(MessageType.ADD_CPU if adding else MessageType.DEL_CPU, line)
-            begun.count = min(int(found[2]), 255)
-            begun.arm = said.startswith("Current")
-        elif found := _PCI.match(said):
-            adding = found[1] == "add"
-            begun = self._begin(MessageType.ADD_PCI if adding else MessageType.DEL_PCI, line)
-            begun.pci = (int(found[2], 16), int(found[3], 16))
-            self._functions[begun.pci] = begun
-        elif said.startswith("db_devmgr_process : Not found valid command"):
-            self._begin(None, line).ret = EPERM
-        elif found := _FAILED.search(said):
-            self._failed(line, int(found[1]), current)
-        elif current is not None and current.msg_type is not None:
-            current.lines.append(line)
-            if found := _CPU_ID.search(said):
-                current.ids.append(int(found[1][:9]) & 0xFF)
-            elif _CPU_DONE.match(said) and current.code is None:
+    def _cpus(self, line: LogLine, match: Match) -> None:
+        adding = match[2].lower().startswith("add")
+        begun = self._begin(MessageType.ADD_CPU if adding else MessageType.DEL_CPU, line)
+        begun.count = min(int(match[3]), 255)
+        begun.arm = bool(match[1])
+
+    def _cpu_id(self, line: LogLine, match: Match) -> None:
+        if (current := self._open_cpus()) is not None:
+            current.ids.append(int(match[1]) & 0xFF if int(match[1]) >= 0 else -1)
+            self._keep(current, line)
+
+    def _cpu_done(self, line: LogLine, match: Match) -> None:
+        current = self._open_cpus()
+        if current is not None:
+            self._keep(current, line)
+            if current.code is None:
                 current.ret = 0
-            for pattern, code in _REASONS:
-                if pattern.search(said):
-                    removing = current.msg_type == MessageType.DEL_PCI
-                    current.code = codes.PCI_NO_SUCH_DEVICE if removing else code
-                    if current.pci is not None:
-                        current.ret = ENODEV
 
-    def _failed(self, line: LogLine, ret: int, current: ConsoleOperation | None) -> None:
+    def _refused(self, line: LogLine, code: Code, ret: int) -> None:
+        current = self._current
+        if current is None or current.msg_type is None or current.oops:
+            # Its first line is in an older part of the log.
+            adding = code in (codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER)
+            nameless = MessageType.ADD_CPU if adding else MessageType.DEL_CPU
+            current = self._begin(None if code.family is Family.PCI else nameless, line)
+        else:
+            self._keep(current, line)
+        if current.msg_type == MessageType.DEL_PCI:
+            code = codes.PCI_NO_SUCH_DEVICE
+        current.code, current.ret, current.decided_by = code, ret, line
+        words = line.text
+        if (
+            code == codes.CPU_ALREADY_KNOWN
+            and (known := said.CPU_KNOWN.pattern)
+            and (found := known.search(words))
+        ):
+            current.ids.append(int(found[1]) & 0xFF)
+
+    def _not_registered(self, line: LogLine, match: Match) -> None:
+        error = int(match[2])
+        self._refused(
+            line,
+            codes.CPU_LOST_ITS_ID if error == _LOST_ITS_ID else codes.CPU_REFUSED_BY_KERNEL,
+            error or EINVAL,
+        )
+
+    def _not_up(self, line: LogLine, match: Match) -> None:
+        error = int(match[2])
+        self._refused(
+            line, codes.VCPU_NOT_STARTED if error == EIO else codes.UNEXPLAINED_RESULT, error
+        )
+        current = self._current
+        if current is not None and not current.ids:
+            current.msg_type = MessageType.ADD_CPU
+            current.ids.append(int(match[1]) & 0xFF)
+
+    def _del_failed(self, line: LogLine, match: Match) -> None:
+        error = int(match[1])
+        code = {_BUSY: codes.CPU_BUSY, _OFFLINE_ALREADY: codes.CPU_ALREADY_OFFLINE}.get(
+            error, codes.UNEXPLAINED_RESULT
+        )
+        self._refused(line, code, error)
+
+    def _pci(self, line: LogLine, match: Match) -> None:
+        adding = match[1] == "add"
+        begun = self._begin(MessageType.ADD_PCI if adding else MessageType.DEL_PCI, line)
+        begun.pci = (int(match[2], 16), int(match[3], 16))
+        self._functions[begun.pci] = begun
+        if adding:
+            self._registered = begun
+
+    def _unknown_type(self, line: LogLine, match: Match) -> None:
+        self._begin(None, line).ret = EPERM
+
+    def _failed(self, line: LogLine, match: Match) -> None:
         """A failed command: the current one's end, or of one that had said nothing before."""
+        ret = int(match[1])
+        current = self._current
         open_still = (
             current is not None
             and current.msg_type is not None
+            and current.window is None
             and not (current.closed or current.oops)
             and (current.code is not None or current.ret is None)
             and (current.pci is None or current.code is not None)
@@ -186,25 +187,196 @@ class _Reader:
         if current is None or not open_still:
             current = self._begin(None, line)
         else:
-            current.lines.append(line)
+            self._keep(current, line)
         current.ret, current.closed = ret, True
+        if current.decided_by is None:
+            current.decided_by = line
+
+    def _incident(self, line: LogLine, match: Match) -> None:
+        row = match.meaning
+        if row is said.PANIC and self._is_known_panic():
+            return
+        self.incidents.append(
+            Incident(row, (*self._oops, line), self._served, len(self.operations), self._boot)
+        )
+
+    def _is_known_panic(self) -> bool:
+        return any(i.said is said.PANIC and i.boot == self._boot for i in self.incidents)
+
+    # The kernel.
+
+    def _registering(self, line: LogLine, match: Match) -> None:
+        base, end, irq = int(match[2], 16), int(match[3], 16), int(match[4])
+        at_boot = not self._served and bool(self.boots) and not self._manager_spoke()
+        added = self._begin(MessageType.ADD_MMIO, line)
+        added.window, added.device, added.ret = (base, end - base + 1 & _U64, irq), match[1], 0
+        added.at_boot = at_boot
+        if irq < 0:
+            added.probe_failed = line
+        self._devices[match[1]] = self._registered = added
+
+    def _manager_spoke(self) -> bool:
+        return any(not operation.at_boot for operation in self.operations[-1:]) and (
+            self.operations[-1].boot == self._boot
+        )
+
+    def _mmio_probe(self, line: LogLine, match: Match) -> None:
+        self._probe(self._devices.get(match[1] or match[2]), line)
+
+    def _unclaimed(self, line: LogLine, match: Match) -> None:
+        claimed = self._devices.get(match[1])
+        if claimed is not None:
+            claimed.ret, claimed.code, claimed.decided_by = EBUSY, codes.MMIO_RESOURCE_BUSY, line
+            self._keep(claimed, line)
+
+    def _pci_probe(self, line: LogLine, match: Match) -> None:
+        bus, slot, function = (match[n] or match[n + 3] for n in (1, 2, 3))
+        place = (int(bus, 16), int(slot, 16) << 3 | int(function))
+        self._probe(self._functions.get(place), line)
+
+    def _driver_line(self, line: LogLine, match: Match) -> None:
+        if self._registered is not None:
+            self._drivers.setdefault(match[1], self._registered)
+
+    def _driver_probe(self, line: LogLine, match: Match) -> None:
+        device = next(each for each in (match[n] for n in range(1, 5)) if each)
+        self._probe(self._drivers.get(device, self._registered), line)
+
+    def _no_memory(self, line: LogLine, match: Match) -> None:
+        self._probe(self._drivers.get(match[1], self._registered), line)
+
+    def _probe(self, operation: ConsoleOperation | None, line: LogLine) -> None:
+        if operation is not None and operation.probe_failed is None and not operation.at_boot:
+            operation.probe_failed = line
+
+    def _boots(self, line: LogLine, match: Match) -> None:
+        if self.boots or self.operations:
+            self._boot += 1
+        self._close_open()
+        self.boots.append(line)
+        self._forget()
+
+    def _oopses(self, line: LogLine, match: Match) -> None:
+        if len(self._oops) < 4:
+            self._oops.append(line)
+        self._dying = None
+
+    def _comm(self, line: LogLine, match: Match) -> None:
+        """An oops has an owner: it belongs to the request of the thread that it names."""
+        if not self._oops:
+            return  # a warning names its thread too
+        lines, self._oops = [*self._oops, line], []
+        name = match[2]
+        current = self._current
+        dying = current if current is not None and is_open(current) else None
+        if name != _OURS:
+            if not (dying is not None and name.startswith(_OF_CPUS) and _may_be(dying, name)):
+                return
+        elif dying is None:
+            dying = self._begin(None, lines[0])
+            lines = lines[1:]
+        assert dying is not None  # of upcall's thread, or of a CPU that comes up
+        dying.oops, dying.comm, dying.decided_by = True, name, line
+        for each in lines:
+            self._keep(dying, each)
+        self._dying = dying
+
+    def _way(self, line: LogLine, match: Match) -> None:
+        dying = self._dying
+        if dying is None:
+            return
+        if match[1] in _MMIO_WAYS and dying.msg_type is not None and dying.window is None:
+            # The thread died in an MMIO request, which has no line; what stood open was another.
+            other = self._begin(None, dying.lines[-2] if len(dying.lines) > 1 else line)
+            other.oops, other.comm, other.decided_by = True, dying.comm, dying.decided_by
+            dying.oops, dying.comm, dying.decided_by = False, "", None
+            self._dying = dying = other
+        dying.ways.add(match[1])
+        if len(dying.lines) < 12:
+            self._keep(dying, line)
+
+    def _hangs(self, line: LogLine, match: Match) -> None:
+        if len(self.hung) < 64:
+            self.hung.append(line)
+
+    # What they share.
+
+    def _open_cpus(self) -> ConsoleOperation | None:
+        current = self._current
+        if current is None or current.msg_type not in (MessageType.ADD_CPU, MessageType.DEL_CPU):
+            return None
+        return current
+
+    def _keep(self, operation: ConsoleOperation, line: LogLine) -> None:
+        if len(operation.lines) < _LINES:
+            operation.lines.append(line)
+
+    def _begin(self, msg_type: MessageType | None, line: LogLine) -> ConsoleOperation:
+        self._close_open()
+        self._dying = None
+        operation = ConsoleOperation(msg_type, [line], boot=self._boot)
+        if len(self.operations) < _KEPT:
+            self.operations.append(operation)
+        self._current = operation
+        self._served |= msg_type is None or msg_type != MessageType.ADD_MMIO
+        return operation
+
+    def _close_open(self) -> None:
+        """PCI operations that nothing contradicts have worked, once something comes after them."""
+        current = self._current
+        if current is not None and current.pci is not None and is_open(current):
+            current.ret = 0
+
+    def finish(self) -> None:
+        """The log is over. An oops that does not say whose it is may be the open request's."""
+        current = self._current
+        if self._oops and current is not None and is_open(current) and current.pci is None:
+            current.oops = True
+            current.decided_by = self._oops[0]
+            for each in self._oops:
+                self._keep(current, each)
+            self._oops = []
+
+
+def _may_be(operation: ConsoleOperation, comm: str) -> bool:
+    """Whether a thread of a CPU that comes up can be of this operation."""
+    return operation.msg_type == MessageType.ADD_CPU and comm.rpartition("/")[2].isdecimal()
+
+
+_HANDLERS: Final = {
+    said.CPUS: ConsoleReader._cpus,
+    said.CPU_ID: ConsoleReader._cpu_id,
+    said.CPU_DONE: ConsoleReader._cpu_done,
+    said.NOT_REGISTERED: ConsoleReader._not_registered,
+    said.NOT_UP: ConsoleReader._not_up,
+    said.DEL_FAILED: ConsoleReader._del_failed,
+    said.PCI: ConsoleReader._pci,
+    said.UNKNOWN_TYPE: ConsoleReader._unknown_type,
+    said.COMMAND_FAILED: ConsoleReader._failed,
+    said.NO_SERVER: ConsoleReader._incident,
+    said.NO_SERVICE: ConsoleReader._incident,
+    said.NO_THREAD: ConsoleReader._incident,
+    said.NOT_SENT: ConsoleReader._incident,
+    said.PANIC: ConsoleReader._incident,
+    said.REGISTERING: ConsoleReader._registering,
+    said.MMIO_PROBE: ConsoleReader._mmio_probe,
+    said.UNCLAIMED: ConsoleReader._unclaimed,
+    said.PCI_PROBE: ConsoleReader._pci_probe,
+    said.DRIVER_LINE: ConsoleReader._driver_line,
+    said.DRIVER_PROBE: ConsoleReader._driver_probe,
+    said.NO_MEMORY: ConsoleReader._no_memory,
+    said.BOOT: ConsoleReader._boots,
+    said.OOPS: ConsoleReader._oopses,
+    said.COMM: ConsoleReader._comm,
+    said.BACKTRACE: ConsoleReader._way,
+    said.HUNG: ConsoleReader._hangs,
+}
 
 
 def read_console(path: Path) -> list[ConsoleOperation]:
-    """The operations that a console is about, in its order; raises UnreadableInput.
-
-    PCI operations that nothing contradicts are taken to have worked, but for the last of all.
-    """
-    reader = _Reader()
-    for line in read_lines(path, _WANTED):
-        reader.line(line)
-    operations = reader.operations
-    for operation in operations[:-1]:
-        if operation.pci is not None and operation.ret is None and not operation.oops:
-            operation.ret = 0
-    return operations
-
-
-def arch_of(operations: Sequence[ConsoleOperation]) -> Arch:
-    """The guest's architecture, as its console's CPU lines are worded."""
-    return Arch.AARCH64 if any(operation.arm for operation in operations) else Arch.X86_64
+    """The operations that one guest's console is about, in its order; raises UnreadableInput."""
+    reader = ConsoleReader()
+    for line, matches in understood(Scanner(wanted()), LogFile(path).blocks(), None):
+        reader.feed(line, matches)
+    reader.finish()
+    return reader.operations

@@ -1,113 +1,200 @@
-"""Lines of a log of any kind, one by one, with the times that they carry.
+"""Lines of a log of any kind, with the times that they carry and the marks of whose they are.
 
-Plain consoles, dmesg with or without times, syslog and journal text, `journalctl -o json` and the
-JSON lines of Kata and Dragonball. Everything is hostile: lines are bounded, bytes that are no text
-stay as escapes, and whoever prints them makes them safe first.
+Plain consoles, dmesg with or without times, syslog, every form of `journalctl`, container logs and
+JSON of any shipper. Everything is hostile: lines are bounded, bytes that are no text stay as
+escapes, and whoever prints them makes them safe first. Every pattern here is linear: what repeats
+in it is bounded, which a test proves.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from ..errors import UnreadableInput
+from .entries import LogEntry, Scanner
+from .journal import journal_entry
+from .json_fields import Fields, fields_of, records
+from .opening import LogFile
+from .times import parse_time
 
-_LINE_LIMIT: Final = 64 << 10
-_NUMBERS: Final = re.compile(rb'"MESSAGE"\s*:\s*\[')
-"""How a journal's message begins that is written as numbers; words cannot be found in it."""
-_SAID_LIMIT: Final = 4096
-_GUEST_TIME: Final = re.compile(r"\[\s*(\d{1,9}\.\d{1,9})\]")
+_SAID_LIMIT: Final = 64 << 10
+_ANSI: Final = re.compile(r"\x1b\[[0-9;?]{0,16}[A-Za-z]")
+_GUEST_TIME: Final = re.compile(r"\[ {0,12}(\d{1,9}\.\d{1,9})\]")
 _WALL_TIME: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
 )
+_HEAD: Final = 400
+_PROGRAM: Final = re.compile(r"(?:^|[ \t/])([A-Za-z][\w.@-]{1,63})\[(\d{1,10})\]: ?")
+_HOST: Final = re.compile(r"(?:^|[ \t])([\w.-]{1,255})[ \t]{1,8}[\w.@-]{1,64}(?:\[\d{1,10}\])?: ")
+_KERNEL: Final = re.compile(r"(?:^|[ \t])([\w.-]{1,255})[ \t]{1,8}kernel: ")
+_STREAM: Final = re.compile(r" (?:stdout|stderr) [FP] ")
+_SHIMS: Final = ("kata", "dragonball", "containerd-shim-kata", "runtime-rs")
+_SANDBOX: Final = re.compile(r"\bsandbox(?:_id|-id|ID)?[=:] ?\"?([\w.-]{2,128})")
+_SOURCE: Final = re.compile(r"\bsource[=:] ?\"?([\w.-]{2,128})")
+_PID: Final = re.compile(r"\bpid[=:] ?\"?(\d{1,10})\b")
+_SUBSYSTEM: Final = re.compile(r"\bsubsystem[=:] ?\"?([\w.-]{2,64})")
+_POD: Final = re.compile(
+    r"\bpod=\"?(?:[\w.-]{1,253}/)?([\w.-]{2,253})|PodSandboxMetadata\{Name:([\w.-]{2,253}),"
+)
+_CONTAINER: Final = re.compile(r"\b([0-9a-f]{64})\b")
+_ID: Final = re.compile(r"[0-9a-f]{12,128}\Z")
 
 
 class LogLine(NamedTuple):
-    """One line. `text` is its message; times are nanoseconds, None where the line has none.
+    """One entry. `text` is its message; times are nanoseconds, None where the line has none.
 
-    `guest_ns` counts from the guest's boot, `wall_ns` from 1970.
+    `guest_ns` counts from the guest's boot, `wall_ns` from 1970. `sandbox`, `pod`, `pid` and `host`
+    say whose it is, as far as it tells; `pid` is a shim's.
     """
 
     number: int
     text: str
     guest_ns: int | None
     wall_ns: int | None
+    sandbox: str | None = None
+    pod: str | None = None
+    pid: str | None = None
+    host: str | None = None
+    subsystem: str | None = None
+    program: str | None = None
+    file: str | None = None
+    spans: bool = False
+    """Its text is of several lines of the file."""
+    dressed: bool = False
+    """Something wrote it down for the program that said it: a journal, a shipper, syslog."""
 
 
-def read_lines(path: Path, wanted: re.Pattern[bytes]) -> Iterator[LogLine]:
-    """The lines that `wanted` finds something in; raises UnreadableInput."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while raw := file.readline(_LINE_LIMIT):
-                number += 1
-                if wanted.search(raw) or _NUMBERS.search(raw):
-                    yield _line(number, raw)
-    except OSError as error:
-        raise UnreadableInput(f"{path}: {error.strerror}") from None
+def read_lines(path: Path) -> Iterator[LogLine]:
+    """Every line of a log; raises UnreadableInput."""
+    log = LogFile(path)
+    for entry in Scanner(None).entries(log.blocks()):
+        yield from lines_of(entry, None)
 
 
-def _line(number: int, raw: bytes) -> LogLine:
-    text = raw.decode("utf-8", "backslashreplace").strip("\r\n")
-    fields = _json_fields(text) if text.lstrip().startswith("{") else {}
-    wall_ns = _json_time(fields)
-    if fields:
-        text = _json_text(fields)
-    elif found := _WALL_TIME.search(text[:80]):
-        wall_ns = _parse_time(found[0])
-    guest = _GUEST_TIME.search(text)
-    guest_ns = round(float(guest[1]) * 1e9) if guest else None
-    return LogLine(number, text[:_SAID_LIMIT], guest_ns, wall_ns)
+def lines_of(entry: LogEntry, file: str | None) -> Iterator[LogLine]:
+    """The lines that an entry holds: one, or all those that a shipper put into one."""
+    raw = entry.raw if len(entry.raw) <= _SAID_LIMIT else _around(entry.raw)
+    if (written := journal_entry(raw)) is not None:
+        yield _of_fields(entry.number, fields_of(written), None, file)
+        return
+    text = raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    at = text.find("{")
+    found = records(text, at) if at >= 0 else ()
+    if not found:
+        yield _plain(entry.number, text, file)
+        return
+    outer = _plain(0, text[:at], file) if at > 0 else None
+    for fields in found:
+        yield _of_fields(entry.number, fields, outer, file)
 
 
-def _json_fields(text: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
+def _around(raw: bytes) -> bytes:
+    """The beginning and the end of an entry that is too long."""
+    return raw[: _SAID_LIMIT // 2] + b" ... " + raw[-_SAID_LIMIT // 2 :]
 
 
-def _json_text(fields: dict[str, Any]) -> str:
-    """A journal's MESSAGE or a Kata log's msg; either may itself be a line of JSON."""
-    for key in ("MESSAGE", "msg", "message"):
-        said = fields.get(key)
-        if isinstance(said, list):  # the journal writes bytes that are no text as numbers
-            said = bytes(b for b in said if isinstance(b, int) and 0 <= b < 256).decode(
-                "utf-8", "backslashreplace"
-            )
-        if isinstance(said, str):
-            inner = _json_fields(said) if said.startswith("{") else {}
-            rest = " ".join(
-                str(value) for name, value in fields.items() if name in ("error", "err")
-            )
-            return f"{_json_text(inner) if inner else said} {rest}".rstrip()
-    return ""
+def _plain(number: int, text: str, file: str | None) -> LogLine:
+    """A line of text: what stands before its message, and what it says of itself."""
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    if "\x00" in text:
+        text = text.replace("\x00", "")
+    head = text[:_HEAD]
+    wall_ns = None
+    if found := _WALL_TIME.search(head):
+        wall_ns = parse_time(found[0])
+    program = pid = host = None
+    begins = 0
+    for found in _PROGRAM.finditer(head):
+        program, number_ = found[1], found[2]
+        begins = found.end()
+        if program.startswith(_SHIMS):
+            pid = number_
+        if host is None and (named := _HOST.search(head[: found.end()])):
+            host = named[1]
+    if program is None and (found := _KERNEL.search(head)):
+        program, host, begins = "kernel", found[1], found.end()
+    elif program is None and (found := _STREAM.search(head)):
+        begins = found.end()
+    guest = _GUEST_TIME.search(text, begins, begins + 200) or _GUEST_TIME.search(head)
+    said = text[begins:]
+    dressed = begins > 0
+    sandbox = pod = subsystem = None
+    if "=" in said or ": " in said:
+        if said.startswith("time=") or " msg=" in said or " level=" in said:
+            dressed = True
+            if found := _PID.search(said):
+                pid = found[1]
+        if (found := _SANDBOX.search(said)) or (
+            (found := _SOURCE.search(said)) and _ID.match(found[1])
+        ):
+            sandbox = found[1]
+        if found := _SUBSYSTEM.search(said):
+            subsystem = found[1]
+        if found := _POD.search(said):
+            pod = found[1] or found[2]
+        if dressed and " msg=" in said:
+            said = _logfmt_text(said)
+    if sandbox is None and pid is None and pod is None and (found := _CONTAINER.search(said)):
+        pod = found[1]
+    return LogLine(
+        number, said[:_SAID_LIMIT], round(float(guest[1]) * 1e9) if guest else None, wall_ns,
+        sandbox, pod, pid, host, subsystem, program, file, "\n" in said, dressed,
+    )  # fmt: skip
 
 
-def _json_time(fields: dict[str, Any]) -> int | None:
-    stamp = fields.get("__REALTIME_TIMESTAMP")
-    if isinstance(stamp, str) and stamp.isdecimal() and len(stamp) < 18:
-        return int(stamp) * 1000
-    for key in ("ts", "time", "timestamp"):
-        value = fields.get(key)
-        if isinstance(value, str):
-            return _parse_time(value)
-    return None
+def _logfmt_text(text: str) -> str:
+    """msg and error of a logrus line, with their quotes undone; the whole line where neither is."""
+    said = [value for key in (" msg=", " error=", " err=") if (value := _value(text, key))]
+    return " ".join(said) or text
 
 
-def _parse_time(text: str) -> int | None:
-    """RFC 3339, with fractions cut to microseconds, as nanoseconds since 1970."""
-    text = re.sub(r"([.,]\d{1,6})\d*", r"\1", text.replace(",", "."))
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    try:
-        return round(parsed.timestamp() * 1e9)
-    except (OverflowError, ValueError, OSError):
-        return None
+def _value(text: str, key: str) -> str:
+    at = text.find(key)
+    if at < 0:
+        return ""
+    at += len(key)
+    if text[at : at + 1] != '"':
+        end = text.find(" ", at)
+        return text[at : end if end >= 0 else len(text)]
+    out: list[str] = []
+    at += 1
+    while at < len(text) and text[at] != '"':
+        if text[at] == "\\" and at + 1 < len(text):
+            at += 1
+            out.append("\n" if text[at] == "n" else text[at])
+        else:
+            out.append(text[at])
+        at += 1
+    return "".join(out)
+
+
+def _of_fields(number: int, fields: Fields, outer: LogLine | None, file: str | None) -> LogLine:
+    """A line whose marks stand in fields; its text may be a dressed line itself."""
+    inner = _plain(number, fields.text, file)
+    pid = inner.pid
+    program = fields.program or inner.program or (outer.program if outer else None)
+    shim = fields.program is None or fields.program.startswith(_SHIMS)
+    if pid is None and fields.pid and (fields.own_pid or shim):
+        pid = fields.pid
+    sandbox = inner.sandbox or fields.sandbox
+    host = fields.host or inner.host or (outer.host if outer else None)
+    if outer is not None and outer.pid and pid is None:
+        pid = outer.pid
+    return LogLine(
+        number,
+        inner.text,
+        inner.guest_ns if inner.guest_ns is not None else fields.guest_ns,
+        fields.wall_ns or inner.wall_ns or (outer.wall_ns if outer else None),
+        sandbox,
+        inner.pod if sandbox is None and not fields.pod else fields.pod,
+        pid,
+        host,
+        fields.subsystem or inner.subsystem,
+        program,
+        file,
+        False,
+        True,
+    )

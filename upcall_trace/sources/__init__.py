@@ -204,3 +204,14 @@ def _kind(mode: int) -> str:
         if test(mode):
             return name
     return "a device"
+
+
+def capture_kind(start: bytes) -> str | None:
+    """What a file is that begins so, for people; None for what cannot be read as a capture."""
+    if start.startswith(MAGIC[:6]):
+        return "a capture"
+    named = {"pcap": "a packet capture", "transcript": "a capture (a transcript)"}
+    for known in FORMATS:
+        if known.recognise(start):
+            return named.get(known.name, f"a capture of the format {known.name}")
+    return None

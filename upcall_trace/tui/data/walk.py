@@ -22,9 +22,9 @@ from ... import codes
 from ...capture.reader import CaptureReader
 from ...capture.records import Record
 from ...diagnose.finding import Finding
+from ...diagnose.log_inputs import Logs
+from ...diagnose.log_joining import Joining
 from ...diagnose.log_matching import ConsoleMatcher
-from ...diagnose.log_story import of_vmm_log
-from ...diagnose.run import Logs
 from ...diagnose.state import Following, GuestState
 from ...kernel.world import World
 from ...sources import Source, open_source
@@ -97,6 +97,7 @@ class Walk:
         self._tell = tell
         self._places: list[_Halt] = []
         self._for_logs: list[Finding] = []
+        self._joining: Joining | None = None
         self._rests_until = 0.0
         self.passed = 0
         self.clock_offset_ns: int | None = None
@@ -137,11 +138,16 @@ class Walk:
                     self._say(found, following, offset, ended=False)
                     found = []
             found += following.finish()
-            found += of_vmm_log(logs.vmm, self._for_logs + found)
+            found += self._joining.added(self._for_logs + found) if self._joining else ()
             self._say(found, following, offset, ended=True)
 
     def _begin(self, source: Source, logs: Logs) -> Following:
-        matcher = ConsoleMatcher(logs.console) if logs.console else None
+        matcher = None
+        self._joining = Joining(self._path, logs) if logs and not source.live else None
+        if self._joining is not None:
+            matcher = self._joining.matcher
+        elif logs.consoles:  # how it goes on is not known yet
+            matcher = ConsoleMatcher(logs.consoles[0].console.operations)
         following = Following(source.header, self._world, console=matcher)
         self._places = []
         self._keep(following, 0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,7 +13,6 @@ from ...views.text import safe, seconds
 from .line_view import LineView
 from .styled import Line, Styled, cut
 
-_ANY: Final = re.compile(b"")
 _KEPT: Final = 100_000
 _SHOWN: Final = 2000
 """Characters of a line at most; nobody reads further across."""
@@ -33,7 +31,7 @@ class LogRow(NamedTuple):
 
 def read_log(path: Path, source: str) -> list[LogRow]:
     """The first lines of a log, as many as can be kept; raises UnreadableInput."""
-    lines = read_lines(path, _ANY)
+    lines = read_lines(path)
     return [
         LogRow(source, line.number, safe(line.text[:_SHOWN]), line.guest_ns, line.wall_ns)
         for line in islice(lines, _KEPT)

@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.worker import Worker, get_current_worker
 
-from ...diagnose.run import Logs, read_logs
+from ...diagnose.log_inputs import Logs, read_logs
 from ...errors import UserError
 from ...kernel.world import World
 from ...trace.filters import Filter

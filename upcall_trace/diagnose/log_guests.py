@@ -1,0 +1,100 @@
+"""The guests of a node, as logs tell of them: each line goes to the story of its own guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ..logs import other_lines as others
+from ..logs.console_operations import ConsoleOperation
+from ..logs.guest_console import ConsoleReader
+from ..logs.meaning import Match, Understood
+from ..logs.table import of_guest
+from ..logs.whose import Guests
+from .log_vmm import VmmStory
+
+Wanted = Callable[[str | None], bool]
+
+
+@dataclass(slots=True)
+class LoggedGuest:
+    """What logs tell of one guest; `sandbox` is None where its lines do not say whose they are."""
+
+    sandbox: str | None
+    console: ConsoleReader = field(default_factory=ConsoleReader)
+    vmm: VmmStory = field(default_factory=lambda: VmmStory(keyed=True))
+    lines: int = 0
+
+    @property
+    def is_other(self) -> bool:
+        """Whether its VMM is one without upcall."""
+        return bool(self.vmm.vmms) and not self.vmm.is_dragonball and not self.console.heard
+
+    @property
+    def concerns_upcall(self) -> bool:
+        return not self.is_other and bool(self.vmm.heard or self.console.heard or self.registered)
+
+    @property
+    def registered(self) -> bool:
+        """Whether a device came while it ran."""
+        return any(o.window is not None and not o.at_boot for o in self.console.operations)
+
+
+@dataclass(slots=True)
+class Stories:
+    """Every guest by its key, fed with understood lines in their order."""
+
+    wanted: Wanted = lambda sandbox: True
+    guests: dict[str | None, LoggedGuest] = field(default_factory=dict)
+    _whose: Guests = field(default_factory=Guests)
+
+    def feed(self, said: Understood) -> str | None:
+        """One line; the guest that it was taken for."""
+        line, matches = said
+        sandbox = self._whose.of(line)
+        while self._whose.renamed:
+            self._rename(*self._whose.renamed.pop())
+        for match in matches:
+            if match.meaning is others.KILLED:
+                self._killed(said, match)
+        if not self.wanted(sandbox):
+            return sandbox
+        guest = self.guests.get(sandbox)
+        if guest is None:
+            guest = LoggedGuest(sandbox)
+            guest.vmm.keyed = sandbox is not None
+            self.guests[sandbox] = guest
+        guest.lines += 1
+        guest.vmm.feed(line, matches)
+        if any(of_guest(match) for match in matches):
+            guest.console.feed(line, matches)
+        return sandbox
+
+    def _rename(self, pid: str, sandbox: str) -> None:
+        """A guest that was known by its process only has told its name."""
+        guest = self.guests.get(pid)
+        if guest is not None and sandbox not in self.guests:
+            guest.sandbox = sandbox
+            self.guests = {(sandbox if g is guest else k): g for k, g in self.guests.items()}
+
+    def _killed(self, said: Understood, match: Match) -> None:
+        sandbox = self._whose.of_process(match[1])
+        guest = self.guests.get(sandbox or match[1])
+        if guest is not None:
+            guest.vmm.was_killed(said.line, match)
+
+    def finish(self) -> None:
+        """The logs are over."""
+        for guest in self.guests.values():
+            guest.console.finish()
+
+    @property
+    def sandboxes(self) -> list[str]:
+        """Those that are named, in their order."""
+        return [sandbox for sandbox in self.guests if sandbox is not None]
+
+
+def operations_of(guests: Iterable[LoggedGuest]) -> Iterator[ConsoleOperation]:
+    """What the consoles of several guests are about."""
+    for guest in guests:
+        yield from guest.console.operations

@@ -1,0 +1,161 @@
+"""Entries of a log that may concern upcall, found in its blocks before any line is looked at.
+
+An entry is a line with what belongs to it: the causes that the runtime prints on lines of their
+own, or all the fields of a journal's entry. One linear pattern goes over whole blocks, so a log of
+which little is wanted costs little more than reading it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, Protocol
+
+ENTRY_LIMIT: Final = 64 << 10
+"""Bytes that lines may be joined to."""
+PIECE_LIMIT: Final = 1 << 20
+"""A longer line is read in pieces, which have one number."""
+_DRESSED: Final = re.compile(
+    rb'[ \t]{0,64}(?:\[ {0,12}\d|[{"<]|\d\d\d\d-|time=|[A-Z][a-z]{2} [ \d]\d |db-|virtio)'
+)
+_FIELD: Final = re.compile(rb"[ \t]{1,64}_{0,2}[A-Z]")
+
+
+class LogEntry(NamedTuple):
+    """`number` is the entry's first line, from 1; `raw` its bytes, the last newline included."""
+
+    number: int
+    raw: bytes
+
+
+class Finder(Protocol):
+    """What finds places in a block: a compiled pattern of a linear engine."""
+
+    def finditer(self, text: bytes) -> Iterable[re.Match[bytes]]: ...
+
+
+def _begins_line(block: bytes, at: int) -> bool:
+    """Whether the line at `at` begins an entry: not so for causes, and what is indented."""
+    if block.startswith((b"\n", b"\r\n", b"Caused by:"), at):
+        return False
+    if block[at : at + 1] not in (b" ", b"\t"):
+        return True
+    return bool(_DRESSED.match(block, at))
+
+
+def _begins_export(block: bytes, at: int) -> bool:
+    return block.startswith(b"__CURSOR=", at)
+
+
+def _begins_pretty(block: bytes, at: int) -> bool:
+    return block.startswith(b"{", at)
+
+
+def _begins_verbose(block: bytes, at: int) -> bool:
+    return block[at : at + 1] not in (b" ", b"\t", b"\n", b"\r")
+
+
+def _form(start: bytes) -> Callable[[bytes, int], bool]:
+    """Where entries begin, as the log's first bytes tell."""
+    if start.startswith(b"__CURSOR="):
+        return _begins_export
+    if re.match(rb"\{\r?\n", start):
+        return _begins_pretty
+    first = start.find(b"\n") + 1
+    if re.search(rb"\[s=[0-9a-f]{8,64};", start[:512]) and _FIELD.match(start, first):
+        return _begins_verbose
+    return _begins_line
+
+
+class Scanner:
+    """Goes over a log once. `lines` counts all of its lines, wanted or not."""
+
+    def __init__(self, wanted: Finder | None, at_once: bool = False) -> None:
+        self._wanted = wanted
+        self._at_once = at_once
+        """Tell a line as soon as it is whole, though more may belong to it: of a log that grows."""
+        self.lines = 0
+        self.first = b""
+        """The log's first bytes."""
+        self.last = b""
+        """Its last line, as far as it was read."""
+
+    def entries(self, blocks: Iterable[bytes]) -> Iterator[LogEntry]:
+        """The entries in which something is wanted; all of them where `wanted` is None."""
+        begins: Callable[[bytes, int], bool] | None = None
+        kept = b""
+        for block in blocks:
+            data = kept + block if kept else block
+            if begins is None:
+                self.first = data[:4096]
+                begins = _form(self.first)
+            end = data.rfind(b"\n") + 1
+            if not end:
+                if len(data) >= PIECE_LIMIT:
+                    yield from self._region(data, len(data), begins)
+                    data = b""
+                kept = data
+                continue
+            if not self._at_once:
+                end = _last_entry(data, end, begins)
+            yield from self._region(data, end, begins)
+            kept = data[end:]
+        if kept and begins is not None:
+            yield from self._region(kept, len(kept), begins)
+            self.lines += not kept.endswith(b"\n")
+
+    def _region(
+        self, data: bytes, end: int, begins: Callable[[bytes, int], bool]
+    ) -> Iterator[LogEntry]:
+        """The wanted entries of `data[:end]`, which holds whole entries."""
+        region = data if end == len(data) else data[:end]
+        if self._wanted is None:
+            yield from self._all(region, begins)
+            return
+        done = counted = 0
+        number = self.lines + 1
+        for match in self._wanted.finditer(region):
+            at = match.start()
+            if at < done:
+                continue
+            first = max(region.rfind(b"\n", done, at) + 1, done)
+            while first > done and at - first < ENTRY_LIMIT and not begins(region, first):
+                first = max(region.rfind(b"\n", done, first - 1) + 1, done)
+            last = _next_entry(region, at, first, begins)
+            number += region.count(b"\n", counted, first)
+            counted = first
+            yield LogEntry(number, region[first:last])
+            done = last
+        self._passed(region)
+
+    def _all(self, region: bytes, begins: Callable[[bytes, int], bool]) -> Iterator[LogEntry]:
+        at, number = 0, self.lines + 1
+        while at < len(region):
+            last = _next_entry(region, at, at, begins)
+            yield LogEntry(number, region[at:last])
+            number += region.count(b"\n", at, last)
+            at = last
+        self._passed(region)
+
+    def _passed(self, region: bytes) -> None:
+        self.lines += region.count(b"\n")
+        stop = len(region) - region.endswith(b"\n")
+        self.last = region[max(region.rfind(b"\n", 0, stop) + 1, stop - 4096) : stop]
+
+
+def _last_entry(data: bytes, end: int, begins: Callable[[bytes, int], bool]) -> int:
+    """Where the last entry of `data[:end]` begins, as more of it may come."""
+    at = end
+    while at and end - at < ENTRY_LIMIT:
+        at = data.rfind(b"\n", 0, at - 1) + 1
+        if begins(data, at):
+            return at
+    return end
+
+
+def _next_entry(region: bytes, at: int, first: int, begins: Callable[[bytes, int], bool]) -> int:
+    """Where the entry ends that the line at `at` is in."""
+    last = region.find(b"\n", at) + 1
+    while last and last < len(region) and last - first < ENTRY_LIMIT and not begins(region, last):
+        last = region.find(b"\n", last) + 1
+    return last or len(region)

@@ -1,0 +1,71 @@
+"""The whole table of understood lines, and what finds them in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Final
+
+from . import client_lines, device_lines, guest_lines, other_lines, runtime_lines
+from .entries import Finder, Scanner
+from .lines import LogLine, lines_of
+from .meaning import GUEST, Match, Table, Understood
+
+_HOST: Final = (
+    *client_lines.ROWS, *device_lines.ROWS, *runtime_lines.ROWS, *other_lines.ROWS,
+)  # fmt: skip
+ROWS: Final = (*_HOST, *guest_lines.ROWS)
+"""Every row there is."""
+_VMM: Final = Table(_HOST)
+_GUEST: Final = Table(guest_lines.ROWS)
+_CONSOLE: Final = "dmesg"
+_NUMBERS: Final = r'"MESSAGE"\s*:\s*\['
+"""How a journal's message begins that is written as numbers; words cannot be found in it."""
+_TOO_COMMON: Final = {
+    # anchor: what stands for it when a whole log is searched
+    "virtio": ("probe of virtio", "refuses features", "probe with driver virtio"),
+    "virtio_": (),
+    "0000:": (": BAR ", "probe of 0000:", "probe with driver", "not initialized correctly"),
+    "virtio-mmio": ("virtio-mmio virtio-mmio.", "probe of virtio-mmio."),
+    "MicroV": ("MicroVm(", "Microvm("),
+    "is running": (),
+    "already exists": ("' already exists", "device ID "),
+}
+
+
+@cache
+def wanted() -> Finder:
+    """One pattern for every anchor, of an engine that is linear."""
+    import re2
+
+    anchors: dict[str, None] = {}
+    for row in ROWS:
+        for anchor in row.anchors:
+            anchors.update(dict.fromkeys(_TOO_COMMON.get(anchor, (anchor,))))
+    words = "|".join(re2.escape(anchor) for anchor in anchors)
+    pattern: Finder = re2.compile(f"{words}|{_NUMBERS}".encode())
+    return pattern
+
+
+def understand(line: LogLine) -> Sequence[Match]:
+    """What a line says: rows of the guest's kernel for its console, of all others else."""
+    if line.subsystem == _CONSOLE or line.program == "kernel":
+        return _GUEST.matches(line.text)
+    said = _VMM.matches(line.text)
+    if line.subsystem is not None:
+        return said
+    heard = _GUEST.matches(line.text)
+    return [*said, *heard] if said and heard else said or heard
+
+
+def understood(scanner: Scanner, blocks: Iterable[bytes], file: str | None) -> Iterator[Understood]:
+    """The lines of a log that say something of the table, in their order."""
+    for entry in scanner.entries(blocks):
+        for line in lines_of(entry, file):
+            if matches := understand(line):
+                yield Understood(line, matches)
+
+
+def of_guest(match: Match) -> bool:
+    """Whether the guest's kernel says it."""
+    return match.meaning.speaker in GUEST
