@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from dissectors.constants import MessageType
+from dissectors.messages import hello, pci_request
 from tests.support import has_index
+from tests.vantage.guest_memory.cutouts import held
+from tests.vantage.guest_memory.vmm_process import vmm_process
 from upcall_trace.cli.support.recorder_process import RecorderFailed, RecorderProcess
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace.opening import load
@@ -31,10 +35,35 @@ def send(path: Path) -> None:
     subprocess.run(command("send", "--to", path, "add-cpu", "1"), check=False, capture_output=True)
 
 
+def proxy(directory: Path, listen: str, upstream: str) -> list[str]:
+    """A recording's source: a proxy between two sockets."""
+    return ["--listen", str(directory / listen), "--upstream", str(directory / upstream)]
+
+
+def test_a_watch_of_a_vms_memory_is_followed_like_a_proxys_recording(tmp_path: Path) -> None:
+    path = tmp_path / "memory.upcap"
+    with vmm_process() as vmm:
+        vmm.put(0x10000, held(bytes(1024), hello().encode()))
+        with RecorderProcess(["--memory", str(vmm.pid)], path) as recorder:
+            vmm.put(0x10010, pci_request(MessageType.ADD_PCI, 0, 4).encode())
+            time.sleep(0.3)
+            assert recorder.leave(stop=True) is ExitCode.EXPECTED
+    assert [each.op for each in load(path).operations] == ["add_pci"]
+
+
+def test_a_process_that_is_no_vmm_is_told_before_the_screen_is_taken(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RecorderFailed, match="there is no process 4000000") as caught,
+        RecorderProcess(["--memory", "4000000"], tmp_path / "x.upcap"),
+    ):
+        pass
+    assert caught.value.exit_code is ExitCode.UNREACHABLE
+
+
 def test_a_recording_that_cannot_begin_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(RecorderFailed, match="gone") as caught,
-        RecorderProcess(tmp_path / "p", str(tmp_path / "gone"), tmp_path / "x.upcap"),
+        RecorderProcess(proxy(tmp_path, "p", "gone"), tmp_path / "x.upcap"),
     ):
         pass
     assert caught.value.exit_code is ExitCode.UNREACHABLE
@@ -45,12 +74,12 @@ def test_a_recording_is_stopped_or_left_running(
 ) -> None:
     guest = simulated(tmp_path / "g")
     try:
-        with RecorderProcess(tmp_path / "p", str(tmp_path / "g"), tmp_path / "x.upcap") as one:
+        with RecorderProcess(proxy(tmp_path, "p", "g"), tmp_path / "x.upcap") as one:
             send(tmp_path / "p")
             assert one.leave(stop=True) is ExitCode.EXPECTED
         assert "1 connections, 1 operations" in capsys.readouterr().err
         assert has_index(tmp_path / "x.upcap")
-        with RecorderProcess(tmp_path / "q", str(tmp_path / "g"), tmp_path / "y.upcap") as other:
+        with RecorderProcess(proxy(tmp_path, "q", "g"), tmp_path / "y.upcap") as other:
             assert other.leave(stop=False) is ExitCode.EXPECTED
         said = capsys.readouterr().err
         assert said.startswith("still recording into")

@@ -18,6 +18,7 @@ from upcall_trace.vantage.doctor import (
     Host,
     Point,
     examine,
+    in_guest_memory,
     in_kernel_messages,
     in_the_journal,
     kernel_option,
@@ -275,7 +276,7 @@ def test_vsockmon_works_with_an_interface_that_is_up_and_the_right(bare: Host) -
 def test_what_vsockmon_lacks_is_told_step_by_step(bare: Host) -> None:
     check(on_vsockmon(bare), False, "no vsockmon interface", "ip link add vsockmon0 type vsockmon")
     put(bare, f"boot/config-{bare.release}", "CONFIG_VSOCKETS=y\n# CONFIG_VSOCKMON is not set\n")
-    check(on_vsockmon(bare), False, "built without vsockmon", "docs/vantage-points.md")
+    check(on_vsockmon(bare), False, "built without vsockmon", "docs vantage-points")
     interface(bare, "mon0", 826, "0x80")
     check(on_vsockmon(bare), False, "mon0 is down", "ip link set mon0 up")
     interface(bare, "mon0", 826)
@@ -368,10 +369,12 @@ def test_tshark_is_asked_for_its_version(bare: Host, said: str, expected: str) -
 def test_an_examination_of_nothing_has_a_way_for_everything(bare: Host) -> None:
     examination = examine(bare)
     assert [point.name for point in examination.points] == [
-        "socket", "vsock", "vsockmon", "journal", "console",
+        "socket", "vsock", "vsockmon", "memory", "journal", "console",
     ]  # fmt: skip
-    assert [point.works for point in examination.points] == [True, False, False, False, False]
-    assert examination.capabilities == {"net_admin": False, "net_raw": False, "syslog": False}
+    assert [point.works for point in examination.points] == [True] + [False] * 5
+    assert examination.capabilities == dict.fromkeys(
+        ("net_admin", "net_raw", "syslog", "sys_ptrace"), False
+    )
     assert all(point.way for point in examination.points)
 
 
@@ -386,4 +389,55 @@ def test_looking_changes_nothing(bare: Host) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the tree of Linux")
 def test_this_machine_can_be_examined() -> None:
     assert on_a_socket(Host(), []).works
-    assert len(examine(Host()).points) == 5
+    assert len(examine(Host()).points) == 6
+
+
+# Guest memory.
+
+SHIM: Final = "/opt/kata/bin/containerd-shim-kata-v2 -namespace k8s.io -id "
+SANDBOX: Final = "5a5a" * 16
+LARGE: Final = "7f0000000000-7f0040000000 rw-s 00000000 00:01 77 /memfd:m\n"
+
+
+def with_vmm(host: Host, command: str = f"{SHIM}{SANDBOX}", maps: str = LARGE) -> Host:
+    """The machine with a VMM as process 7, whose memory may be read."""
+    put(host, "proc/7/cmdline", command.replace(" ", "\0"))
+    put(host, "proc/7/maps", maps)
+    return replace(host, refusal=lambda _: None)
+
+
+def test_a_vm_whose_memory_can_be_read_is_named_with_its_sandbox(bare: Host) -> None:
+    point = in_guest_memory(with_vmm(bare))
+    assert point.works
+    assert point.found == (
+        f"process 7: Dragonball, sandbox {SANDBOX}, 1.0 GiB in 262144 pages: can be read",
+    )
+    assert point.way == "upcall-trace peek --pid 7"
+
+
+def test_without_a_vm_there_is_nothing_to_read(bare: Host) -> None:
+    point = in_guest_memory(bare)
+    assert point.why == "no VM runs here, as far as this process can see"
+    assert "PID namespace" in point.way
+
+
+def test_what_forbids_to_read_a_vms_memory_is_told(bare: Host) -> None:
+    host = replace(with_vmm(bare), refusal=lambda _: "no")
+    put(host, "proc/sys/kernel/yama/ptrace_scope", "1\n")
+    put(host, "proc/self/uid_map", "0 100000 65536\n")
+    put(host, "sys/fs/selinux/enforce", "1")
+    put(host, "proc/self/attr/current", "docker-default (enforce)\n")
+    point = in_guest_memory(host)
+    assert point.why == (
+        "CAP_SYS_PTRACE is missing; kernel.yama.ptrace_scope is 1: only a process's own parents "
+        "may read it; this is a user namespace of its own; SELinux is enforcing; AppArmor confines "
+        "this process: docker-default (enforce)"
+    )
+    assert "privileged debug pod" in point.way
+    assert point.found[0].endswith(": may not be read")
+
+
+def test_a_confidential_guest_is_told_as_one(bare: Host) -> None:
+    command = "/usr/bin/qemu-system-x86_64 -object sev-guest,id=sev0"
+    (found,) = in_guest_memory(with_vmm(bare, command)).found
+    assert found.endswith("its guest's memory is encrypted")

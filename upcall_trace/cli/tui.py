@@ -36,6 +36,9 @@ _SWITCH_INTERVAL_S: Final = 0.0005
     "--listen", type=CAPTURE, metavar="PATH", help="With --record: where clients connect."
 )
 @click.option("--upstream", metavar="ADDRESS", help="With --record: the VMM's socket.")
+@click.option(
+    "--memory", metavar="PID", help="Watch this VMM's memory (or a sandbox's), and follow it."
+)
 @click.pass_context
 def tui_command(
     ctx: click.Context,
@@ -47,38 +50,44 @@ def tui_command(
     record: bool,
     listen: Path | None,
     upstream: str | None,
+    memory: str | None,
 ) -> ExitCode:
     """Browse a capture: sessions, a ladder of what crossed, bytes, findings, the guest's state.
 
     A capture that is still growing is followed. Without CAPTURE there is a choice of recent ones
     and of the samples that come with the program. With --record a proxy is started as its own
-    process; CAPTURE is then the file to write. `?` lists the keys. Where the output is no terminal
+    process, with --memory a watch of a running VM's memory; CAPTURE is then the file to write. `?`
+    lists the keys. Where the output is no terminal
     the operations are printed, as by show.
     """
     if record != (listen is not None and upstream is not None) or (listen is None) != (
         upstream is None
     ):
         raise WrongUsage("--record needs --listen and --upstream, and they need it")
+    if memory is not None and record:
+        raise WrongUsage("give --record or --memory: a capture has one source")
     world = given_world(world_file, machine)
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        return _print(ctx, capture, record)
+        return _print(ctx, capture, record or memory is not None)
     from ..tui.app import Browser
     from ..tui.data.settings import read_settings, settings_path
     from ..tui.screens.work import Given
 
     settings = read_settings(settings_path())
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    if not record:
+    if not record and memory is None:
         given = None
         if capture is not None:
             given = Given(_checked(capture), console, vmm_log, world)
         Browser(given, settings, replays=replays_of).run()
         return ExitCode.EXPECTED
-    assert listen is not None
-    assert upstream is not None
     path = capture or Path(f"upcall-{time.strftime('%Y%m%d-%H%M%S')}.upcap")
-    with RecorderProcess(listen, upstream, path) as recorder:
-        given = Given(path, console, vmm_log, world, address=os.fspath(listen))
+    source = ["--memory", memory] if memory is not None else []
+    if listen is not None and upstream is not None:
+        source = ["--listen", os.fspath(listen), "--upstream", upstream]
+    with RecorderProcess(source, path) as recorder:
+        address = os.fspath(listen) if listen is not None else None
+        given = Given(path, console, vmm_log, world, address)
         stop = Browser(given, settings, recording=True, replays=replays_of).run()
         return recorder.leave(stop=bool(stop))
 

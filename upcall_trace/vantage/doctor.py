@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Final
 
 from ..sockets.addresses import UNIX_PATH_LIMIT, is_alive
+from .guest_memory.obstacles import about, obstacles, refusal
+from .guest_memory.sandboxes import vmm_processes
 
 _VMM_PLACES: Final = ("run/kata", "run/kata-containers", "run/vc", "srv/jailer")
 _VMM_SOCKET: Final = re.compile(r"(?:.*[._-])?h?v\.?sock|clh\.sock")
@@ -41,7 +43,7 @@ _IFF_UP: Final = 1
 _GET_LOCAL_CID: Final = 0x7B9
 _CID_HOST: Final = 2
 _CID_LAST: Final = 0xFFFFFFFE
-_NET_ADMIN, _NET_RAW, _SYSLOG = 12, 13, 34
+_NET_ADMIN, _NET_RAW, _SYS_PTRACE, _SYSLOG = 12, 13, 19, 34
 
 
 def _bind() -> None:
@@ -81,6 +83,7 @@ class Host:
     which: Callable[[str], str | None] = shutil.which
     version: Callable[[str], str] = _version
     access: Callable[[Path, int], bool] = os.access
+    refusal: Callable[[int], str | None] = refusal
     release: str = field(default_factory=platform.release)
     has_vsock: bool = hasattr(socket, "AF_VSOCK")
 
@@ -144,6 +147,7 @@ def examine(host: Host) -> Examination:
             on_a_socket(host, sockets),
             over_vsock(host),
             on_vsockmon(host),
+            in_guest_memory(host),
             in_the_journal(host),
             in_kernel_messages(host),
         ],
@@ -152,6 +156,7 @@ def examine(host: Host) -> Examination:
             "net_admin": host.capable(_NET_ADMIN),
             "net_raw": host.capable(_NET_RAW),
             "syslog": host.capable(_SYSLOG),
+            "sys_ptrace": host.capable(_SYS_PTRACE),
         },
         tools={"tshark": _tshark(host)},
     )
@@ -343,6 +348,34 @@ def _kernel_config(host: Host) -> str | None:
         if text is not None:
             return text
     return None
+
+
+# Guest memory.
+
+
+def in_guest_memory(host: Host) -> Point:
+    """Can the memory of a VM that runs here be read?"""
+    name, title = "memory", "the memory of a running VM, stock Dragonball's included"
+    proc = host.root / "proc"
+    running = vmm_processes(proc)
+    refused = {vmm.pid: host.refusal(vmm.pid) for vmm in running if vmm.holds_a_guest}
+    hidden = {vmm.pid: "" for vmm in running if vmm.mappings is None}
+    found = [about(vmm, proc, (refused | hidden).get(vmm.pid)) for vmm in running]
+    open_to_us = [pid for pid, why in refused.items() if why is None]
+    if open_to_us:
+        way = f"upcall-trace peek --pid {open_to_us[0]}"
+        return Point(name, title, tuple(found), None, way)
+    if not refused and not hidden:
+        return Point(
+            name, title, tuple(found), "no VM runs here, as far as this process can see",
+            "run it on the VMs' host; in a container, with the host's PID namespace",
+        )  # fmt: skip
+    why = "; ".join(obstacles(proc, host.root / "sys", host.capable(_SYS_PTRACE)))
+    return Point(
+        name, title, tuple(found), why or "their memory may not be read by this user",
+        "run it as the VMM's user or root, with CAP_SYS_PTRACE, as in a privileged debug pod; "
+        "upcall-trace docs guest-memory says how",
+    )  # fmt: skip
 
 
 # Logs.

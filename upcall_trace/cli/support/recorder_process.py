@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -31,16 +32,16 @@ class RecorderFailed(UserError):
 
 
 class RecorderProcess:
-    """A recording from `listen` to `upstream` into `path`, as a context manager.
+    """A recording into `path`, as a context manager; `source` is what `record` is told of it.
 
     It is in a session of its own, so that neither Ctrl-C nor a terminal that goes away ends it.
     What it says goes to a file. Entering waits until it takes connections; raises RecorderFailed.
     """
 
-    def __init__(self, listen: Path, upstream: str, path: Path) -> None:
+    def __init__(self, source: Sequence[str], path: Path) -> None:
         self._path = path
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed on leaving
-        arguments = ["record", "--listen", str(listen), "--upstream", upstream, "-o", str(path)]
+        arguments = ["record", *source, "-o", str(path)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "upcall_trace", *arguments],
             stdin=subprocess.DEVNULL,

@@ -55,7 +55,7 @@ class VmmProcess:
 def vmm_processes(proc: Path = Path("/proc")) -> list[VmmProcess]:
     """Every process that is known for a VMM by its program, by process id."""
     found: list[VmmProcess] = []
-    for place in proc.iterdir():
+    for place in proc.iterdir() if proc.is_dir() else ():
         if not place.name.isdecimal():
             continue
         words = _words(place)
