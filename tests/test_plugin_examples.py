@@ -348,7 +348,20 @@ def test_a_service_has_its_fields_everywhere(site: Path, counted: Path) -> None:
     assert (read["op"], read["errno"]) == ("read_counter", "EINVAL")
     only = program(site, "show", "--json", "--filter", "counter == 6", counted)
     assert only.objects == [read]
+    (refused,) = findings(program(site, "diagnose", "--json", counted))
+    assert (refused["severity"], refused["request"]) == ("error", 1)
+    assert refused["what"].startswith("The guest answered read_counter")
+    assert refused["what"].endswith("with -22 (EINVAL).")
+    assert program(site, "diagnose", counted, "--fail-on", "error").code == ExitCode.DIFFERENT
     assert run("show", "--json", counted).objects == []  # without the package nobody knows them
+
+
+def test_a_request_to_a_service_that_has_no_answer_is_an_error(site: Path, tmp_path: Path) -> None:
+    asked = Chunk(100, 1, True, pack("<IHH", 2, 7, 0))
+    path = write_capture(tmp_path / "x.upcap", [*connect()[:3], Chunk(30, 1, True, b"c"), asked])
+    (silent,) = findings(program(site, "diagnose", "--json", path))
+    assert (silent["code"], silent["severity"], silent["request"]) == ("UP602", "error", 0)
+    assert silent["what"].startswith("No reply to read_counter")
 
 
 @pytest.mark.parametrize("line", ["KIND = ", "COUNTERS = "])

@@ -82,6 +82,7 @@ from .judging import Judging
 from .lives import Lives
 from .lock import RESTS_ON_IT
 from .log_matching import ConsoleMatcher
+from .other_services import OtherServices
 from .rules.registry import Cue
 from .situation import LONG_NS, ConnectionSituation, Situation, WaitEnd
 from .telling import Telling
@@ -129,6 +130,7 @@ class Diagnosis:
         self._seen_dead: set[tuple[int | None, int | None]] = set()
         self._judging = Judging(world, console)
         self._telling = Telling(header, dragonball)
+        self._others = OtherServices(header.wall_ns)
         self._watched: dict[int, Watched] = {}
         self._now_ns = 0
         self._lives = Lives()
@@ -317,6 +319,7 @@ class Diagnosis:
     def _over(self, conn: int, events: Sequence[Event], closed: bool) -> Iterator[Finding]:
         """The connection ended, or the recording did: nothing will be answered any more."""
         watched = self._watched.pop(conn)
+        yield from self._others.over(conn)
         at, connection = watched.situation, watched.situation.connection
         if self.model:
             self.model.disconnect(conn)
@@ -355,6 +358,7 @@ class Diagnosis:
     def _request(self, conn: int, watched: Watched, event: RequestReceived) -> Iterator[Finding]:
         request = event.message
         if not isinstance(request, Request):
+            self._others.asked(conn, event, self._now_ns)
             return
         ref = Ref(conn, event.number)
         if self._arch is None and request.msg_type in CPU_TYPES:
@@ -388,6 +392,7 @@ class Diagnosis:
     def _reply(self, conn: int, watched: Watched, event: ReplyReceived) -> Iterator[Finding]:
         reply = event.message
         if not isinstance(reply, Reply):
+            yield from self._others.answered(conn, event)
             return
         at = None if event.number is None else watched.open.pop(event.number, None)
         if at is None:
