@@ -244,6 +244,8 @@ BLOCKS: Final[Blocks] = {
     "json-state": program_blocks.json_state,
     "replay-plan": replay_blocks.plan_example,
     "replay-dangers": replay_blocks.dangers,
+    "conform-dangers": replay_blocks.conform_dangers,
+    "conform-example": replay_blocks.conform_example,
     "replay-divergence": replay_blocks.divergence_example,
     "matcher-fields": replay_blocks.matcher_fields,
     "errno-classes": replay_blocks.errno_classes,

@@ -8,9 +8,14 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
 
+from dissectors.constants import UPCALL_PORT
 from upcall_trace.compare.matchers import ERRNO_CLASSES, FIELDS
+from upcall_trace.conform.asking import Asker
+from upcall_trace.conform.cases import DANGERS as RISKS
+from upcall_trace.conform.report import text as conform_text
+from upcall_trace.conform.run import Wish, run
 from upcall_trace.kernel.faults import parse_fault
-from upcall_trace.kernel.world import load_worlds
+from upcall_trace.kernel.world import kata_pod, load_worlds
 from upcall_trace.replay.plan import DANGERS
 from upcall_trace.replay.report import plan_lines, verdict_lines
 from upcall_trace.replay.run import Replay, read_recording
@@ -53,6 +58,25 @@ def plan_example() -> str:
 def divergence_example() -> str:
     """A guest that does not remove a device."""
     return _replayed("mmio_lifecycle", "del_mmio:ret=-16:when=2", live=True)
+
+
+def conform_dangers() -> str:
+    """What `conform --allow` can name."""
+    return table(("code", "what happens"), [(code(name), why) for name, why in RISKS.items()])
+
+
+def conform_example() -> str:
+    """A guest that says of a window it removes that it was busy."""
+    with tempfile.TemporaryDirectory() as name:
+        path, control = Path(name) / "guest.sock", Path(name) / "control.sock"
+        wrong = [parse_fault("del_mmio:ret=-16")]
+        with SimulatedGuest(kata_pod(), faults=wrong, path=path, control=control):
+            wish = Wish(kata_pod(), count=200)
+            asker = Asker(UnixAddress(path), wish.world, UPCALL_PORT, control)
+            lines = list(conform_text(wish, run(wish, asker), asker.can_reset))
+    return fenced(
+        "\n".join(["$ upcall-trace conform --to guest.sock --count 200", *lines]), "console"
+    )
 
 
 def dangers() -> str:

@@ -57,6 +57,7 @@ WINGS: Final[dict[str, Wing]] = {
     "diagnose": Wing("why it failed", ("trace", "views", "logs", "kernel")),
     "transform": Wing("captures made from captures", ("trace", "simulated")),
     "replay": Wing("plan, play, judge", ("diagnose", "compare", "simulated", "control", "vantage")),
+    "conform": Wing("does a guest answer as the model says", ("replay", "simulated", "transform")),
     "lab": Wing("the live guest", ("vantage", "control", "simulated", "trace")),
     "dataset": Wing("captures as tables", ("trace", "diagnose")),
     "exports": Wing(
@@ -66,6 +67,6 @@ WINGS: Final[dict[str, Wing]] = {
     "bundle": Wing("the archive for an issue, redaction", ("diagnose", "views")),
     "testing": Wing("the pytest plugin", ("replay", "simulated", "vantage", "transform")),
     "tui": Wing("the terminal browser", ("replay", "transform", "exports", "bundle", "lab")),
-    "cli": Wing("the command line: one module a command", ("tui", "testing")),
+    "cli": Wing("the command line: one module a command", ("tui", "testing", "conform")),
 }
 """In order: a folder imports only folders that stand above it."""

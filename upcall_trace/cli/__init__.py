@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "guest": ("guest", "Answer upcall requests as a real guest kernel does."),
     "send": ("send", "Send one request and show what the guest answers."),
     "replay": ("replay", "Send a recording again and compare every reply."),
+    "conform": ("conform", "Tell whether a guest answers as Kata's kernel does."),
     "diff": ("diff", "Tell two captures apart, operation by operation."),
     "edit": ("edit", "Change a capture: drop, move or rewrite operations, add matchers."),
     "minimise": ("minimise", "Shrink a recording to what a failure needs."),

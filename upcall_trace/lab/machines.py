@@ -104,7 +104,8 @@ def hidden_disks() -> tuple[Window, ...]:
 def world(boot: Boot) -> World:
     """What the stock kernel knows on this machine when it is ready."""
     if boot.machine is MICROVM:
-        return World(kernel="6.1", mmio=(transport(0), transport(1)))
+        known = (transport(0), transport(1))
+        return World(kernel="6.1", mmio=known, mmio_hidden=hidden_disks())
     roles = {VSOCK_SLOT: "vsock", MEMORY_SLOT: "mem", **dict.fromkeys(_DISK_SLOTS, "blk")}
     chipset = [PciDevice(0, 0), PciDevice(0, 1), PciDevice(0, 1, 1), PciDevice(0, 1, 3)]
     devices = [PciDevice(0, slot, 0, role) for slot, role in roles.items()]

@@ -87,6 +87,27 @@ class UpcallClient:
             raw += received
         return raw
 
+    def exchange(self, sent: bytes, size: int, timeout_s: float) -> bytes:
+        """Write `sent`, if it is not empty, and read up to `size` bytes.
+
+        Fewer when no more came in time, or the guest closed; a timeout of 0 takes what is there.
+        """
+        end = time.monotonic() + timeout_s
+        received = b""
+        try:
+            if sent:
+                self._stream.settimeout(max(timeout_s, 0.001))
+                self._stream.sendall(sent)
+            while len(received) < size:
+                self._stream.settimeout(max(0.0, end - time.monotonic()))
+                piece = self._stream.recv(size - len(received))
+                if not piece:
+                    break
+                received += piece
+        except OSError:
+            pass
+        return received
+
     def close(self) -> None:
         """Close the connection."""
         self._stream.close()

@@ -1,0 +1,1 @@
+"""Does a guest answer as the model of Kata's kernel says?"""
