@@ -28,6 +28,7 @@ from ..sources.spooled import plain
 from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
 from .support.inputs import by_kind
+from .support.memory_target import memory_capture
 from .support.options import Named, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 from .support.times import WallMoment, span_options
@@ -54,6 +55,9 @@ _GUESTS_TOLD = 5
     help="Dragonball's or Kata's log; several for a rotated one.",
 )
 @click.option("--journal", is_flag=True, help="Read this machine's own journal.")
+@click.option(
+    "--memory", metavar="PID|IMAGE", help="A running VMM's memory, or an image of a guest's."
+)
 @click.option("--sandbox", metavar="ID", help="Only this guest of the logs; a prefix will do.")
 @span_options
 @world_options
@@ -93,6 +97,7 @@ def diagnose_command(
     console: tuple[Path, ...],
     vmm_log: tuple[Path, ...],
     journal: bool,
+    memory: str | None,
     sandbox: str | None,
     since: WallMoment | None,
     until: WallMoment | None,
@@ -124,10 +129,14 @@ def diagnose_command(
     choice = FindingChoice.of(select, ignore, baseline)
     span = Span(since.ns if since else None, until.ns if until else None)
     if journal:
-        if files or console or vmm_log:
+        if files or console or vmm_log or memory:
             raise WrongUsage("--journal reads this machine's journal: give no files with it")
         return _journal(sandbox, since, until, as_it_grows, form, everything, choice, fail_on)
     captures, found = by_kind(files)
+    if memory is not None:
+        if as_it_grows:
+            raise WrongUsage("--memory tells what stands there now; record --memory watches it")
+        captures = [*captures, click.get_current_context().with_resource(memory_capture(memory))]
     if not (captures or found or console or vmm_log):
         raise WrongUsage("give a capture or a log, --journal for this machine's, or --explain CODE")
     world = given_world(world_file, machine)

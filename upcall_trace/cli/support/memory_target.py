@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from dissectors.constants import UPCALL_PORT
+
 from ...capture.records import NO_TIMES, TIMES, Header
-from ...errors import WrongUsage
-from ...vantage.guest_memory.as_capture import SOURCE
+from ...errors import NothingRun, WrongUsage
+from ...vantage.guest_memory.as_capture import SOURCE, as_records
 from ...vantage.guest_memory.conversations import Assembled, assemble
 from ...vantage.guest_memory.images import Image
 from ...vantage.guest_memory.locating import locate
 from ...vantage.guest_memory.processes import RunningVmm
 from ...vantage.guest_memory.sandboxes import process_of, vmm_processes
 from ...vantage.recorder import live_header
+from .files import write_capture
 from .output import progress, talk
 
 
@@ -56,6 +62,24 @@ def pid_or_image(text: str) -> MemoryTarget:
     return MemoryTarget(pid=int(text)) if text.isdecimal() else MemoryTarget(image=Path(text))
 
 
+@contextmanager
+def memory_capture(named: str, port: int = UPCALL_PORT) -> Iterator[Path]:
+    """What stands in a VM's memory, or in an image, as a capture for one command.
+
+    Raises NothingRun when there is nothing, and as `MemoryTarget.open` does.
+    """
+    target = pid_or_image(named)
+    with target.open() as memory, tempfile.TemporaryDirectory(prefix="upcall-memory-") as place:
+        assembled = look_through(memory, port)
+        if assembled.empty:
+            raise NothingRun(nothing_in(memory, assembled))
+        name = f"process-{named}" if target.image is None else Path(named).name
+        path = Path(place) / f"{name}.upcap"
+        records = as_records(assembled, time.time_ns(), port)
+        write_capture(path, memory_header(memory, None, port), records, private=True)
+        yield path
+
+
 def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
     """Find everything in a memory, with a progress bar where it takes long."""
     if isinstance(memory, RunningVmm):
@@ -70,8 +94,14 @@ def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
 
 def memory_header(memory: RunningVmm | Image, arch: str | None, port: int) -> Header:
     """The header of a capture of what stands in memory now."""
-    notes = {TIMES: NO_TIMES, "memory": memory.name}
-    return replace(live_header(SOURCE, arch, port, notes), sandbox=sandbox_in(memory))
+    notes = {TIMES: NO_TIMES, "memory": memory.name, "looked": now_text()}
+    header = live_header(SOURCE, arch, port, notes)
+    return replace(header, sandbox=sandbox_in(memory), wall_ns=None, resolution_ns=0)
+
+
+def now_text() -> str:
+    """The wall clock's time in UTC as RFC 3339."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def nothing_in(memory: RunningVmm | Image, assembled: Assembled) -> str:

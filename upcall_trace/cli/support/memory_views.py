@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from dissectors.constants import (
@@ -22,6 +21,7 @@ from ...vantage.guest_memory.images import Image
 from ...vantage.guest_memory.locating import CarvedMessage, CarvedPacket
 from ...vantage.guest_memory.processes import RunningVmm
 from ...views.messages import reply_text, request_text
+from .memory_target import now_text
 
 VERSION: Final = 1
 
@@ -30,13 +30,12 @@ def memory_object(
     memory: RunningVmm | Image, assembled: Assembled, arch: Arch, sandbox: str | None
 ) -> dict[str, Any]:
     """`peek --json`."""
-    seen = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     here = enumerate(assembled.conversations, 1)
     return {
         "v": VERSION,
         "memory": memory.name,
         "sandbox": sandbox,
-        "seen": seen if isinstance(memory, RunningVmm) else None,
+        "seen": now_text() if isinstance(memory, RunningVmm) else None,
         "connections": [_conversation_object(conn, each, arch) for conn, each in here],
         "unplaced": [*_stranger_objects(assembled, arch), *_lone_objects(assembled, arch)],
         "looked_at": assembled.looked_at,

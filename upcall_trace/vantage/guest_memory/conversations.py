@@ -361,7 +361,7 @@ class _Judge:
             why.append(f"packets of the host's port {talk.peer_port} say the same")
         else:
             why.append("nothing else in this memory speaks for it or against it")
-        if led is not None and led.thread is False:
+        if led is not None and led.thread is False and unanswered is not False:
             why.append("its thread is gone, and its socket was never closed: the thread died")
             return ObjectState.DEAD
         if talk is not None and talk.ended and led is None:

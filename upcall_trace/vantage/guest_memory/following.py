@@ -33,6 +33,9 @@ _SOCK_SIZE: Final = 0x900
 _HOLE: Final = 128 << 20
 _THREAD: Final = b"db_dev_mgr\0"
 _TASK_SIZE: Final = 12 << 10
+_TASK_DEAD: Final = 0x80
+_OLD_STATE_AT, _STATE_AT = 0x10, 0x18
+"""Of the task's state on x86-64: in 5.10, and from 5.14."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,4 +242,8 @@ def _thread(held: ConnectionObject, shift: int, read: Read) -> bool | None:
     raw = read(held.task - shift, _TASK_SIZE)
     if len(raw) < _TASK_SIZE:
         return None
-    return _THREAD in raw
+    # A thread that has ended is freed, and its name stays until the page is used again.
+    ended = _WORD.unpack_from(raw, _OLD_STATE_AT)[0] == _TASK_DEAD or (
+        int.from_bytes(raw[_STATE_AT : _STATE_AT + 4], "little") == _TASK_DEAD
+    )
+    return _THREAD in raw and not ended
