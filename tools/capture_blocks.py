@@ -47,18 +47,7 @@ from .markdown import code, fenced, table
 
 _EXAMPLES: Final[tuple[Record, ...]] = (
     Header(
-        "proxy",
-        "upcall-trace",
-        "host",
-        "x86_64",
-        1_000,
-        1,
-        219,
-        {"pod": "web"},
-        "f00d",
-        2,
-        "5a5a",
-        "[pod]",
+        "proxy", "upcall-trace", "host", "x86_64", 1_000, 1, 219, {"pod": "web"}, "f00d", 2, "5a5a"
     ),
     Open(1, 2, Begins.LINE, 219, True, (3, 4, 5), 6),
     Chunk(1, 2, True, b"d"),
@@ -68,7 +57,7 @@ _EXAMPLES: Final[tuple[Record, ...]] = (
     Gap(1, 2, True, 3, "why"),
     Mark(1, 2, 3, "comment", "text"),
     End(1),
-    Origin(1, 2, "proxy", "/run/vm.sock", "5a5a", "[pod]"),
+    Origin(1, 2, "proxy", "/run/vm.sock", "5a5a", {"pod": "web"}),
     Chunk(1, 2, True, b"d", 3),
     Carry(1, 2, Begins.LINE, 219, True, (3, 4, 5), 6),
 )
@@ -94,12 +83,11 @@ _FIELD_TEXTS: Final = {
     ("HEADER", "recording"): "str: the same in every part of one recording, empty for one file",
     ("HEADER", "part"): "int: which part of its recording it is, from 1; 0 for one file",
     ("HEADER", "sandbox"): "str or nil: the id of the sandbox, where it is known",
-    ("HEADER", "world"): "str: the text of the world file that describes the guest, or empty",
     ("ORIGIN", "number"): "int: what OPEN records name it by, from 1",
     ("ORIGIN", "kind"): "str: as `source` in the header",
     ("ORIGIN", "name"): "str: a socket's path, an address, or a process",
     ("ORIGIN", "sandbox"): "str or nil: as in the header",
-    ("ORIGIN", "world"): "str: as in the header",
+    ("ORIGIN", "notes"): "map of str to str: as in the header",
     ("SEEN", "uncertainty_ns"): "int: it crossed at most so long before `t_ns`",
     ("", "data"): "the bytes, in parts, below",
     ("", "begins"): "str: what the recorded bytes begin with, below",

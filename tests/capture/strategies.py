@@ -60,7 +60,6 @@ def headers() -> st.SearchStrategy[Header]:
         recording=TEXT,
         part=st.integers(0, 1 << 40),
         sandbox=st.none() | TEXT,
-        world=TEXT,
     )
 
 
@@ -71,6 +70,7 @@ def records(
 ) -> st.SearchStrategy[Record]:
     """Any record but the header."""
     reason = st.sampled_from([LEFT_OUT, DAMAGED]) | TEXT
+    notes = st.dictionaries(TEXT, TEXT, max_size=3)
     peers = st.none() | st.tuples(INT, INT, INT)
     return st.one_of(
         st.builds(
@@ -91,7 +91,15 @@ def records(
             received() if raw is None else raw,
             st.just(0) | st.integers(0, 1 << 40),
         ),
-        st.builds(Origin, time, st.integers(1, 9), TEXT, TEXT, st.none() | TEXT, TEXT),
+        st.builds(
+            Origin,
+            time,
+            st.integers(1, 9),
+            TEXT,
+            TEXT,
+            st.none() | TEXT,
+            st.dictionaries(TEXT, TEXT, max_size=3),
+        ),
         st.builds(Close, time, conn, st.booleans(), st.sampled_from(How), TEXT),
         st.builds(GaveUp, time, conn, INT),
         st.builds(Vmm, time, TEXT, conn),

@@ -74,12 +74,12 @@ def encode(record: Record) -> bytes:
             values: list[Any] = [
                 Kind.HEADER, record.version, record.source, record.tool, record.host, record.arch,
                 record.wall_ns, record.resolution_ns, record.port,
-                dict(islice(record.notes.items(), MAX_NOTES)), record.recording, record.part,
-                record.sandbox, record.world,
+                _notes(record.notes), record.recording, record.part,
+                record.sandbox,
             ]  # fmt: skip
         case Origin():
             values = [Kind.ORIGIN, record.t_ns, record.number, record.kind, record.name,
-                      record.sandbox, record.world]  # fmt: skip
+                      record.sandbox, _notes(record.notes)]  # fmt: skip
         case Open():
             values = [Kind.OPEN, record.t_ns, record.conn, str(record.begins), record.port,
                       record.accepted, record.peer, record.source]  # fmt: skip
@@ -103,6 +103,10 @@ def encode(record: Record) -> bytes:
             values = [Kind.END, record.t_ns]
     values[0] = int(values[0])
     return frame(pack(values))
+
+
+def _notes(notes: dict[str, str]) -> dict[str, str]:
+    return dict(islice(notes.items(), MAX_NOTES))
 
 
 def checked(record: Record) -> Record:
@@ -165,10 +169,8 @@ def _joined(values: list[Any]) -> bytes:
 
 def _header(values: list[Any]) -> Header:
     version, source, tool, host, arch, wall_ns, resolution_ns, port, notes = values[1:10]
-    if type(notes) is not dict:
-        raise TypeError("the notes are missing")
     # Version 1 ends with the notes.
-    recording, part, sandbox, world = values[10:14] if len(values) >= 14 else ("", 0, None, "")
+    recording, part, sandbox = values[10:13] if len(values) >= 13 else ("", 0, None)
     return Header(
         source=_str(source),
         tool=_str(tool),
@@ -177,19 +179,25 @@ def _header(values: list[Any]) -> Header:
         wall_ns=None if wall_ns is None else _int(wall_ns),
         resolution_ns=_int(resolution_ns),
         port=_int(port),
-        notes={_str(key): _str(value) for key, value in notes.items()},
+        notes=_read_notes(notes),
         recording=_str(recording),
         part=_size(part),
         sandbox=None if sandbox is None else _str(sandbox),
-        world=_str(world),
         version=_int(version),
     )
 
 
+def _read_notes(notes: object) -> dict[str, str]:
+    if type(notes) is not dict:
+        raise TypeError("the notes are missing")
+    return {_str(key): _str(value) for key, value in notes.items()}
+
+
 def _origin(values: list[Any]) -> Origin:
-    t_ns, number, kind, name, sandbox, world = values[1:7]
+    t_ns, number, kind, name, sandbox, notes = values[1:7]
     sandbox = None if sandbox is None else _str(sandbox)
-    return Origin(_time(t_ns), _size(number), _str(kind), _str(name), sandbox, _str(world))
+    named = _read_notes(notes)
+    return Origin(_time(t_ns), _size(number), _str(kind), _str(name), sandbox, named)
 
 
 def _open(values: list[Any]) -> Open:

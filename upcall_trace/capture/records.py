@@ -55,8 +55,7 @@ class Header:
     `wall_ns` is the wall clock at `t_ns` 0, in nanoseconds since 1970, None when unknown;
     `resolution_ns` is the step of the clock behind `t_ns`, 0 when unknown. `notes` are the
     user's, or what a foreign format said about itself. Parts of one recording carry the same
-    `recording`, and `part` counts them from 1; a capture that is whole in itself has 0. `world`
-    is the text of the world file that describes the guest, where one was given.
+    `recording`, and `part` counts them from 1; a capture that is whole in itself has 0.
     """
 
     source: str
@@ -70,7 +69,6 @@ class Header:
     recording: str = ""
     part: int = 0
     sandbox: str | None = None
-    world: str = ""
     version: int = FORMAT_VERSION
 
     @property
@@ -92,7 +90,7 @@ class Origin:
     kind: str
     name: str
     sandbox: str | None = None
-    world: str = ""
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

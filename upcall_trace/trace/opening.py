@@ -323,7 +323,7 @@ def _from_json(index: Index, name: str, kind: type[Any]) -> Iterator[dict[str, A
 
 _JSON_TYPES: Final[dict[str, type]] = {
     "int": int, "bool": bool, "str": str, "bytes": str, "Begins": str, "How": str,
-    "tuple[int, int, int]": list,
+    "tuple[int, int, int]": list, "dict[str, str]": dict,
 }  # fmt: skip
 
 
@@ -336,6 +336,8 @@ def _checked(value: Any, annotation: str) -> Any:
         raise ValueError(f"not of type {annotation}")
     if type(value) is int and not -_INT_LIMIT <= value < _INT_LIMIT:
         raise ValueError("a number is out of range")
+    if type(value) is dict and not all(type(text) is str for text in value.values()):
+        raise ValueError("not all of it is text")
     if type(value) is list:
         return tuple(_checked(part, "int") for part in value)
     return value
