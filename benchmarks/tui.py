@@ -27,7 +27,8 @@ from typing import Self
 from upcall_trace.capture.records import Header
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.trace.opening import build_index
-from upcall_trace.vantage.recorder import OnStoreError, Recorder, live_header
+from upcall_trace.vantage.recorder import Recorder, live_header
+from upcall_trace.vantage.store import OnStoreError
 
 from .decoding import MANY, records
 

@@ -40,13 +40,13 @@ WINGS: Final[dict[str, Wing]] = {
     "control": Wing(
         "what the VMM's side can be told; the note beside a socket", ("sockets", "kernel")
     ),
-    "vantage": Wing(
-        "where traffic is taken from: proxy, recorder, vsockmon interface, doctor",
-        ("capture", "sockets", "sources"),
-    ),
     "trace": Wing(
         "where bytes get meaning: decoding, operations, filters, provenance, opening, scripts",
         ("capture", "sources"),
+    ),
+    "vantage": Wing(
+        "where traffic is taken from: proxy, recorder, vsockmon interface, doctor",
+        ("capture", "sockets", "sources", "trace"),
     ),
     "views": Wing("operations and frames as text and as JSON", ("trace",)),
     "compare": Wing("pairing and judging two of them", ("trace", "views")),

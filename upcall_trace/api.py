@@ -99,9 +99,9 @@ def record_traffic(
     from .errors import SomethingLost
     from .sockets.addresses import check_reachable, parse_address
     from .sockets.listening import Listener
-    from .trace.opening import build_index
     from .vantage.proxy import Proxy
-    from .vantage.recorder import OnStoreError, Recorder, live_header
+    from .vantage.recorder import Recorder, live_header
+    from .vantage.store import OnStoreError
 
     address = parse_address(os.fspath(upstream))
     check_reachable(address)
@@ -115,7 +115,6 @@ def record_traffic(
                 yield
             finally:
                 proxy.stop()
-    build_index(recorder.path)
     if recorder.failure or recorder.unwritten:
         raise SomethingLost(f"{output} does not have all of the traffic")
 

@@ -144,7 +144,7 @@ def test_everything_forwarded_a_tenth_of_a_second_before_a_kill_is_there(tmp_pat
 
 
 def test_a_full_disk_stops_the_recording_visibly(tmp_path: Path) -> None:
-    with recording(tmp_path, file_limit=4000) as running:
+    with recording(tmp_path, "--on-store-error", "stop", file_limit=4000) as running:
         with suppress(OSError), Upcall(tmp_path / "proxy") as client:
             for number in range(5000):
                 client.ask(mmio_request(MessageType.ADD_MMIO, number << 12, 0x1000, 5))

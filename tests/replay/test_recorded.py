@@ -21,7 +21,8 @@ from upcall_trace.sockets.client import UpcallClient
 from upcall_trace.sockets.listening import Listener
 from upcall_trace.trace.opening import build_index
 from upcall_trace.vantage.proxy import Proxy
-from upcall_trace.vantage.recorder import OnStoreError, Recorder, live_header
+from upcall_trace.vantage.recorder import Recorder, live_header
+from upcall_trace.vantage.store import OnStoreError
 
 
 @pytest.fixture

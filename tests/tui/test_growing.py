@@ -20,7 +20,8 @@ from upcall_trace.tui.app import Browser
 from upcall_trace.tui.data.settings import Settings, read_settings, recent, remember
 from upcall_trace.tui.data.summary import by_connection, by_operation, worst_in
 from upcall_trace.tui.screens.chooser import Choices
-from upcall_trace.vantage.recorder import OnStoreError, Recorder, live_header
+from upcall_trace.vantage.recorder import Recorder, live_header
+from upcall_trace.vantage.store import OnStoreError
 
 from ..support import DISK, answer, ask, connect, each_transcript, write_capture
 from .support import CAPTURES, Driven, drive

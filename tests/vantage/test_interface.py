@@ -16,7 +16,8 @@ from upcall_trace.capture.records import Header
 from upcall_trace.errors import Unreachable, WrongUsage
 from upcall_trace.trace.opening import Capture, load
 from upcall_trace.vantage.interface import open_interface, record_packets
-from upcall_trace.vantage.recorder import OnStoreError, Recorder
+from upcall_trace.vantage.recorder import Recorder
+from upcall_trace.vantage.store import OnStoreError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

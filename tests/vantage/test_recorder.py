@@ -20,7 +20,8 @@ from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk, Gap, Header, Open
 from upcall_trace.errors import WrongUsage
 from upcall_trace.trace.opening import load
-from upcall_trace.vantage.recorder import FLUSH_S, OnStoreError, Recorder
+from upcall_trace.vantage.recorder import FLUSH_S, Recorder
+from upcall_trace.vantage.store import OnStoreError
 
 ADD = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
 HEADER = Header(source="proxy")
@@ -99,7 +100,7 @@ def test_a_full_disk_ends_the_recording(tmp_path: Path) -> None:
         exchange(ours)
         assert stop.wait(5)
     ours.close()
-    assert ours.failure is not None
+    assert ours.failure
     assert ours.unwritten == 2048
     capture = load(tmp_path / "c")
     assert capture.damage == []
@@ -169,13 +170,13 @@ def test_a_disk_that_is_too_slow_costs_records_not_memory(
 ) -> None:
     monkeypatch.setattr("upcall_trace.vantage.recorder.BACKLOG_LIMIT", 4096)
     writing = threading.Event()
-    real_write = os.write
+    real_write = os.pwrite
 
-    def slow_write(descriptor: int, data: bytes) -> int:
+    def slow_write(descriptor: int, data: bytes, offset: int) -> int:
         writing.wait()
-        return real_write(descriptor, data)
+        return real_write(descriptor, data, offset)
 
-    monkeypatch.setattr("upcall_trace.vantage.recorder.os.write", slow_write)
+    monkeypatch.setattr("upcall_trace.vantage.capture_file.os.pwrite", slow_write)
     writing.set()
     ours = recorder(tmp_path / "c", OnStoreError.PASS)
     writing.clear()

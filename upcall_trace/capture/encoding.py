@@ -35,6 +35,8 @@ from .records import (
 
 _MAX_PARTS: Final = 64
 _INT_LIMIT: Final = 1 << 63
+_COUNTED: Final = 12
+_ZEROS: Final = bytes(_COUNTED)
 _ZERO_RUN: Final = re.compile(rb"\0{12,}")
 
 
@@ -50,6 +52,10 @@ def encode_chunk(
 
 
 def _parts(received: bytes) -> list[Any]:
+    literal = received.rstrip(b"\0")
+    zeros = len(received) - len(literal)
+    if zeros >= _COUNTED and literal and _ZEROS not in literal:  # nearly every message
+        return [literal, zeros]
     parts: list[Any] = []
     position = 0
     for run in _ZERO_RUN.finditer(received):

@@ -33,10 +33,11 @@ from ..simulated.on_socket import SimulatedGuest
 from ..sockets.addresses import UnixAddress
 from ..sockets.client import UpcallClient
 from ..sockets.listening import Listener
-from ..trace.opening import build_index, load
+from ..trace.opening import load
 from ..trace.samples import sample
 from ..vantage.proxy import Proxy
-from ..vantage.recorder import OnStoreError, Recorder
+from ..vantage.recorder import Recorder
+from ..vantage.store import OnStoreError
 from ..views.text import HEADING
 from .support.listing import comments, show_comments, show_operation
 from .support.output import out, talk
@@ -147,7 +148,6 @@ def _record(directory: Path, path: Path) -> None:
                 for request, _ in requests:
                     client.ask(request.encode(), _PATIENCE_S)
         proxy.stop()
-    build_index(path)
     for conn, requests in enumerate(_SCRIPT, start=1):
         for number, (_, remark) in enumerate(requests):
             append_mark(path, Mark(time.time_ns(), conn, number, COMMENT, remark))

@@ -21,10 +21,11 @@ from ..sockets.addresses import (
     parse_address,
 )
 from ..sockets.listening import InPlace, Listener
-from ..trace.opening import build_index, load
+from ..vantage.apart import ApartRecorder
 from ..vantage.interface import dropped_packets, open_interface, record_packets
 from ..vantage.proxy import GuestRoute, Proxy
-from ..vantage.recorder import OnStoreError, Recorder, live_header
+from ..vantage.recorder import live_header
+from ..vantage.store import OnStoreError
 from .support.files import CAPTURE
 from .support.memory_recording import (
     EVERY,
@@ -35,7 +36,7 @@ from .support.memory_recording import (
     record_node,
 )
 from .support.options import parse_notes, target_notes, world_given, world_options
-from .support.output import progress, talk
+from .support.output import talk
 from .support.signals import stop_on_signals
 
 # A forwarding thread that becomes ready must not wait Python's default 5 ms for its turn.
@@ -54,7 +55,7 @@ _LOOK_UP_S = 0.05
 @click.option(
     "--on-store-error",
     type=click.Choice([policy.value for policy in OnStoreError]),
-    default="stop",
+    default="pass",
     show_default=True,
     help="When the disk fails: end the proxy, or let traffic pass unrecorded.",
 )
@@ -163,31 +164,29 @@ def record_command(
 @contextmanager
 def _recording(
     output: Path, header: Header, policy: OnStoreError, overwrite: bool, stop: threading.Event
-) -> Iterator[Recorder]:
+) -> Iterator[ApartRecorder]:
     """A recorder; at the end the capture is closed, summed up and given its index.
 
     Raises SomethingLost when traffic crossed that is not in it.
     """
-    recorder = Recorder(output, header, policy, stop, overwrite)
+    recorder = ApartRecorder(output, header, policy, stop, overwrite, tell=talk)
     try:
         yield recorder
     finally:
         recorder.close()
-    if recorder.failure is not None and policy is OnStoreError.STOP:
+    account = recorder.account
+    if account.stopped:
         raise SomethingLost(
-            f"{output} could not be written ({recorder.failure.strerror}), so the recording "
-            "ended; --on-store-error pass would have let the traffic go on"
+            f"{output} could not be written ({account.failure}), so the recording ended; "
+            f"{account.lost} bytes of traffic went by unrecorded; --on-store-error pass would "
+            "have let the traffic go on"
         )
-    with progress(f"indexing {output.name}", output.stat().st_size) as report:
-        indexed = build_index(output, report)
-    capture = load(output)
     talk(
-        f"{output}: {len(capture.connections)} connections, {len(capture.operations)} operations"
-        + ("" if indexed else ", no index")
+        f"{output}: {account.connections} connections, {account.operations} operations"
+        + ("" if account.indexed else ", no index")
     )
-    lost = capture.lost_bytes + recorder.unwritten
-    if recorder.failure is not None or lost:
-        raise SomethingLost(f"{output}: {lost} bytes of traffic were not recorded")
+    if account.failure or account.lost:
+        raise SomethingLost(f"{output}: {account.lost} bytes of traffic were not recorded")
 
 
 def _take_place(stack: ExitStack, path: Path) -> InPlace:

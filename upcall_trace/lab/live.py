@@ -30,9 +30,9 @@ from ..sockets.addresses import UnixAddress, answers
 from ..sockets.client import UpcallClient
 from ..sockets.listening import Listener
 from ..sockets.serving import StreamServer
-from ..trace.opening import build_index
 from ..vantage.proxy import Proxy
-from ..vantage.recorder import OnStoreError, Recorder, live_header
+from ..vantage.recorder import Recorder, live_header
+from ..vantage.store import OnStoreError
 from .console import Console, is_ready, last_words, trouble
 from .gate import Gate
 from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments, world
@@ -175,9 +175,10 @@ class Lab:
             self._back.close()
 
     def _check_recording(self) -> None:
-        failure = self._dump_failure or (self._recorder and self._recorder.failure)
+        dump = self._dump_failure and (self._dump_failure.strerror or str(self._dump_failure))
+        failure = dump or (self._recorder and self._recorder.failure)
         if failure:
-            raise SomethingLost(f"the recording cannot be written: {failure.strerror}")
+            raise SomethingLost(f"the recording cannot be written: {failure}")
 
     def __enter__(self) -> Self:
         return self
@@ -305,7 +306,6 @@ class Lab:
         header = live_header("proxy", Arch.X86_64.value, notes=notes)
         recorder = Recorder(directory / PROXY_FILE, header, OnStoreError.PASS, threading.Event())
         self._recorder = recorder
-        self._back.callback(build_index, recorder.path)
         self._back.callback(recorder.close)
 
     def _receive_dump(self, stream: socket.socket) -> None:

@@ -27,10 +27,11 @@ from ..kernel.world import World
 from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.filters import Filter
-from ..trace.opening import Capture, build_index, capture_of
+from ..trace.opening import Capture, capture_of
 from ..trace.script import Act, Asked, Key, Script, read_script
 from ..trace.streams import distinct_connections, with_dependencies
-from ..vantage.recorder import OnStoreError, Recorder, live_header
+from ..vantage.recorder import Recorder, live_header
+from ..vantage.store import OnStoreError
 from .happening import Happening
 from .plan import Plan, make_plan
 from .player import Player
@@ -189,7 +190,6 @@ class Replay:
                 self.terms.overwrite,
             )
             self._recorder = recorder
-            self._stack.callback(build_index, recorder.path)
             self._stack.callback(recorder.close)
         return self
 
@@ -197,7 +197,7 @@ class Replay:
         self._stack.close()
         recorder = self._recorder
         if kind is None and recorder and (recorder.failure or recorder.unwritten):
-            why = recorder.failure.strerror if recorder.failure else "the disk is slow"
+            why = recorder.failure or "the disk is slow"
             raise SomethingLost(f"{recorder.path} does not have all of what happened: {why}")
 
     def play(

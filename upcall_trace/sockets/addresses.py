@@ -127,6 +127,41 @@ def connect_vsock(cid: int, port: int) -> socket.socket:
     return stream
 
 
+def begin_unix(path: Path) -> socket.socket:
+    """A stream to the Unix socket at `path` that never waits.
+
+    Raises BlockingIOError when its listener has no room just now, OSError when there is none.
+    """
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        stream.connect(str(path))
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def begin_vsock(cid: int, port: int) -> socket.socket:
+    """A stream that is being connected: once it can be written, `outcome_of_connect` tells.
+
+    Raises OSError.
+    """
+    stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        stream.connect((cid, port))
+    except BlockingIOError:
+        pass
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def outcome_of_connect(stream: socket.socket) -> int:
+    """The errno that a connect which was begun ended with, 0 when it is connected."""
+    return stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
 def is_hung_up(stream: socket.socket) -> bool:
     """True when the peer closed its socket, False when it only shut down its sending side."""
     poll = select.poll()

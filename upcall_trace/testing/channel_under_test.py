@@ -20,9 +20,9 @@ from ..kernel.vmm_actions import words_of
 from ..replay.run import Recording, read_recording
 from ..replay.target import dangers
 from ..sockets.listening import Listener
-from ..trace.opening import build_index
 from ..vantage.proxy import Proxy
-from ..vantage.recorder import OnStoreError, Recorder, live_header
+from ..vantage.recorder import Recorder, live_header
+from ..vantage.store import OnStoreError
 from ..views.text import safe
 from .comparing import compare, comparison_lines
 from .failing import ReplayFailed
@@ -158,10 +158,9 @@ class ChannelUnderTest:
             return
         self._ended = True
         self._running.close()
-        build_index(self.traffic)
         failure = self._recorder.failure
         if failure is not None:
-            raise SomethingLost(f"{self.traffic} could not be written: {failure.strerror}")
+            raise SomethingLost(f"{self.traffic} could not be written: {failure}")
 
     def _compare(self, sent: Recording) -> None:
         expected = self._expected

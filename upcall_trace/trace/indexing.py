@@ -89,6 +89,11 @@ class Indexer:
         return framed + frame(pack(segment.values()))
 
     @property
+    def rows(self) -> int:
+        """How many operations there are so far."""
+        return len(self._session.table)
+
+    @property
     def last_at(self) -> int:
         """Where the last SEGMENT record stands, for the TAIL."""
         return self._last.offset if self._last else 0

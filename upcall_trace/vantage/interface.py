@@ -18,7 +18,7 @@ from dissectors.vsockmon import VIRTIO_SIZE, VSOCKMON_SIZE
 from ..capture.records import Gap
 from ..errors import Unreachable, WrongUsage
 from ..sources.vsock_records import PacketRecords
-from .recorder import Recorder
+from .proxy import Records
 
 _ETH_P_ALL: Final = 3
 _ARPHRD_VSOCKMON: Final = 826
@@ -62,7 +62,7 @@ def open_interface(name: str, sysfs: Path = _SYSFS) -> socket.socket:
 
 def record_packets(
     packets: socket.socket,
-    recorder: Recorder,
+    recorder: Records,
     stop: threading.Event,
     count_drops: Callable[[socket.socket], int],
     upcall_port: int,

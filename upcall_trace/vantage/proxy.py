@@ -1,48 +1,61 @@
-"""The capture proxy: moves bytes first, records second.
+"""The capture proxy: one loop that moves bytes first and records second.
 
-One thread settles each connection's first line and then moves one direction; a second one moves
-the other. An upcall connection is copied receive by receive, so that each is recorded as it came;
-every other is spliced inside the kernel and only its beginning and its end are noted.
-docs/protocol.md section 2.
+Nothing in the loop waits for anybody: not for the VMM to accept, not for a client to read, not
+for the disk. What has to wait is left until epoll says that it can go on.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
 import os
+import resource
 import select
 import socket
-import struct
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from dissectors.constants import CONNECT_LINE_LIMIT, OK_LINE_LIMIT, UPCALL_PORT
-from dissectors.hvsock import PASSFD_LINE, line_end, ok_line, parse_connect
+from dissectors.constants import UPCALL_PORT
 
-from ..capture.records import MAX_CHUNK, Begins, Close, How, Open
-from ..sockets.addresses import (
-    Address,
-    VsockAddress,
-    connect_unix,
-    connect_vsock,
-    is_hung_up,
-    shut_down,
-)
-from .recorder import Recorder
+from ..capture.records import MAX_CHUNK, Close, How, Open, Record
+from ..sockets.addresses import Address, shut_down
+from .relay import Phase, Relay, peer_of
 
-_SPLICE_SIZE: Final = 1 << 20
+DESCRIPTORS_EACH: Final = 2
+"""Of a connection: one for the client, one for what it talks to."""
+DESCRIPTORS_MOVING: Final = 2
+"""More, for each direction in which bytes of another port wait on their way."""
+_RESERVED: Final = 96
+_PIPES_KEPT: Final = 16
 _PIPE_SIZE: Final = 1 << 20
-_DESCRIPTORS: Final = 16
-_CREDENTIALS: Final = struct.Struct("3i")
-_STACK_SIZE: Final = 256 << 10
-_ACCEPT_PAUSE_S: Final = 0.05
+_ACCEPTED_AT_ONCE: Final = 64
+_RETRY_S: Final = 0.01
 _GRACE_S: Final = 0.1
+_LOOK_S: Final = 0.25
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Handler = Callable[[int], None]
+
+
+class Records(Protocol):
+    """What the loop needs of a recorder."""
+
+    def now(self) -> int:
+        """Nanoseconds since the recording began."""
+
+    def chunk(self, conn: int, to_guest: bool, received: bytes) -> None:
+        """Remember a receive, with the time of this call."""
+
+    def record(self, record: Record) -> None:
+        """Remember any other record."""
+
+    def settle(self) -> None:
+        """Hand over what is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,379 +66,345 @@ class GuestRoute:
     path: Path
 
 
+@dataclass(slots=True)
+class Counts:
+    """What the proxy has done so far."""
+
+    opened: int = 0
+    refused: int = 0
+    away: int = 0
+
+
+def room_for(limit: int) -> int:
+    """How many connections a limit of open files is enough for."""
+    return max(1, (limit - _RESERVED) // DESCRIPTORS_EACH)
+
+
 class Proxy:
     """Accepts connections and relays each to `upstream`, recording as it goes.
 
-    `talk` is told, once, what a user should know about a connection that failed.
+    `talk` is told, once, what a user should know about a connection that failed. `numbers` counts
+    connections, and can be shared by the proxies of one recording, as the loop can.
     """
 
     def __init__(
         self,
         upstream: Address,
-        recorder: Recorder,
+        recorder: Records,
         talk: Callable[[str], None],
         upcall_port: int = UPCALL_PORT,
+        source: int = 0,
+        loop: Loop | None = None,
     ) -> None:
-        self._upstream = upstream
-        self._recorder = recorder
+        self.upstream = upstream
+        self.recorder = recorder
+        self.upcall_port = upcall_port
+        self.source = source
         self._talk = talk
-        self._port = upcall_port
-        self._lock = threading.Lock()
-        self._count = 0
-        self._relays: set[_Relay] = set()
+        self._own = loop is None
+        self.loop = loop or Loop()
+        self.counts = Counts()
         self._listening: list[socket.socket] = []
-        self._stopping = False
-        self._unreachable: set[Path] = set()
+        self._relays: set[Relay] = set()
+        self._unreachable: set[str] = set()
+        self._refusing = False
+        self.buffer = self.loop.buffer
+        self.watch = self.loop.watch
+        self.unwatch = self.loop.unwatch
+        self.take_pipe = self.loop.take_pipe
+        self.give_pipe = self.loop.give_pipe
 
     def listen(self, listener: socket.socket, route: GuestRoute | None = None) -> None:
-        """Accept from `listener` in a thread; with a route, what the guest initiated."""
+        """Accept from `listener`; with a route, what the guest initiated."""
+        listener.setblocking(False)
         self._listening.append(listener)
-        threading.stack_size(_STACK_SIZE)
-        threading.Thread(
-            target=self._accept, args=(listener, route), name="accept", daemon=True
-        ).start()
+        self.loop.call(
+            lambda: self.watch(
+                listener.fileno(), select.EPOLLIN, lambda _: self._accept(listener, route), None
+            )
+        )
+        self.loop.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
-        """Accept no more, end every connection, and wait for their threads."""
-        with self._lock:
-            self._stopping = True
-            relays = list(self._relays)
-        for listener in self._listening:
-            shut_down(listener)
-        # A side that has closed by now is to be recorded as the one that did.
-        grace_ends = time.monotonic() + _GRACE_S
-        for relay in relays:
-            relay.done.wait(max(0.0, grace_ends - time.monotonic()))
-        for relay in relays:
-            relay.cut()
-        for relay in relays:
-            relay.done.wait(timeout_s)
+        """Accept no more, end every connection, and with a loop of our own end that too."""
+        over = threading.Event()
+        self.loop.call(lambda: self._begin_end(over))
+        over.wait(timeout_s)
+        if self._own:
+            self.loop.stop(timeout_s)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._relays)
 
     def _accept(self, listener: socket.socket, route: GuestRoute | None) -> None:
-        while not self._stopping:
+        for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 client, _ = listener.accept()
+            except BlockingIOError:
+                return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    threading.Event().wait(_ACCEPT_PAUSE_S)
-                    continue
-                return  # the listener was shut down
-            with self._lock:
-                if self._stopping:
-                    client.close()
-                    return
-                self._count += 1
-                relay = _Relay(self, self._count, client, route)
-                self._relays.add(relay)
-            try:
-                threading.Thread(target=relay.run, name=f"conn {self._count}", daemon=True).start()
-            except RuntimeError:  # no thread to be had: refuse this one, keep the others
-                client.close()
-                self.forget(relay)
-
-    def connect(self, path: Path) -> socket.socket:
-        """A stream to the Unix socket at `path`; raises OSError, and says so when that is news."""
-        try:
-            stream = connect_unix(path)
-        except OSError as error:
-            if path not in self._unreachable:
-                self._unreachable.add(path)
-                self._talk(f"cannot connect to {path}: {error.strerror}")
-            raise
-        self._unreachable.discard(path)
-        return stream
-
-    def forget(self, relay: _Relay) -> None:
-        """The relay is over."""
-        with self._lock:
-            self._relays.discard(relay)
-        relay.done.set()
-
-    @property
-    def upstream(self) -> Address:
-        """Where connections go."""
-        return self._upstream
-
-    @property
-    def upcall_port(self) -> int:
-        """The port whose connections are recorded."""
-        return self._port
-
-    @property
-    def recorder(self) -> Recorder:
-        """Where they are recorded."""
-        return self._recorder
-
-
-class _Relay:
-    """One connection from its first byte to its end."""
-
-    def __init__(
-        self, proxy: Proxy, number: int, client: socket.socket, route: GuestRoute | None
-    ) -> None:
-        self._proxy = proxy
-        self._recorder = proxy.recorder
-        self._number = number
-        self._client = client
-        self._route = route
-        self._guest: socket.socket | None = None
-        self._lock = threading.Lock()
-        self._closed = False
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        """Relay until both directions are over."""
-        recorder, number = self._recorder, self._number
-        begins, port = (Begins.OTHER, self._route.port) if self._route else (Begins.LINE, None)
-        recorder.record(Open(recorder.now(), number, begins, port, None, _peer(self._client)))
-        try:
-            try:
-                upcall = self._settle()
-            except OSError:
-                self._ended(by_guest=True, how=How.RESET)
+                if error.errno in _NO_ROOM and self.loop.make_room():
+                    self._refuse_one(listener, route, error.strerror or str(error))
                 return
-            if self._guest is None or upcall is None:
-                return
-            pump = self._copy if upcall else self._splice
-            other = threading.Thread(
-                target=self._one_way, args=(pump, self._guest, self._client, False), daemon=True
-            )
-            other.start()
-            self._one_way(pump, self._client, self._guest, True)
-            other.join()
-        finally:
-            recorder.settle()
-            for stream in (self._client, self._guest):
-                if stream is not None:
-                    stream.close()
-            self._proxy.forget(self)
+            client.setblocking(False)
+            if self.loop.is_full:
+                self._refuse(client, route, self.loop.why_full)
+                continue
+            self._refusing = False
+            self.counts.opened += 1
+            relay = Relay(self, self.loop.next_number(), client, route)
+            self._relays.add(relay)
+            self.loop.open += 1
+            relay.begin()
+            if relay.phase is Phase.CONNECTING and relay.guest is None:
+                self.loop.try_later(relay)
 
-    def cut(self) -> None:
-        """End both directions now, from another thread; the recording ends before they do."""
-        with self._lock:
-            self._closed = True  # what the two sides see from here on is our doing
-        for stream in (self._client, self._guest):
-            if stream is not None:
-                shut_down(stream)
-
-    def _settle(self) -> bool | None:
-        """Relay until the first line is known: True for upcall, False to let it pass.
-
-        None when the connection was over before that. Raises OSError when there is no upstream.
-        """
-        if self._route is not None:
-            self._guest = self._proxy.connect(self._route.path)
-            return False
-        if isinstance(self._proxy.upstream, VsockAddress):
-            return self._settle_vsock(self._proxy.upstream)
-        self._guest = guest = self._proxy.connect(self._proxy.upstream.path)
-        line = b""
-        poll = select.poll()
-        poll.register(self._client, select.POLLIN)
-        poll.register(guest, select.POLLIN)
-        answered = False
-        while True:
-            for descriptor, _ in poll.poll():
-                if descriptor == guest.fileno():
-                    answer = self._receive(guest, by_guest=True)
-                    if not answer:
-                        return None
-                    if not answered:
-                        self._recorder.chunk(self._number, False, _first_line(answer))
-                        answered = True
-                    self._client.sendall(answer)
-                    continue
-                received, descriptors = self._receive_with_descriptors()
-                if not received and not self._half_closed(self._client, guest):
-                    return None
-                if not received:
-                    poll.unregister(self._client)
-                    continue
-                begun = len(line)
-                line += received
-                end = line_end(line)
-                is_upcall = end > 0 and parse_connect(line[:end]) == self._proxy.upcall_port
-                kept = received if is_upcall else received[: _noted(end, len(line)) - begun]
-                self._recorder.chunk(self._number, True, kept)
-                _send_with_descriptors(guest, received, descriptors)
-                if end == 0:
-                    continue
-                if line[:end] == PASSFD_LINE and not descriptors and end == len(line):
-                    self._pass_descriptor(guest)
-                return is_upcall
-
-    def _settle_vsock(self, upstream: VsockAddress) -> bool | None:
-        """As a multiplexer does: read the CONNECT line, connect, answer it."""
-        line = b""
-        while (end := line_end(line)) == 0:
-            received = self._receive(self._client, by_guest=False)
-            if not received:
-                return None
-            line += received
-            self._recorder.chunk(self._number, True, received)
-        port = parse_connect(line[:end]) if end > 0 else None
-        if port is None:
-            self._ended(by_guest=True, how=How.CLOSE)
-            return None
-        is_upcall = port == self._proxy.upcall_port
-        if is_upcall and upstream.port is not None:
-            port = upstream.port
+    def _refuse_one(self, listener: socket.socket, route: GuestRoute | None, reason: str) -> None:
         try:
-            self._guest = connect_vsock(upstream.cid, port)
+            client, _ = listener.accept()
         except OSError:
-            self._ended(by_guest=True, how=How.CLOSE)
-            return None
-        answer = ok_line(self._guest.getsockname()[1]).raw
-        self._recorder.chunk(self._number, False, answer)
-        self._client.sendall(answer)
-        if line[end:]:
-            self._guest.sendall(line[end:])
-        return is_upcall
-
-    def _pass_descriptor(self, guest: socket.socket) -> None:
-        """Dragonball's passfd: one more message, with the descriptor."""
-        received, descriptors = self._receive_with_descriptors()
-        if received:
-            self._recorder.chunk(self._number, True, received[:CONNECT_LINE_LIMIT])
-            _send_with_descriptors(guest, received, descriptors)
-
-    def _receive(self, stream: socket.socket, by_guest: bool) -> bytes:
-        try:
-            received = stream.recv(MAX_CHUNK)
-        except OSError:
-            received = b""
-            self._ended(by_guest, How.RESET)
+            pass
         else:
-            if not received:
-                self._ended(by_guest, How.CLOSE)
-        return received
+            self._refuse(client, route, reason)
+        self.loop.keep_room()
 
-    def _receive_with_descriptors(self) -> tuple[bytes, list[int]]:
-        """A receive that loses no descriptor: plain recv would drop them without a word."""
-        room = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+    def _refuse(self, client: socket.socket, route: GuestRoute | None, reason: str) -> None:
+        """Close at once, with a reason of our own in the capture and, the first time, on stderr."""
+        self.counts.refused += 1
+        number, now = self.loop.next_number(), self.recorder.now()
+        self.recorder.record(Open(now, number, peer=peer_of(client), source=self.source))
+        self.recorder.record(Close(now, number, False, How.REFUSED, reason))
+        client.close()
+        if not self._refusing:
+            self._refusing = True
+            self._talk(f"connection {number} was refused: {reason}")
+
+    def unreachable(self, name: str, error: OSError) -> None:
+        """Where a connection should have gone is nobody; said when that is news."""
+        self.counts.away += 1
+        if name not in self._unreachable:
+            self._unreachable.add(name)
+            self._talk(f"cannot connect to {name}: {error.strerror}")
+
+    def reachable(self, name: str) -> None:
+        """Somebody is there."""
+        self._unreachable.discard(name)
+
+    def forget(self, relay: Relay) -> None:
+        """The relay is over."""
+        if relay in self._relays:
+            self._relays.discard(relay)
+            self.loop.open -= 1
+        self.loop.not_later(relay)
+
+    def _begin_end(self, over: threading.Event) -> None:
+        for listener in self._listening:
+            self.unwatch(listener.fileno())
+            shut_down(listener)
+        self._listening.clear()
+
+        def cut() -> None:
+            for relay in list(self._relays):
+                relay.cut()
+            over.set()
+
+        # A side that has closed by now is to be recorded as the one that did.
+        if self._relays:
+            self.loop.call_later(_GRACE_S, cut)
+        else:
+            over.set()
+
+
+class Loop:
+    """Waits for every descriptor at once, in a thread of its own, and calls what is ready.
+
+    Connections of all its proxies share their numbers, the room for them, and pipes to splice by.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.room = room_for(self._limit)
+        self.open = 0
+        self.buffer = memoryview(bytearray(MAX_CHUNK))
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._number = 0
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._pipes: list[tuple[int, int]] = []
+        self._calls: list[Callable[[], None]] = []
+        self._timed: list[tuple[float, Callable[[], None]]] = []
+        self._later: OrderedDict[Relay, None] = OrderedDict()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._handlers[self._wake_read] = self._woken
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, unless it was begun."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+            self._thread.start()
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have the loop's thread do something; before the loop is started, at once."""
+        if self._thread is None:
+            work()
+            return
+        self._calls.append(work)
         try:
-            received, control, _, _ = self._client.recvmsg(MAX_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass  # it is being woken
         except OSError:
-            return b"", []
-        descriptors = array.array("i")
-        for level, kind, payload in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(payload[: len(payload) // 4 * 4])
-        return received, descriptors.tolist()
+            work()  # the loop is over
 
-    def _half_closed(self, stream: socket.socket, other: socket.socket) -> bool:
-        """The end of `stream` was read: pass it on. True when only that direction is over."""
-        by_guest = stream is not self._client
-        if is_hung_up(stream):
-            self._ended(by_guest, How.CLOSE)
-            shut_down(other)
+    def call_later(self, after_s: float, work: Callable[[], None]) -> None:
+        """The same after some time; for the loop's own thread."""
+        self._timed.append((time.monotonic() + after_s, work))
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread."""
+
+        def end() -> None:
+            self._stopping = True
+
+        thread = self._thread
+        if thread is None:
+            self._close()
+            return
+        self.call(end)
+        if thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    # For relays, in the loop's own thread.
+
+    def watch(self, descriptor: int, events: int, handler: Handler, before: int | None) -> None:
+        """Call `handler` when something of `events` can be done; `before` is what was waited for.
+
+        A hang-up is always told.
+        """
+        self._handlers[descriptor] = handler
+        if before is None:
+            self._epoll.register(descriptor, events)
+        elif before != events:
+            self._epoll.modify(descriptor, events)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Wait for it no more."""
+        if self._handlers.pop(descriptor, None) is not None:
+            try:
+                self._epoll.unregister(descriptor)
+            except OSError:
+                pass  # it was closed
+
+    def next_number(self) -> int:
+        """The number of the next connection."""
+        self._number += 1
+        return self._number
+
+    @property
+    def is_full(self) -> bool:
+        """No more connections can be taken."""
+        return self.open >= self.room
+
+    @property
+    def why_full(self) -> str:
+        """What to say to that."""
+        return f"{self.open} connections are open, and the limit of open files is {self._limit}"
+
+    def make_room(self) -> bool:
+        """One descriptor is left for telling a client that there are none."""
+        if self._spare < 0:
             return False
-        if not self._closed:
-            self._recorder.record(Close(self._recorder.now(), self._number, by_guest, How.HALF))
-        shut_down(other, socket.SHUT_WR)
+        os.close(self._spare)
+        self._spare = -1
         return True
 
-    def _one_way(
-        self,
-        pump: Callable[[socket.socket, socket.socket, bool], None],
-        source: socket.socket,
-        sink: socket.socket,
-        to_guest: bool,
-    ) -> None:
+    def keep_room(self) -> None:
+        """Get that one back."""
         try:
-            pump(source, sink, to_guest)
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ESHUTDOWN):
-                # The sink closed. What it said before still has to reach the source, so only
-                # this direction ends; the other one comes to its end by itself.
-                shut_down(source, socket.SHUT_RD)
-            else:
-                self._ended(not to_guest, How.RESET)
-                shut_down(sink)
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            pass
+
+    def take_pipe(self) -> tuple[int, int] | None:
+        """A pipe to splice by, None when there are no descriptors for one."""
+        if self._pipes:
+            return self._pipes.pop()
+        try:
+            pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            pass  # this user has used up its share of large pipes
+        return pipe
+
+    def give_pipe(self, pipe: tuple[int, int]) -> None:
+        """It is empty again."""
+        if len(self._pipes) < _PIPES_KEPT:
+            self._pipes.append(pipe)
         else:
-            self._half_closed(source, sink)
+            os.close(pipe[0])
+            os.close(pipe[1])
 
-    def _copy(self, source: socket.socket, sink: socket.socket, to_guest: bool) -> None:
-        """Receive, remember, send on, encode: until the end of `source`."""
-        receive, send = source.recv_into, sink.sendall
-        remember, settle, number = self._recorder.chunk, self._recorder.settle, self._number
-        # One buffer for all: making a large one for each receive costs as much as the receive.
-        buffer = memoryview(bytearray(MAX_CHUNK))
-        while size := receive(buffer):
-            received = bytes(buffer[:size])
-            remember(number, to_guest, received)
-            send(received)
-            settle()
+    def try_later(self, relay: Relay) -> None:
+        """A VMM that has no room for a connection just now is asked again in a moment."""
+        self._later[relay] = None
 
-    def _splice(self, source: socket.socket, sink: socket.socket, to_guest: bool) -> None:
-        """Move everything inside the kernel; only a first answer line is noted."""
-        if not to_guest and self._route is None:
-            first = source.recv(MAX_CHUNK)
-            if not first:
-                return
-            self._recorder.chunk(self._number, False, _first_line(first))
-            sink.sendall(first)
-        from_fd, to_fd = source.fileno(), sink.fileno()
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    def not_later(self, relay: Relay) -> None:
+        """It is not waiting any more."""
+        self._later.pop(relay, None)
+
+    def _retry(self) -> None:
+        full: set[Path] = set()
+        for relay in list(self._later):
+            if relay.goal in full:
+                continue
+            if relay.connect():
+                self._later.pop(relay, None)
+            else:
+                full.add(relay.goal)
+
+    def _woken(self, _: int) -> None:
         try:
-            room = fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ)
-            while moved := os.splice(from_fd, write_end, _SPLICE_SIZE):
-                if moved * 2 >= room and room < _PIPE_SIZE:
-                    room = _enlarge(write_end, room)
-                while moved:
-                    moved -= os.splice(read_end, to_fd, moved)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            while received := source.recv(MAX_CHUNK):  # a socket that cannot be spliced
-                sink.sendall(received)
-        finally:
-            os.close(read_end)
-            os.close(write_end)
+            os.read(self._wake_read, 4096)
+        except OSError:
+            pass
+        while self._calls:
+            self._calls.pop(0)()
 
-    def _ended(self, by_guest: bool, how: How) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._recorder.record(Close(self._recorder.now(), self._number, by_guest, how))
+    def _run(self) -> None:
+        poll, handlers = self._epoll.poll, self._handlers
+        while not self._stopping:
+            timeout = _RETRY_S if self._later or self._timed else _LOOK_S
+            for descriptor, events in poll(timeout, 256):
+                handler = handlers.get(descriptor)
+                if handler is not None:
+                    handler(events)
+            if self._later:
+                self._retry()
+            if self._timed:
+                self._due()
+        self._close()
 
+    def _due(self) -> None:
+        now = time.monotonic()
+        due = [work for when, work in self._timed if when <= now]
+        self._timed = [(when, work) for when, work in self._timed if when > now]
+        for work in due:
+            work()
 
-def _noted(end: int, length: int) -> int:
-    """How much of a first line is kept of a connection that is not upcall."""
-    return end if end > 0 else min(length, CONNECT_LINE_LIMIT)
-
-
-def _first_line(answer: bytes) -> bytes:
-    """The multiplexer's line at the start of `answer`, without any payload behind it."""
-    end = answer.find(b"\n", 0, OK_LINE_LIMIT) + 1
-    return answer[: end or OK_LINE_LIMIT]
-
-
-def _peer(client: socket.socket) -> tuple[int, int, int] | None:
-    try:
-        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    except OSError:
-        return None
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return pid, uid, gid
-
-
-def _send_with_descriptors(sink: socket.socket, sent: bytes, descriptors: list[int]) -> None:
-    """Send all of `sent`, the descriptors with its first byte, and close our copies of them."""
-    try:
-        if descriptors:
-            rights = array.array("i", descriptors)
-            done = sink.sendmsg([sent], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            sent = sent[done:]
-        sink.sendall(sent)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _enlarge(pipe: int, room: int) -> int:
-    try:
-        return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-    except OSError:
-        return room  # this user has used up its share of large pipes
+    def _close(self) -> None:
+        for descriptor in (self._wake_read, self._wake_write, self._spare):
+            if descriptor >= 0:
+                os.close(descriptor)
+        for pipe in self._pipes:
+            os.close(pipe[0])
+            os.close(pipe[1])
+        self._pipes.clear()
+        self._epoll.close()
