@@ -419,7 +419,7 @@ def test_all_records_anew_even_when_the_test_fails(pytester: pytest.Pytester) ->
 def test_a_recording_that_the_disk_had_no_room_for_does_not_replace_one(
     pytester: pytest.Pytester,
 ) -> None:
-    full = "upcall_channel._recorder.failure = OSError(28, 'No space left on device')"
+    full = "upcall_channel._recorder.account.failure = 'No space left on device'"
     path = recorded(plugging(pytester, "DISK", then=full))
     result = pytest_of(pytester, "--upcall-record", "all")
     assert result.ret == ExitCode.LOST

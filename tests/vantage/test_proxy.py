@@ -21,8 +21,9 @@ from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk, Close, Header, How, Open, Record
 from upcall_trace.sockets.addresses import UnixAddress, VsockAddress
 from upcall_trace.trace.opening import Capture, load
-from upcall_trace.vantage.proxy import GuestRoute, Proxy
+from upcall_trace.vantage.proxy import Proxy
 from upcall_trace.vantage.recorder import Recorder
+from upcall_trace.vantage.relay_host import GuestRoute
 from upcall_trace.vantage.store import OnStoreError
 
 ADD = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)

@@ -23,8 +23,9 @@ from ..sockets.addresses import (
 from ..sockets.listening import InPlace, Listener
 from ..vantage.apart import ApartRecorder
 from ..vantage.interface import dropped_packets, open_interface, record_packets
-from ..vantage.proxy import GuestRoute, Proxy
+from ..vantage.proxy import Proxy
 from ..vantage.recorder import live_header
+from ..vantage.relay_host import GuestRoute
 from ..vantage.store import OnStoreError
 from .support.files import CAPTURE
 from .support.memory_recording import (

@@ -141,7 +141,7 @@ class ChannelUnderTest:
             self._discard()
 
     def _is_kept(self) -> bool:
-        if self._recorder.failure is not None:
+        if self._recorder.failure:
             return False
         if self._keep is Keep.ALL and not self._settled:
             return bool(read_recording(self.traffic).script.asked)
@@ -159,7 +159,7 @@ class ChannelUnderTest:
         self._ended = True
         self._running.close()
         failure = self._recorder.failure
-        if failure is not None:
+        if failure:
             raise SomethingLost(f"{self.traffic} could not be written: {failure}")
 
     def _compare(self, sent: Recording) -> None:

@@ -28,7 +28,7 @@ from ..capture.records import Close, Gap, Header, How, Open, Record
 from . import recorder as carrying
 from .capture_file import Item, size_of
 from .recorder import gaps_of, no_remark
-from .store import Account, OnStoreError, Rotation, Store
+from .store import OnStoreError, RecordingAccount, Rotation, Store
 
 _ITEM: Final = struct.Struct("<IBQI")
 """Length of what follows, kind, and for traffic its time and connection."""
@@ -60,7 +60,7 @@ class ApartRecorder:
         tell: Callable[[str], None] = no_remark,
     ) -> None:
         self.path = path
-        self.account = Account()
+        self.account = RecordingAccount()
         self._stop = stop
         self._tell = tell
         self._begin_ns = time.monotonic_ns()
@@ -213,7 +213,7 @@ class ApartRecorder:
 
     def _hear(self, told: dict[str, Any]) -> None:
         self._taken_to = told["taken"]
-        self.account = Account(**told["account"])
+        self.account = RecordingAccount(**told["account"])
         while self._sent and self._sent_from + len(self._sent[0]) <= self._taken_to:
             self._sent_from += len(self._sent.popleft())
         for remark in told["said"]:

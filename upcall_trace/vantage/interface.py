@@ -18,7 +18,7 @@ from dissectors.vsockmon import VIRTIO_SIZE, VSOCKMON_SIZE
 from ..capture.records import Gap
 from ..errors import Unreachable, WrongUsage
 from ..sources.vsock_records import PacketRecords
-from .proxy import Records
+from .recorder import Records
 
 _ETH_P_ALL: Final = 3
 _ARPHRD_VSOCKMON: Final = 826

@@ -18,13 +18,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from dissectors.constants import UPCALL_PORT
 
-from ..capture.records import MAX_CHUNK, Close, How, Open, Record
+from ..capture.records import MAX_CHUNK, Close, How, Open
 from ..sockets.addresses import Address, shut_down
-from .relay import Phase, Relay, peer_of
+from .recorder import Records
+from .relay import Phase, Relay
+from .relay_host import GuestRoute, peer_of
 
 DESCRIPTORS_EACH: Final = 2
 """Of a connection: one for the client, one for what it talks to."""
@@ -42,32 +44,8 @@ _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Handler = Callable[[int], None]
 
 
-class Records(Protocol):
-    """What the loop needs of a recorder."""
-
-    def now(self) -> int:
-        """Nanoseconds since the recording began."""
-
-    def chunk(self, conn: int, to_guest: bool, received: bytes) -> None:
-        """Remember a receive, with the time of this call."""
-
-    def record(self, record: Record) -> None:
-        """Remember any other record."""
-
-    def settle(self) -> None:
-        """Hand over what is remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestRoute:
-    """Where guest-initiated connections to `port` go on the host."""
-
-    port: int
-    path: Path
-
-
 @dataclass(slots=True)
-class Counts:
+class ProxyCounts:
     """What the proxy has done so far."""
 
     opened: int = 0
@@ -103,7 +81,7 @@ class Proxy:
         self._talk = talk
         self._own = loop is None
         self.loop = loop or Loop()
-        self.counts = Counts()
+        self.counts = ProxyCounts()
         self._listening: list[socket.socket] = []
         self._relays: set[Relay] = set()
         self._unreachable: set[str] = set()

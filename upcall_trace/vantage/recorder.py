@@ -14,7 +14,7 @@ connection and direction, and the count becomes a gap as soon as there is room a
 
 So the crash window is what the path has not handed over, a few microseconds, and what the store
 has not written, `FLUSH_S`. The counts always add up: bytes that crossed are in the file, in a gap
-of the file, or in `Account.untold`, which `record` says when it ends.
+of the file, or in `RecordingAccount.untold`, which `record` says when it ends.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from dissectors.constants import UPCALL_PORT
 
 from .. import __version__
 from ..capture.records import Gap, Header, Record
 from .capture_file import Item
-from .store import Account, OnStoreError, Rotation, Store
+from .store import OnStoreError, RecordingAccount, Rotation, Store
 
 FLUSH_S: Final = 0.02
 BACKLOG_LIMIT: Final = 64 << 20
@@ -63,6 +63,22 @@ def live_header(
 
 def no_remark(_: str) -> None:
     """For whoever has nobody to tell."""
+
+
+class Records(Protocol):
+    """What whoever moves bytes needs of a recorder."""
+
+    def now(self) -> int:
+        """Nanoseconds since the recording began."""
+
+    def chunk(self, conn: int, to_guest: bool, received: bytes) -> None:
+        """Remember a receive, with the time of this call."""
+
+    def record(self, record: Record) -> None:
+        """Remember any other record."""
+
+    def settle(self) -> None:
+        """Hand over what is remembered."""
 
 
 class Recorder:
@@ -134,7 +150,7 @@ class Recorder:
         return self._store.account.untold
 
     @property
-    def account(self) -> Account:
+    def account(self) -> RecordingAccount:
         """What became of the recording so far."""
         return self._store.account
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import array
 import errno
-import os
 import socket
 import struct
 from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from dissectors.constants import CONNECT_LINE_LIMIT, OK_LINE_LIMIT
+from dissectors.constants import CONNECT_LINE_LIMIT
 from dissectors.hvsock import PASSFD_LINE, line_end, ok_line, parse_connect
 
 from ..capture.records import MAX_CHUNK, Begins, Close, How, Open
@@ -30,15 +29,12 @@ from ..sockets.addresses import (
     outcome_of_connect,
     shut_down,
 )
+from .relay_host import GuestRoute, Host, first_line, noted, peer_of
+from .ways import AGAIN, SinkBroken, Way
 
-if TYPE_CHECKING:
-    from .proxy import GuestRoute, Proxy
-
-_SPLICE_SIZE: Final = 1 << 20
 _DESCRIPTORS: Final = 16
 _RIGHTS_ROOM: Final = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
 _CREDENTIALS: Final = struct.Struct("3i")
-_AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINPROGRESS)
 _ONE_WAY_OVER: Final = (errno.EPIPE, errno.ESHUTDOWN)
 
 
@@ -53,32 +49,11 @@ class Phase(Enum):
     OVER = auto()
 
 
-class Way:
-    """One direction: what was received and the sink has not taken yet."""
-
-    __slots__ = ("in_pipe", "over", "pipe", "rights", "sink", "source", "to_guest", "unsent")
-
-    def __init__(self, source: socket.socket, sink: socket.socket, to_guest: bool) -> None:
-        self.source = source
-        self.sink = sink
-        self.to_guest = to_guest
-        self.unsent = b""
-        self.rights: list[int] = []
-        self.pipe: tuple[int, int] | None = None
-        self.in_pipe = 0
-        self.over = False
-
-    @property
-    def is_full(self) -> bool:
-        """The sink has to take something before more is received."""
-        return bool(self.unsent) or self.in_pipe > 0
-
-
 class Relay:
     """A client, and what is behind the VMM's socket for it."""
 
     def __init__(
-        self, proxy: Proxy, number: int, client: socket.socket, route: GuestRoute | None
+        self, proxy: Host, number: int, client: socket.socket, route: GuestRoute | None
     ) -> None:
         self._proxy = proxy
         self._recorder = proxy.recorder
@@ -189,7 +164,10 @@ class Relay:
     def _paired(self, phase: Phase) -> None:
         assert self.guest is not None
         self.phase = phase
-        self._ways = (Way(self.client, self.guest, True), Way(self.guest, self.client, False))
+        self._ways = (
+            Way(self.client, self.guest, True, self._proxy),
+            Way(self.guest, self.client, False, self._proxy),
+        )
         self._update()
 
     # While both ends are there.
@@ -215,7 +193,7 @@ class Relay:
                 self.finish()
                 return
             if events & EPOLLOUT and sink.is_full:
-                self.drain(sink)
+                self._drain(sink)
             if not events & ~EPOLLOUT or self.phase is Phase.OVER:
                 return
             if not source.over and not source.is_full:
@@ -246,7 +224,7 @@ class Relay:
             try:
                 sent = send(received)
             except OSError as error:
-                if error.errno not in _AGAIN:
+                if error.errno not in AGAIN:
                     self._broken(way, error)
                     return
                 sent = 0
@@ -312,7 +290,7 @@ class Relay:
         self._line += received
         end = line_end(self._line)
         is_upcall = end > 0 and parse_connect(self._line[:end]) == self._proxy.upcall_port
-        kept = received if is_upcall else received[: _noted(end, len(self._line)) - begun]
+        kept = received if is_upcall else received[: noted(end, len(self._line)) - begun]
         self._recorder.chunk(self.number, True, kept)
         if end == 0:
             return
@@ -330,89 +308,41 @@ class Relay:
             return
         self._answered = True
         upcall = self.phase is Phase.UPCALL
-        self._recorder.chunk(self.number, False, received if upcall else _first_line(received))
+        self._recorder.chunk(self.number, False, received if upcall else first_line(received))
         self._send(way, received)
 
     def _send(self, way: Way, received: bytes) -> None:
         """Send on what can be sent; the rest waits until the sink has room."""
         try:
-            if way.rights:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", way.rights))]
-                sent = way.sink.sendmsg([received], rights)
-                self._drop_rights(way)
-            else:
-                sent = way.sink.send(received)
+            way.send(received)
         except OSError as error:
-            if error.errno not in _AGAIN:
-                self._drop_rights(way)
-                self._broken(way, error)
-                return
-            sent = 0
-        if sent < len(received):
-            way.unsent = received[sent:]
+            self._broken(way, error)
+            return
+        if way.is_full:
             self._update()
 
-    def drain(self, way: Way) -> None:
+    def _drain(self, way: Way) -> None:
         """The sink has room again."""
-        if way.unsent:
-            waiting, way.unsent = way.unsent, b""
-            self._send(way, waiting)
-        elif way.in_pipe:
-            self._empty_pipe(way)
-        if self.phase is not Phase.OVER and not way.is_full:
+        try:
+            way.drain()
+        except OSError as error:
+            self._broken(way, error)
+            return
+        if not way.is_full:
             self._update()
 
     def _splice(self, way: Way) -> None:
-        if way.pipe is None:
-            way.pipe = self._proxy.take_pipe()
         try:
-            if way.pipe is None:  # no descriptors left for one: by hand then
-                moved = way.source.recv_into(self._proxy.buffer)
-            else:
-                moved = os.splice(
-                    way.source.fileno(), way.pipe[1], _SPLICE_SIZE, flags=os.SPLICE_F_NONBLOCK
-                )
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # a socket that cannot be spliced
-                self._copy_other(way)
-                return
-            self._give_pipe(way)
-            self._failed(way, error)
-            return
-        if not moved:
-            self._give_pipe(way)
-            self._half_closed(way)
-        elif way.pipe is None:
-            self._send(way, bytes(self._proxy.buffer[:moved]))
-        else:
-            way.in_pipe = moved
-            self._empty_pipe(way)
-            if way.in_pipe and self.phase is not Phase.OVER:
-                self._update()
-
-    def _copy_other(self, way: Way) -> None:
-        self._give_pipe(way)
-        received = self._receive(way.source, by_guest=not way.to_guest)
-        if received:
-            self._send(way, received)
-        elif received is not None:
-            self.finish()
-
-    def _empty_pipe(self, way: Way) -> None:
-        assert way.pipe is not None
-        try:
-            while way.in_pipe:
-                way.in_pipe -= os.splice(
-                    way.pipe[0], way.sink.fileno(), way.in_pipe, flags=os.SPLICE_F_NONBLOCK
-                )
-        except OSError as error:
-            if error.errno in _AGAIN:
-                return
-            way.in_pipe = 0
-            self._drop_pipe(way)
+            moved = way.splice(self._proxy.buffer)
+        except SinkBroken as error:
             self._broken(way, error)
-            return
-        self._give_pipe(way)
+        except OSError as error:
+            self._failed(way, error)
+        else:
+            if moved == 0:
+                self._half_closed(way)
+            elif way.is_full:
+                self._update()
 
     # How it ends.
 
@@ -421,7 +351,7 @@ class Relay:
         try:
             received = stream.recv(MAX_CHUNK)
         except OSError as error:
-            if error.errno in _AGAIN:
+            if error.errno in AGAIN:
                 return None
             self._ended(by_guest, How.RESET)
             return b""
@@ -431,7 +361,7 @@ class Relay:
 
     def _failed(self, way: Way, error: OSError) -> None:
         """The source could not be read."""
-        if error.errno in _AGAIN:
+        if error.errno in AGAIN:
             return
         self._ended(not way.to_guest, How.RESET)
         self.finish()
@@ -461,8 +391,7 @@ class Relay:
         self._one_over(way)
 
     def _one_over(self, way: Way) -> None:
-        way.over = True
-        way.unsent = b""
+        way.end()
         if all(each.over for each in self._ways):
             self.finish()
         else:
@@ -495,8 +424,7 @@ class Relay:
             self._proxy.unwatch(descriptor)
         self._watched.clear()
         for way in self._ways:
-            self._drop_rights(way)
-            self._drop_pipe(way)
+            way.end()
         for stream in (self.client, self.guest):
             if stream is not None:
                 shut_down(stream)
@@ -516,43 +444,3 @@ class Relay:
             return
         self._proxy.watch(descriptor, events, handler, self._watched.get(descriptor))
         self._watched[descriptor] = events
-
-    @staticmethod
-    def _drop_rights(way: Way) -> None:
-        for descriptor in way.rights:
-            os.close(descriptor)
-        way.rights = []
-
-    def _give_pipe(self, way: Way) -> None:
-        if way.pipe is not None:
-            self._proxy.give_pipe(way.pipe)
-            way.pipe = None
-
-    @staticmethod
-    def _drop_pipe(way: Way) -> None:
-        if way.pipe is not None:
-            os.close(way.pipe[0])
-            os.close(way.pipe[1])
-            way.pipe = None
-        way.in_pipe = 0
-
-
-def _noted(end: int, length: int) -> int:
-    """How much of a first line is kept of a connection that is not upcall."""
-    return end if end > 0 else min(length, CONNECT_LINE_LIMIT)
-
-
-def _first_line(answer: bytes) -> bytes:
-    """The multiplexer's line at the start of `answer`, without any payload behind it."""
-    end = answer.find(b"\n", 0, OK_LINE_LIMIT) + 1
-    return answer[: end or OK_LINE_LIMIT]
-
-
-def peer_of(client: socket.socket) -> tuple[int, int, int] | None:
-    """pid, uid and gid of who is at the other end of a Unix socket."""
-    try:
-        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    except OSError:
-        return None
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return pid, uid, gid

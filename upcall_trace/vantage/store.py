@@ -47,7 +47,7 @@ class Rotation:
 
 
 @dataclass(slots=True)
-class Account:
+class RecordingAccount:
     """What became of a recording so far. `told` bytes are gaps in the file, `untold` are not."""
 
     file: str = ""
@@ -87,7 +87,7 @@ class Store:
         overwrite: bool = False,
         rotation: Rotation | None = None,
     ) -> None:
-        self.account = Account()
+        self.account = RecordingAccount()
         self._on_error = on_error
         self._now = now
         self._tell = tell
@@ -116,7 +116,7 @@ class Store:
         """Tell somebody else from now on."""
         self._tell = tell
 
-    def take_over(self, account: Account, opened: dict[int, Open], why: str) -> None:
+    def take_over(self, account: RecordingAccount, opened: dict[int, Open], why: str) -> None:
         """Go on where another process stopped, in a new file."""
         self.account = account
         self._open = opened
@@ -172,7 +172,7 @@ class Store:
             self._tell(f"{self._file.path} was not renamed: recording goes on in it")
         self.rotate()
 
-    def close(self) -> Account:
+    def close(self) -> RecordingAccount:
         """End the recording cleanly; what could not be kept is in the account."""
         self.put(())
         if not self.account.stopped:

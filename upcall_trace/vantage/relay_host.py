@@ -1,0 +1,74 @@
+"""What a relay needs of its proxy, and what is kept of lines that are not upcall's."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from dissectors.constants import CONNECT_LINE_LIMIT, OK_LINE_LIMIT
+
+from ..sockets.addresses import Address
+from .recorder import Records
+from .ways import Pipes
+
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRoute:
+    """Where guest-initiated connections to `port` go on the host."""
+
+    port: int
+    path: Path
+
+
+class Host(Pipes, Protocol):
+    """What a relay needs of the proxy that it belongs to."""
+
+    upstream: Address
+    recorder: Records
+    upcall_port: int
+    source: int
+    buffer: memoryview
+
+    def watch(
+        self, descriptor: int, events: int, handler: Callable[[int], None], before: int | None
+    ) -> None:
+        """Call `handler` when something of `events` can be done."""
+
+    def unwatch(self, descriptor: int) -> None:
+        """Wait for it no more."""
+
+    def unreachable(self, name: str, error: OSError) -> None:
+        """Where a connection should have gone is nobody."""
+
+    def reachable(self, name: str) -> None:
+        """Somebody is there."""
+
+    def forget(self, relay: Any) -> None:
+        """The relay is over."""
+
+
+def noted(end: int, length: int) -> int:
+    """How much of a first line is kept of a connection that is not upcall."""
+    return end if end > 0 else min(length, CONNECT_LINE_LIMIT)
+
+
+def first_line(answer: bytes) -> bytes:
+    """The multiplexer's line at the start of `answer`, without any payload behind it."""
+    end = answer.find(b"\n", 0, OK_LINE_LIMIT) + 1
+    return answer[: end or OK_LINE_LIMIT]
+
+
+def peer_of(client: socket.socket) -> tuple[int, int, int] | None:
+    """pid, uid and gid of who is at the other end of a Unix socket."""
+    try:
+        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return None
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return pid, uid, gid
