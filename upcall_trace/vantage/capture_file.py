@@ -57,7 +57,7 @@ class NotOurs(OSError):
     """The file is not what we left: cut short, overwritten or deleted."""
 
 
-class CaptureFile:
+class GrowingCapture:
     """A capture at `path` that is locked for as long as it grows; raises WrongUsage."""
 
     def __init__(

@@ -29,7 +29,7 @@ from ..sockets.addresses import (
     outcome_of_connect,
     shut_down,
 )
-from .relay_host import GuestRoute, Host, first_line, noted, peer_of
+from .relay_host import GuestRoute, RelayHost, first_line, noted, peer_of
 from .ways import AGAIN, SinkBroken, Way
 
 _DESCRIPTORS: Final = 16
@@ -53,7 +53,7 @@ class Relay:
     """A client, and what is behind the VMM's socket for it."""
 
     def __init__(
-        self, proxy: Host, number: int, client: socket.socket, route: GuestRoute | None
+        self, proxy: RelayHost, number: int, client: socket.socket, route: GuestRoute | None
     ) -> None:
         self._proxy = proxy
         self._recorder = proxy.recorder

@@ -26,7 +26,7 @@ class GuestRoute:
     path: Path
 
 
-class Host(Pipes, Protocol):
+class RelayHost(Pipes, Protocol):
     """What a relay needs of the proxy that it belongs to."""
 
     upstream: Address

@@ -19,7 +19,7 @@ from typing import Final
 from ..capture.records import Carry, Chunk, Close, Gap, Header, How, Open, Record
 from ..errors import UserError, WrongUsage
 from ..trace.indexing import Indexer
-from .capture_file import CaptureFile, Item, NotOurs, as_frame, as_record, size_of
+from .capture_file import GrowingCapture, Item, NotOurs, as_frame, as_record, size_of
 
 KEPT_WAITING: Final = 1 << 17
 """Records other than traffic that may wait for a full disk."""
@@ -108,7 +108,7 @@ class Store:
         self._began_ns = now()
 
     @property
-    def file(self) -> CaptureFile:
+    def file(self) -> GrowingCapture:
         """The file that is written now."""
         return self._file
 
@@ -287,7 +287,7 @@ class Store:
         self._operations_before += self._file.operations
         if self._ring:
             path = self._part_path()
-        self._file = CaptureFile(path, self._header, indexing=Indexer)
+        self._file = GrowingCapture(path, self._header, indexing=Indexer)
         self.account.file, self.account.files = str(path), self.account.files + 1
         self._began_ns = self._now()
         self._messages_before = self.account.messages
@@ -300,14 +300,14 @@ class Store:
         kept, _ = self._file.append([(record, as_frame(record)) for record in carried])
         self._waiting.extend(carried[kept:])
 
-    def _first(self) -> CaptureFile:
+    def _first(self) -> GrowingCapture:
         if self._ring is not None:
             try:
                 self._ring.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise WrongUsage(f"{self._ring} cannot be made: {error.strerror}") from None
         path = self._part_path() if self._ring else self._path
-        file = CaptureFile(path, self._header, self._overwrite, indexing=Indexer)
+        file = GrowingCapture(path, self._header, self._overwrite, indexing=Indexer)
         self.account.file, self.account.files = str(path), self.account.files + 1
         return file
 

@@ -17,7 +17,8 @@ from upcall_trace.capture.records import Chunk, Close, Mark
 from upcall_trace.trace.opening import load
 from upcall_trace.vantage.guest_memory.processes import RunningVmm
 from upcall_trace.vantage.guest_memory.watching import Watcher, WatchReport, account
-from upcall_trace.vantage.recorder import OnStoreError, Recorder, live_header
+from upcall_trace.vantage.recorder import Recorder, live_header
+from upcall_trace.vantage.store import OnStoreError
 
 PAGE = 4096
 AT = 32 * PAGE + 0x18

@@ -14,12 +14,12 @@ import click
 
 from ...durations import UNITS_NS, nanoseconds
 from ...errors import ExitCode, SomethingLost, Unreachable, UserError, WrongUsage
-from ...trace.opening import build_index
 from ...vantage.guest_memory.as_capture import SOURCE
 from ...vantage.guest_memory.processes import RunningVmm
 from ...vantage.guest_memory.sandboxes import VmmProcess, process_of, vmm_processes
 from ...vantage.guest_memory.watching import DEFAULT_SHARE, Watcher, account
-from ...vantage.recorder import OnStoreError, Recorder, live_header
+from ...vantage.recorder import Recorder, live_header
+from ...vantage.store import OnStoreError
 from .output import talk
 from .signals import stop_on_signals
 
@@ -94,7 +94,7 @@ def _watch_one(
 ) -> ExitCode:
     notes = {"memory": memory.name} | wish.notes
     header = replace(live_header(SOURCE, wish.arch, wish.port, notes), sandbox=sandbox)
-    recorder = Recorder(output, header, wish.policy, stop, wish.overwrite)
+    recorder = Recorder(output, header, wish.policy, stop, wish.overwrite, tell=tell)
     watcher = Watcher(memory, recorder, wish.port, wish.interval_ns, wish.share)
     try:
         count = watcher.begin()
@@ -103,12 +103,12 @@ def _watch_one(
     finally:
         recorder.close()
     report = watcher.report
-    build_index(output)
     if report.ended:
         tell(f"{report.ended}: the recording is closed")
     tell(f"{output}: {report.connections} connections; {account(report)}")
-    if recorder.failure is not None:
-        raise SomethingLost(f"{output} could not be written ({recorder.failure.strerror})")
+    if recorder.failure:
+        lost = f"{recorder.account.lost} bytes were not recorded"
+        raise SomethingLost(f"{output} could not be written ({recorder.failure}): {lost}")
     missed = report.tally.missed_requests + report.tally.missed_replies
     return ExitCode.LOST if missed else ExitCode.EXPECTED
 
