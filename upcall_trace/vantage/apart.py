@@ -28,7 +28,7 @@ from ..capture.records import Close, Gap, Header, How, Open, Record
 from . import recorder as carrying
 from .capture_file import Item, size_of
 from .recorder import gaps_of, no_remark
-from .store import OnStoreError, RecordingAccount, Rotation, Store
+from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 
 _ITEM: Final = struct.Struct("<IBQI")
 """Length of what follows, kind, and for traffic its time and connection."""
@@ -75,7 +75,7 @@ class ApartRecorder:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._closed = False
-        self._store = Store(path, header, on_error, self.now, tell, overwrite, rotation)
+        self._store = CaptureStore(path, header, on_error, self.now, tell, overwrite, rotation)
         read_end, self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for size in _PIPE_SIZES:
             try:
@@ -314,7 +314,7 @@ class _Items:
 class _Writer:
     """The other process. It ends when it is told to, or when nobody can write to it any more."""
 
-    def __init__(self, store: Store, pipe: int, back: int) -> None:
+    def __init__(self, store: CaptureStore, pipe: int, back: int) -> None:
         self._store = store
         self._pipe = pipe
         self._back = back

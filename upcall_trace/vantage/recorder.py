@@ -32,7 +32,7 @@ from dissectors.constants import UPCALL_PORT
 from .. import __version__
 from ..capture.records import Gap, Header, Record
 from .capture_file import Item
-from .store import OnStoreError, RecordingAccount, Rotation, Store
+from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 
 FLUSH_S: Final = 0.02
 BACKLOG_LIMIT: Final = 64 << 20
@@ -107,7 +107,7 @@ class Recorder:
         self._waiting = self._in_hand = 0
         self._counted: dict[_Way, int] = {}
         self._reopen = False
-        self._store = Store(path, header, on_error, self.now, tell, overwrite, rotation)
+        self._store = CaptureStore(path, header, on_error, self.now, tell, overwrite, rotation)
         self._closing = threading.Event()
         self._closed = False
         self._writer = threading.Thread(target=self._write_on, name="recorder", daemon=True)

@@ -71,7 +71,7 @@ class RecordingAccount:
         return self.told + self.untold
 
 
-class Store:
+class CaptureStore:
     """Files that a recording goes into; `now` is its clock, `tell` hears remarks for the user.
 
     A `path` that is a directory becomes a ring of files, as `rotation` says. Raises WrongUsage.
