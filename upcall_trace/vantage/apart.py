@@ -27,7 +27,7 @@ from ..capture.frames import FRAME, unpack
 from ..capture.records import Close, Gap, Header, How, Open, Record
 from . import recorder as carrying
 from .capture_file import Item, size_of
-from .recorder import gaps_of, no_remark
+from .recorder import begun_now, gaps_of, no_remark
 from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 
 _ITEM: Final = struct.Struct("<IBQI")
@@ -75,7 +75,9 @@ class ApartRecorder:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._closed = False
-        self._store = CaptureStore(path, header, on_error, self.now, tell, overwrite, rotation)
+        self._store = CaptureStore(
+            path, begun_now(header), on_error, self.now, tell, overwrite, rotation
+        )
         read_end, self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for size in _PIPE_SIZES:
             try:

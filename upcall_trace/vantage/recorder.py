@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -59,6 +60,11 @@ def live_header(
         port=port,
         notes=notes or {},
     )
+
+
+def begun_now(header: Header) -> Header:
+    """The header with the wall clock of this moment, which is 0 on the recording's clock."""
+    return header if header.wall_ns is None else replace(header, wall_ns=time.time_ns())
 
 
 def no_remark(_: str) -> None:
@@ -107,7 +113,9 @@ class Recorder:
         self._waiting = self._in_hand = 0
         self._counted: dict[_Way, int] = {}
         self._reopen = False
-        self._store = CaptureStore(path, header, on_error, self.now, tell, overwrite, rotation)
+        self._store = CaptureStore(
+            path, begun_now(header), on_error, self.now, tell, overwrite, rotation
+        )
         self._closing = threading.Event()
         self._closed = False
         self._writer = threading.Thread(target=self._write_on, name="recorder", daemon=True)
