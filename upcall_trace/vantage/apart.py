@@ -89,7 +89,7 @@ class ApartRecorder:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.fork()
         if self._pid == 0:
-            _Writer(self._store, read_end, back_write).serve()
+            _WriterProcess(self._store, read_end, back_write).serve()
         os.close(read_end)
         os.close(back_write)
         self._store.file.close()
@@ -313,7 +313,7 @@ class _Items:
         return records, commands
 
 
-class _Writer:
+class _WriterProcess:
     """The other process. It ends when it is told to, or when nobody can write to it any more."""
 
     def __init__(self, store: CaptureStore, pipe: int, back: int) -> None:
