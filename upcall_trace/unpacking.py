@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from .errors import UnreadableInput
+from .errors import UnreadableInput, UpcallError
 
 STDIN: Final = Path("-")
 """As a command line writes it; its bytes can be read once."""
 _SNIFFED: Final = 6
 
 
-class Torn(Exception):
+class Torn(UpcallError):
     """The archive ends early or is damaged; what was read before is good."""
 
 

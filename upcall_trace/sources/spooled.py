@@ -28,11 +28,11 @@ class SpooledPath(type(Path())):  # type: ignore[misc]  # the class of this syst
     """
 
     __slots__ = ("_copy", "torn")
-    _copy: IO[bytes]
+    _copy: int
     torn: bool
 
     def __fspath__(self) -> str:
-        return f"/proc/self/fd/{self._copy.fileno()}"
+        return f"/proc/self/fd/{self._copy}"
 
 
 _known: dict[tuple[str, int, int, int], SpooledPath] = {}
@@ -69,32 +69,34 @@ def _key(path: Path) -> tuple[str, int, int, int] | None:
 
 def _copy_of(path: Path, size: int) -> SpooledPath:
     name = "standard input" if path == STDIN else str(path)
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the program
-    limit = max(_FREE, size * _RATIO) if path != STDIN else None
-    torn = False
+    with tempfile.TemporaryFile() as copy:
+        torn = _fill(copy, path, name, size)
+        if torn and not copy.tell():
+            raise UnreadableInput(f"{name} is a damaged archive: nothing of it can be unpacked")
+        copy.flush()
+        spooled = SpooledPath(name)
+        # The descriptor lives as long as the program: the path may be opened again.
+        spooled._copy, spooled.torn = os.dup(copy.fileno()), torn
+    return spooled
+
+
+def _fill(copy: IO[bytes], path: Path, name: str, size: int) -> bool:
+    """Write all of `path` into `copy`; whether the archive is torn."""
+    limit = None if path == STDIN else max(_FREE, size * _RATIO)
     with unpacked(path) as file:
         while True:
             try:
                 block = read_block(file, _BLOCK)
             except Torn:
-                torn = True
-                break
+                return True
             except KeyboardInterrupt:
                 if path != STDIN:
                     raise
-                break  # Ctrl-C ends what feeds the pipe, too; what came is shown
+                return False  # Ctrl-C ends what feeds the pipe, too; what came is shown
             if not block:
-                break
+                return False
             copy.write(block)
             if limit is not None and copy.tell() > limit:
-                copy.close()
                 raise UnreadableInput(
                     f"{name} stands for more than {limit >> 20} MiB; unpack it if you trust it"
                 )
-    copy.flush()
-    if torn and not os.fstat(copy.fileno()).st_size:
-        copy.close()
-        raise UnreadableInput(f"{name} is a damaged archive: nothing of it can be unpacked")
-    spooled = SpooledPath(name)
-    spooled._copy, spooled.torn = copy, torn
-    return spooled
