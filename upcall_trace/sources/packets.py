@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
+from ..errors import UpcallError
+
 NANOSECONDS: Final = 1_000_000_000
 WALL_LIMIT: Final = (1 << 62) - 1
 """The latest time that a capture can hold; only a damaged packet is later."""
@@ -12,7 +14,7 @@ PACKET_LIMIT: Final = 0xFFFF * 4
 """The longest packet that is read; payload of one is at most 64 KiB."""
 
 
-class NotPackets(ValueError):
+class NotPackets(UpcallError, ValueError):
     """The file is no packet capture, or its first block is torn."""
 
 

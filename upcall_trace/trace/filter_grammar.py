@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from lark import Lark, Tree, UnexpectedInput, UnexpectedToken
 
+from ..errors import UpcallError
 from .filter_nodes import Node, Token
 
 _GRAMMAR: Final = r"""
@@ -27,7 +28,7 @@ QUANTITY: /-?(0[xX][0-9a-fA-F]+|[0-9]+(\.[0-9]+)?\s*(ns|us|ms|s)\b|[0-9]+)/
 """
 
 
-class NotAnExpression(ValueError):
+class NotAnExpression(UpcallError, ValueError):
     """Text that is none; `position` is where, counted from 0."""
 
     def __init__(self, position: int) -> None:
