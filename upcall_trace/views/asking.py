@@ -10,8 +10,10 @@ from typing import Any
 
 from dissectors.tables import ARCH_NAMES, Bits, FieldRow, Layout, MessageRow, MessageTable, Show
 
+from ..errors import UpcallError
 
-class BadWord(ValueError):
+
+class BadWord(UpcallError, ValueError):
     """A word that is no value of its field, or too many or too few of them: one sentence."""
 
 
