@@ -21,7 +21,7 @@ from ..capture.frames import MAGIC
 from ..capture.index import tail
 from ..capture.records import Chunk, End, Header, Record
 from ..capture.segments import new_digest
-from ..errors import WrongUsage
+from ..errors import UpcallError, WrongUsage
 
 Item = tuple[int, int, bool, bytes] | Record
 """A record, or a chunk as the four values of one: an object for each costs the path too much."""
@@ -53,7 +53,7 @@ class Indexing(Protocol):
         """How many operations there are so far."""
 
 
-class NotOurs(OSError):
+class NotOurs(UpcallError, OSError):
     """The file is not what we left: cut short, overwritten or deleted."""
 
 

@@ -151,5 +151,5 @@ class Way:
             self._pipe = None
 
 
-class SinkBroken(OSError):
+class SinkBroken(UpcallError, OSError):
     """What was received could not be sent on."""
