@@ -11,6 +11,8 @@ import os
 import socket
 from typing import Final, Protocol
 
+from ..errors import UpcallError
+
 AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINPROGRESS)
 _SPLICE_SIZE: Final = 1 << 20
 
