@@ -24,7 +24,7 @@ def test_every_error_of_ours_derives_from_one_class() -> None:
                 found.add(f"{name}.{each.__name__}")
                 ours = issubclass(each, UpcallError)
                 assert ours or f"{name}.{each.__name__}" == OUTCOME_OF_PYTEST, each
-    assert {"dissectors.messages.NotAMessage", "upcall_trace.plugins.BrokenPlugin"} <= found
+    assert {"dissectors.codecs.NotAMessage", "upcall_trace.plugins.BrokenPlugin"} <= found
 
 
 def test_every_exit_code_has_a_meaning_and_what_a_user_is_told_has_a_code() -> None:
