@@ -74,9 +74,9 @@ def test_every_generator_is_used_by_a_page() -> None:
     assert used == set(BLOCKS)
 
 
-def test_the_protocol_page_has_sections_1_to_6_in_order() -> None:
-    assert re.findall(r"^## (.*?)\. \S", PROTOCOL, re.MULTILINE) == list("123456")
-    assert len(re.findall(r"^## ", PROTOCOL, re.MULTILINE)) == 6
+def test_the_protocol_page_has_sections_1_to_7_in_order() -> None:
+    assert re.findall(r"^## (.*?)\. \S", PROTOCOL, re.MULTILINE) == list("1234567")
+    assert len(re.findall(r"^## ", PROTOCOL, re.MULTILINE)) == 7
 
 
 @pytest.mark.parametrize("name", [t.name for t in MessageType] + [s.name for s in State])
@@ -489,7 +489,7 @@ def test_the_example_of_a_file_of_worlds_is_one(tmp_path: Path) -> None:
     worlds = load_worlds(tmp_path / "worlds.toml")
     assert {world.arch for world in worlds.values()} == set(Arch)
     used = {name for line in example.splitlines() for name in re.findall(r"(\w+) =", line)}
-    told = first_cells(text_of("worlds.md"), "key") | {"base", "size", "irq", "role"}
+    told = first_cells(text_of("worlds.md"), "key") | {"base", "size", "irq", "role", "probe_ms"}
     assert used <= told | {"bus", "slot", "function"}
 
 
