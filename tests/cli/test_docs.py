@@ -59,23 +59,35 @@ def test_page_names_are_completed() -> None:
 
 
 def test_on_a_terminal_a_page_goes_formatted_through_the_pager(tmp_path: Path) -> None:
-    pager = tmp_path / "pager"
-    pager.write_text(f"#!/bin/sh\ncat > {tmp_path / 'paged'}\n")
-    pager.chmod(0o755)
-    for settings, colours in (({}, True), ({"NO_COLOR": "1"}, False)):
+    for name in ("less", "other"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho $LESS\ncat > {tmp_path / 'paged'}\n")
+        (tmp_path / name).chmod(0o755)
+    coloured: dict[str, str] = {}
+    for pager, settings, colours in (
+        ("less", coloured, True),
+        ("less", {"NO_COLOR": "1"}, False),
+        ("other", coloured, False),
+    ):
         script = [
             sys.executable, "-c",
             "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]))",
             sys.executable, "-m", "upcall_trace", "docs", "exit-codes",
         ]  # fmt: skip
-        environment = {**os.environ, "PAGER": str(pager), "TERM": "xterm", "COLUMNS": "70"}
-        environment.pop("NO_COLOR", None)
-        subprocess.run(
+        environment = {
+            **os.environ,
+            "PAGER": str(tmp_path / pager),
+            "TERM": "xterm",
+            "COLUMNS": "70",
+        }
+        for variable in ("NO_COLOR", "LESS"):
+            environment.pop(variable, None)
+        ended = subprocess.run(
             script, env=environment | settings, cwd=ROOT, check=True, timeout=60,
             stdin=subprocess.DEVNULL, capture_output=True,
         )  # fmt: skip
         paged = (tmp_path / "paged").read_text(encoding="utf-8")
         assert ("\x1b[" in paged) is colours
+        assert (b"-R" in ended.stdout) is colours  # or it would show the escapes themselves
         plain = re.sub(r"\x1b\[[0-9;]*m", "", paged)
         assert "as expected" in plain
         assert "| code" not in plain  # it is a table now

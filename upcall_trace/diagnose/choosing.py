@@ -62,7 +62,7 @@ def _patterns(words: Sequence[str]) -> tuple[str, ...]:
     known = [str(code) for code in table()]
     for pattern in patterns:
         if pattern.startswith("UP") and not any(fnmatchcase(code, pattern) for code in known):
-            raise WrongUsage(f"{pattern!r} fits no code; docs/codes.md has them")
+            raise WrongUsage(f"{pattern!r} fits no code; upcall-trace docs codes has them")
     return tuple(patterns)
 
 

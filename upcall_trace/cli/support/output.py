@@ -57,7 +57,8 @@ def show_markdown(text: str) -> None:
     console = Console(no_color=not _colour_allowed())
     with console.capture() as formatted:
         console.print(Markdown(text, hyperlinks=False))
-    click.echo_via_pager(formatted.get(), color=_colour_allowed())
+    # None: only a pager that shows colours, which click knows of less, gets them.
+    click.echo_via_pager(formatted.get(), color=None if _colour_allowed() else False)
 
 
 def _colour_allowed() -> bool:
