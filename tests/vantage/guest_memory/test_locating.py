@@ -207,7 +207,7 @@ def mutate(raw: bytes, count: int, seed: int) -> None:
     for _ in range(count):
         image_bytes = bytearray(raw)
         for _ in range(chance.randint(1, 12)):
-            at = chance.choice(offsets) + chance.randrange(4)
+            at = (chance.choice(offsets) + chance.randrange(4)) % len(image_bytes)
             match chance.randrange(4):
                 case 0:
                     image_bytes[at] ^= 1 << chance.randrange(8)

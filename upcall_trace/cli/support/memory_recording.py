@@ -168,6 +168,9 @@ class NodeWatch:
             except UserError as error:
                 talk(str(error))
                 self._codes.append(error.exit_code)
+            except Exception:  # the other VMs are still to be watched
+                self._codes.append(ExitCode.LOST)
+                raise
 
     def _free_name(self, vmm: VmmProcess) -> Path:
         """A new capture for each life of a sandbox."""

@@ -22,7 +22,8 @@ from .locating import CarvedMessage, CarvedPacket, ConnectionObject, Located
 
 _CROWD: Final = 32
 """More connections than this a guest does not have: then none is believed for its looks."""
-_SEQUENCE: Final = 1 << 32
+_REUSED: Final = 8
+"""So many objects may have had one socket, one after the other, and still be there."""
 
 
 class ObjectState(StrEnum):
@@ -345,7 +346,7 @@ class _Judge:
             return ObjectState.FREED
         if not backed and self._sharing[held.socket] > 1:
             why.append("another object has the same socket")
-            freed = held.socket in self._backed and self._sharing[held.socket] == 2
+            freed = held.socket in self._backed and self._sharing[held.socket] <= _REUSED
             return ObjectState.FREED if freed else ObjectState.POSSIBLE
         if not backed and self._crowded:
             why.append("there are more such objects than a guest has connections")

@@ -44,8 +44,10 @@ _WHOLE_EVERY: Final = 256
 _SAMPLES: Final = 1 << 16
 _SLACK: Final = 29
 """PR_SET_TIMERSLACK: a sleep must not last 50 us longer than it was meant to."""
-_STRETCH: Final = 1.25
+_OWN_PART: Final = 0.9
+_SHRINK: Final = 0.5
 _LONGEST: Final = 50
+"""Bounds of an interval: not less than half of the one before, nor so many times what was asked."""
 
 
 @dataclass(slots=True)
@@ -181,13 +183,9 @@ class Watcher:
         for after_ns, factor in _IDLE:
             if idle_ns > after_ns:
                 least = self._interval_ns * factor
-        if used > self._share:
-            wanted = min(int(self._interval * _STRETCH), self._interval_ns * _LONGEST)
-        elif used < self._share * 0.75:
-            wanted = int(self._interval / _STRETCH)
-        else:
-            wanted = self._interval
-        self._interval = max(least, wanted)
+        # The rest of the share is for what this thread does not do: encoding and writing.
+        wanted = int(self._interval * max(used / (self._share * _OWN_PART), _SHRINK))
+        self._interval = max(least, min(wanted, self._interval_ns * _LONGEST))
 
     def _look_at_all(self, t_ns: int, since: int) -> bool:
         """Whether anything was seen; one read for each connection where nothing was."""
