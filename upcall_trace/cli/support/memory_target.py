@@ -14,6 +14,8 @@ from dissectors.constants import UPCALL_PORT
 
 from ...capture.records import NO_TIMES, TIMES, Header
 from ...errors import NothingRun, WrongUsage
+from ...sources.spooled import plain
+from ...unpacking import STDIN
 from ...vantage.guest_memory.as_capture import SOURCE, as_records
 from ...vantage.guest_memory.conversations import Assembled, assemble
 from ...vantage.guest_memory.images import Image
@@ -40,7 +42,7 @@ class MemoryTarget:
             raise WrongUsage("give one of --pid N, --sandbox ID and an image")
         memory: RunningVmm | Image
         if self.image is not None:
-            memory = Image(self.image)
+            memory = Image(plain(self.image) if self.image == STDIN else self.image)
         else:
             pid = self.pid
             if pid is None:

@@ -5,27 +5,18 @@ A hole of a sparse file is skipped. Compressed images are read once, from front 
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import os
 import stat
-import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from io import BufferedIOBase
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
-from typing import BinaryIO, Final, Self
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from typing import IO, BinaryIO, Final, Self
 
 from ...errors import UnreadableInput
+from ...unpacking import Torn, packing, read_block
 from .processes import LEAST_MAPPING
 from .windows import WINDOW_SIZE, Stretch, windows_of
 
@@ -39,9 +30,6 @@ _MANY_SEGMENTS: Final = 0xFFFF
 _SEGMENT_LIMIT: Final = 1 << 16
 _HEAD_SIZE: Final = 1 << 20
 _PIECE: Final = 1 << 20
-_PACKED: Final = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
-_BROKEN: Final = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
-"""What unpacking raises."""
 _FOREIGN: Final = (
     (b"KDUMP   ", "a kdump-compressed dump", "dump again without compression"),
     (b"DISKDUMP", "a compressed disk dump", "dump again as ELF"),
@@ -74,7 +62,7 @@ class Image:
         try:
             self._file: BinaryIO = _open(path)
             head = self._file.read(_HEAD_SIZE)
-            self._packed = _packing(head)
+            self._packed = packing(head)
             self.size = path.stat().st_size
         except OSError as error:
             raise UnreadableInput(f"{path}: {error.strerror or error}") from None
@@ -144,14 +132,15 @@ class Image:
     def _unpacked_head(self) -> bytes:
         head = b""
         # What comes before the damage is still worth looking through.
-        with suppress(*_BROKEN), self._unpacking() as unpacked:
-            while len(head) < _HEAD_SIZE and (raw := unpacked.read1(_HEAD_SIZE)):
+        with suppress(Torn), self._unpacking() as unpacked:
+            while len(head) < _HEAD_SIZE and (raw := read_block(unpacked, _HEAD_SIZE)):
                 head += raw
         return head
 
-    def _unpacking(self) -> BufferedIOBase:
+    def _unpacking(self) -> AbstractContextManager[IO[bytes]]:
+        assert self._packed is not None
         self._file.seek(0)
-        return _unpacker(self._packed, self._file)
+        return self._packed(self._file)
 
     def _extents(self) -> Iterator[tuple[int, bytes]]:
         """The parts of a plain file that are no holes, each with its address."""
@@ -179,15 +168,13 @@ class Image:
                     yield at, raw
                 at += len(raw)
 
-    def _next_piece(self, unpacked: BufferedIOBase) -> bytes:
+    def _next_piece(self, unpacked: IO[bytes]) -> bytes:
         """The next MiB or so of what is packed, as far as it can be unpacked."""
         piece = bytearray()
         try:
-            while len(piece) < _PIECE and (raw := unpacked.read1(_PIECE)):
+            while len(piece) < _PIECE and (raw := read_block(unpacked, _PIECE)):
                 piece += raw
-        except _BROKEN as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
+        except Torn:
             if not piece:
                 self.missing += 1  # how much, nobody knows
         return bytes(piece)
@@ -208,16 +195,6 @@ def _open(path: Path) -> BinaryIO:
     if not stat.S_ISREG(mode):
         raise UnreadableInput(f"{path} is no file")
     return path.open("rb")
-
-
-def _packing(head: bytes) -> str:
-    return next((name for magic, name in _PACKED if head.startswith(magic)), "")
-
-
-def _unpacker(packing: str, file: BinaryIO) -> BufferedIOBase:
-    if packing == "gzip":
-        return gzip.GzipFile(fileobj=file)
-    return lzma.LZMAFile(file) if packing == "xz" else zstd.ZstdFile(file)
 
 
 def _next_data(descriptor: int, begin: int, edge: int) -> tuple[int, int]:
