@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -28,9 +31,14 @@ from tests.support import (
     write_capture,
 )
 from tests.test_imports import ROOT
-from upcall_trace.capture.records import Chunk
+from upcall_trace.capture.records import Chunk, Record
 from upcall_trace.errors import ExitCode
 from upcall_trace.plugins import SEAMS
+from upcall_trace.sources import open_source
+from upcall_trace.trace import opening
+from upcall_trace.tui.data.send_line import send_line
+from upcall_trace.tui.panes.message_fields import told_fields
+from upcall_trace.tui.panes.prompt import complete
 
 EXAMPLES = ROOT / "docs" / "examples" / "plugins"
 MODULES = {path.parent.name: path for path in sorted(EXAMPLES.glob("*/upcall_*.py"))}
@@ -353,7 +361,86 @@ def test_a_service_has_its_fields_everywhere(site: Path, counted: Path) -> None:
     assert refused["what"].startswith("The guest answered read_counter")
     assert refused["what"].endswith("with -22 (EINVAL).")
     assert program(site, "diagnose", counted, "--fail-on", "error").code == ExitCode.DIFFERENT
+    named = program(site, "show", "--json", "--filter", "op == add_counter and value > 40", counted)
+    assert named.objects == [added]
     assert run("show", "--json", counted).objects == []  # without the package nobody knows them
+    assert "counter=6" in program(site, "show", counted).out
+
+
+def test_a_field_of_its_reply_is_a_difference(site: Path, counted: Path, tmp_path: Path) -> None:
+    with installed_in(site):
+        records = list(open_source(counted).records())
+    other: list[Record] = []
+    for _, each in records:
+        if isinstance(each, Chunk) and each.t_ns == 150:
+            other.append(replace(each, data=pack("<iI", 0, 42)))
+        else:
+            other.append(each)
+    changed = write_capture(tmp_path / "y.upcap", other)
+    told = program(site, "diff", "--json", counted, changed)
+    assert told.code == ExitCode.DIFFERENT
+    (difference,) = told.objects[0]["differences"]
+    assert difference["differing"] == ["value"]
+    assert difference["a"]["fields"] == {"counter": 5, "amount": 3}
+
+
+def test_an_index_made_without_it_is_not_believed_where_it_is(
+    site: Path, counted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "DECODED_SIZE", 0)  # so that an index is read at all
+    assert opening.build_index(counted)
+    assert (opening.load(counted).indexed, len(opening.load(counted).operations)) == (True, 0)
+    with installed_in(site):
+        found = opening.load(counted)
+        assert (found.indexed, len(found.operations)) == (False, 2)
+        assert opening.build_index(counted)
+        assert opening.load(counted).indexed
+        assert opening.load(counted).operations.where("counter", lambda v: v == 6).tolist() == [
+            False, True,
+        ]  # fmt: skip
+    assert not opening.load(counted).indexed
+
+
+def test_its_requests_are_sent(site: Path, tmp_path: Path) -> None:
+    path = tmp_path / "guest.sock"
+    asked: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.recv(32)
+                stream.sendall(b"OK 1\n")
+                asked.append(stream.recv(1))
+                asked.append(stream.recv(8))
+                stream.sendall(pack("<iI", 0, 12))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        sent = program(site, "send", "--json", "--to", path, "add-counter", "7", "5")
+        thread.join(10)
+    assert (sent.code, sent.err) == (0, "")
+    assert asked == [b"c", pack("<IHH", 1, 7, 5)]
+    assert sent.objects[0]["op"] == "add_counter"
+    assert sent.objects[0]["reply"] == {"value": 12}
+    wrong = program(site, "send", "--to", path, "add-counter", "7")
+    assert wrong.code == ExitCode.USAGE
+    assert "add-counter COUNTER AMOUNT: 1 values were given" in wrong.err
+
+
+def test_the_browser_shows_the_fields_of_both_directions(site: Path, counted: Path) -> None:
+    with installed_in(site):
+        operations = opening.load(counted).operations
+        operation, layout = operations.operation(0), operations.layout(0)
+        asked = {each.name: each.value for each in told_fields(operation, layout, False)}
+        answered = {each.name: each.value for each in told_fields(operation, layout, True)}
+        assert (asked, answered) == ({"counter": "5", "amount": "3"}, {"value": "41"})
+        assert send_line(operation, layout, 0).endswith("add-counter 5 3")
+        assert complete("coun") == "count"
+        assert complete("counte") == "counter"
+        assert complete("op == add_co") == "op == add_counter"
 
 
 def test_a_request_to_a_service_that_has_no_answer_is_an_error(site: Path, tmp_path: Path) -> None:

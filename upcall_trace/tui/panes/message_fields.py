@@ -48,6 +48,17 @@ def reply_fields(
     return list(_fields((*rows, padding(rows, table.reply_size)), message))
 
 
+def told_fields(operation: Operation, layout: Layout, of_reply: bool) -> list[ShownField]:
+    """The fields of a message whose bytes are not at hand: of another package's service."""
+    values = (operation.reply or {}) if of_reply else operation.fields
+    rows = layout.reply if of_reply else layout.request
+    return [
+        ShownField(row.name, row.offset, row.size, shown(row, values[row.name]), ())
+        for row in rows
+        if row.name in values
+    ]
+
+
 def _fields(rows: Sequence[FieldRow], message: Message) -> Iterator[ShownField]:
     numbers: dict[str, int] = {}
     for row in rows:

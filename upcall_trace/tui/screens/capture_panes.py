@@ -28,7 +28,7 @@ from ..panes.ladder import Ladder
 from ..panes.ladder_lines import connection_facts
 from ..panes.line_view import LineView
 from ..panes.log_pane import LogPane
-from ..panes.message_fields import reply_fields, request_fields
+from ..panes.message_fields import reply_fields, request_fields, told_fields
 from ..panes.prompt import Asks, Prompt
 from ..panes.sessions import Sessions
 from ..panes.state_pane import StatePane
@@ -322,7 +322,10 @@ class CapturePanes(Work):
         if moment is None or moment.row != operation.row:
             reached = operation.row < self.walked[0] or self.walked[2]
             wait = "" if reached else "its bytes and the guest's state: once the diagnosis is here"
-            self.detail.tell(f"{word} {key}", [], [*facts, wait], None)
+            layout = self.recording.operations.layout(operation.row)
+            ours = operation.msg_type is not None
+            fields = [] if ours else told_fields(operation, layout, is_reply)
+            self.detail.tell(f"{word} {key}", fields, [*facts, wait], None)
             self.state.say("" if reached else "The diagnosis has not come here yet.")
             return
         message = moment.reply if is_reply else moment.request
