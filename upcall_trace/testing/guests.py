@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dissectors.constants import UPCALL_PORT, Arch
+from dissectors.errors import UpcallError
 
 from ..capture.records import Header
 from ..control.order_socket import give_order
@@ -31,7 +32,7 @@ from .failing import ReplayFailed
 _RESET_S: Final = 60.0
 
 
-class UnknownWorldWarning(UserWarning):
+class UnknownWorldWarning(UpcallError, UserWarning):
     """A recording is replayed on a default guest, though it was made on another one."""
 
 
