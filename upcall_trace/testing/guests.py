@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from dissectors.constants import UPCALL_PORT, Arch
-from dissectors.errors import UpcallError
 
 from ..capture.records import Header
 from ..control.order_socket import give_order
@@ -32,7 +31,7 @@ from .failing import ReplayFailed
 _RESET_S: Final = 60.0
 
 
-class UnknownWorldWarning(UpcallError, UserWarning):
+class UnknownWorldWarning(UserWarning):
     """A recording is replayed on a default guest, though it was made on another one."""
 
 

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from dissectors.errors import UpcallError
-
 from ..capture.encoding import encode, encode_chunk
 from ..capture.frames import MAGIC
 from ..capture.index import tail
