@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
 
-from ..codes import OTHER_VMM, Severity, Side
+from ..codes import LATE_REPLY, OTHER_VMM, RESET_WHILE_BUSY, UNANSWERED, Severity, Side
 from .finding import Finding
 
 _NAMED: Final = 4
+_SYMPTOMS: Final = frozenset({LATE_REPLY, UNANSWERED, RESET_WHILE_BUSY})
 _FAULTS: Final = {
     Side.VMM: "on the VMM's side",
     Side.RUNTIME: "on the runtime's side",
@@ -63,6 +64,10 @@ def first_failure(findings: Sequence[Finding]) -> list[Finding] | None:
     first = bad[0]
     if all(finding.time_ns is not None for finding in bad):
         first = min(bad, key=lambda finding: finding.time_ns or 0)
+    if first.code in _SYMPTOMS:  # what caused it stands at the same place
+        place = (first.conn, first.request)
+        causes = (f for f in bad if (f.conn, f.request) == place and f.code not in _SYMPTOMS)
+        first = next(causes, first) if first.request is not None else first
     if first.group is None:
         return [first]
     return [f for f in bad if f.group == first.group and f.sandbox == first.sandbox]

@@ -24,6 +24,8 @@ class LoggedGuest:
     console: ConsoleReader = field(default_factory=ConsoleReader)
     vmm: VmmStory = field(default_factory=lambda: VmmStory(keyed=True))
     lines: int = 0
+    console_keyed: bool = True
+    """Whether the console's lines say that they are this guest's."""
 
     @property
     def is_other(self) -> bool:
@@ -62,7 +64,7 @@ class Stories:
         guest = self.guests.get(sandbox)
         if guest is None:
             guest = LoggedGuest(sandbox)
-            guest.vmm.keyed = sandbox is not None
+            guest.vmm.keyed = guest.console_keyed = sandbox is not None
             self.guests[sandbox] = guest
         guest.lines += 1
         guest.vmm.feed(line, matches)
@@ -84,7 +86,16 @@ class Stories:
             guest.vmm.was_killed(said.line, match)
 
     def finish(self) -> None:
-        """The logs are over."""
+        """The logs are over. A console without names that is given with the log of one guest is
+        that guest's, though its lines do not say so."""
+        nameless = self.guests.get(None)
+        named = [g for k, g in self.guests.items() if k is not None and not g.is_other]
+        if nameless is not None and len(named) == 1 and not named[0].console.boots:
+            (guest,) = named
+            alone = nameless.vmm.heard == 0 and not nameless.vmm.vmms
+            if alone and not guest.console.operations and not guest.console.incidents:
+                guest.console, guest.console_keyed = nameless.console, False
+                del self.guests[None]
         for guest in self.guests.values():
             guest.console.finish()
 

@@ -337,11 +337,10 @@ def _kind(start: bytes, first: Sequence[LogLine]) -> str:
         return "journal"
     if start.lstrip()[:1] == b"{" and any(line.dressed for line in first):
         return "JSON lines"
-    if any(line.program for line in first):
-        return "syslog"
-    if any(line.guest_ns is not None for line in first):
+    console = sum(line.guest_ns is not None and line.wall_ns is None for line in first)
+    if console * 2 > len(first):
         return "console"
-    return "log"
+    return "syslog" if any(line.program for line in first) else "log"
 
 
 def _seems(start: bytes, torn: bool) -> str:

@@ -34,6 +34,8 @@ _OF_THE_WIRE: Final = frozenset(
      codes.VCPU_NOT_STARTED, codes.CONNECT_UNANSWERED}
 )  # fmt: skip
 """Codes that a recording tells by itself: where it does, the log's account is the same again."""
+_LINES: Final = 2
+"""Of a log, that a recorded finding shows at most."""
 _DEATHS: Final = frozenset(
     {codes.REMOVE_UNFINDABLE_CPU, codes.REMOVAL_ORDER, codes.ADD_BEYOND_POSSIBLE,
      codes.MMIO_WITHOUT_BOOT_DEVICE, codes.CHANNEL_REMOVED, codes.DRIVER_HANGS,
@@ -92,7 +94,7 @@ class Joining:
         found = [replace(f, sandbox=guest.sandbox) for f in found]
         if self.matcher is not None:
             found = self._after_reboot(found, guest)
-        return [*found, *self.added(found)]
+        return [*_with_lines(found, guest.vmm.finish()), *self.added(found)]
 
     def added(self, found: Sequence[Finding]) -> Iterator[Finding]:
         """What the logs add to the recording's findings; of these codes and places matter."""
@@ -104,7 +106,7 @@ class Joining:
         if self.matcher is not None:
             theirs += [self._of_slip(slip) for slip in self.matcher.fit.slips()]
             theirs += [
-                f for f in of_incidents(guest.console, guest.vmm.keyed, 0)
+                f for f in of_incidents(guest.console, guest.console_keyed, 0)
                 if f.code in (codes.VM_DIED, codes.NO_UPCALL)
             ]  # fmt: skip
         told = {f.code for f in (*found, *theirs)}
@@ -175,6 +177,21 @@ class Joining:
             (Evidence("request", "the last one before it", before.conn, before.request),),
             code.side,
         )  # fmt: skip
+
+
+def _with_lines(found: list[Finding], of_log: Sequence[Finding]) -> list[Finding]:
+    """What the recording tells, with the log's lines about the same; they may make it certain."""
+    for theirs in of_log:
+        if theirs.code not in _OF_THE_WIRE:
+            continue
+        for at, ours in enumerate(found):
+            if ours.code == theirs.code:
+                evidence = (*ours.evidence, *theirs.evidence[:_LINES])
+                found[at] = replace(
+                    ours, evidence=evidence, inferred=ours.inferred and theirs.inferred
+                )
+                break
+    return found
 
 
 def _refusal(guest: LoggedGuest, matcher: ConsoleMatcher) -> str:

@@ -60,7 +60,7 @@ def of_guest(guest: LoggedGuest, number: int) -> list[Finding]:
     if guest.is_other:
         name, line = next(iter(guest.vmm.vmms.items()))
         return [*_of_other(guest, name, line), *_dead(guest)]
-    found = [*of_console(guest.console, guest.vmm.keyed, number)]
+    found = [*of_console(guest.console, guest.console_keyed, number)]
     found = _joined(found, guest.vmm.finish())
     return [replace(each, sandbox=guest.sandbox) for each in sorted(found, key=_by_time)]
 
@@ -69,7 +69,7 @@ def told_so_far(guest: LoggedGuest) -> list[Finding]:
     """What is certain to be told of a guest whose log goes on: nothing of what is still open."""
     if guest.is_other:
         return []
-    found = [*of_console(guest.console, guest.vmm.keyed, 0), *guest.vmm.findings.values()]
+    found = [*of_console(guest.console, guest.console_keyed, 0), *guest.vmm.findings.values()]
     return [replace(each, sandbox=guest.sandbox) for each in found]
 
 
@@ -84,7 +84,7 @@ def _of_other(guest: LoggedGuest, name: str, line: LogLine) -> Iterator[Finding]
 
 
 def _dead(guest: LoggedGuest) -> Iterator[Finding]:
-    for finding in of_console(guest.console, guest.vmm.keyed, 0):
+    for finding in of_console(guest.console, guest.console_keyed, 0):
         if finding.code == codes.VM_DIED:
             yield replace(finding, sandbox=guest.sandbox)
 

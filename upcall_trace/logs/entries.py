@@ -18,6 +18,11 @@ PIECE_LIMIT: Final = 1 << 20
 _DRESSED: Final = re.compile(
     rb'[ \t]{0,64}(?:\[ {0,12}\d|[{"<]|\d\d\d\d-|time=|[A-Z][a-z]{2} [ \d]\d |db-|virtio)'
 )
+CONTAINER: Final = re.compile(
+    rb"\d{4}-\d\d-\d\dT[0-9:.,]{8,20}(?:Z|[+-]\d\d:?\d\d) (?:stdout|stderr) ([FP]) "
+)
+"""What a container's runtime writes before every line; after P the line goes on."""
+_CAUSE: Final = re.compile(rb"[ \t]{0,64}(?:\d{1,3}: |Caused by:|\r?\n|$)")
 _FIELD: Final = re.compile(rb"[ \t]{1,64}_{0,2}[A-Z]")
 
 
@@ -39,7 +44,17 @@ def _begins_line(block: bytes, at: int) -> bool:
     if block.startswith((b"\n", b"\r\n", b"Caused by:"), at):
         return False
     if block[at : at + 1] not in (b" ", b"\t"):
-        return True
+        dress = CONTAINER.match(block, at)
+        if dress is None:
+            return True
+        before = block.rfind(b"\n", 0, max(at - 1, 0)) + 1
+        partial = CONTAINER.match(block, before) if at else None
+        goes_on = partial is not None and partial[1] == b"P"
+        cause = _CAUSE.match(block, dress.end()) or block[dress.end() : dress.end() + 1] in (
+            b" ",
+            b"\t",
+        )
+        return not goes_on and not cause
     return bool(_DRESSED.match(block, at))
 
 

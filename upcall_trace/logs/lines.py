@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .entries import LogEntry, Scanner
+from .entries import CONTAINER, LogEntry, Scanner
 from .journal import journal_entry
 from .json_fields import Fields, fields_of, records
 from .opening import LogFile
@@ -79,6 +79,8 @@ def lines_of(entry: LogEntry, file: str | None) -> Iterator[LogLine]:
     if (written := journal_entry(raw)) is not None:
         yield _of_fields(entry.number, fields_of(written), None, file)
         return
+    if raw.find(b"\n") + 1 not in (0, len(raw)) and CONTAINER.match(raw):
+        raw = _undressed(raw)
     text = raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
     at = text.find("{")
     found = records(text, at) if at >= 0 else ()
@@ -88,6 +90,18 @@ def lines_of(entry: LogEntry, file: str | None) -> Iterator[LogLine]:
     outer = _plain(0, text[:at], file) if at > 0 else None
     for fields in found:
         yield _of_fields(entry.number, fields, outer, file)
+
+
+def _undressed(raw: bytes) -> bytes:
+    """Lines of a container's log without what stands before each but the first."""
+    first, *rest = raw.split(b"\n")
+    for line in rest:
+        dress = CONTAINER.match(line)
+        before = CONTAINER.match(first)
+        goes_on = before is not None and before[1] == b"P" and b"\n" not in first
+        text = line[dress.end() :] if dress else line
+        first += text if goes_on else b"\n" + text
+    return first
 
 
 def _around(raw: bytes) -> bytes:
