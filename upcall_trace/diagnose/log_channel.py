@@ -252,7 +252,7 @@ class ChannelStory:
         if asked is not None and (asked.timed_out or (took or 0) > CALLER_TIMEOUT_NS):
             seen = asked.timed_out is not None
             told = words.late(asked, took)
-            self.tell(codes.LATE_REPLY, id(asked), told, [*asked.lines, line],
+            self.tell(codes.LATE_REPLY, asked.number, told, [*asked.lines, line],
                       seen and self.keyed, {line: match.at})  # fmt: skip
         self._wedged.clear()
         self._ready()
@@ -281,7 +281,7 @@ class ChannelStory:
         self.tell(codes.RESIZE_WEDGED, "wedged", told, lines, True, {line: match.at})
         if asked is not None and asked.timed_out is not None:
             late = words.late(asked, took)
-            self.tell(codes.LATE_REPLY, id(asked), late, lines, self.keyed, {line: match.at})
+            self.tell(codes.LATE_REPLY, asked.number, late, lines, self.keyed, {line: match.at})
         self._wedged_for_good = True
         self._refused_cpu = asked or OpenRequest("cpu", None)
         self.phase, self.was_ready, self.open = ChannelPhase.READY, True, None
@@ -291,7 +291,7 @@ class ChannelStory:
             self.open if self.open is not None and self.open.is_cpu else OpenRequest("cpu", None)
         )
         told = words.late(asked, between(asked.line, line))
-        self.tell(codes.LATE_REPLY, id(asked), told, [*asked.lines, line], True)
+        self.tell(codes.LATE_REPLY, asked.number, told, [*asked.lines, line], True)
 
     def _vcpu_dies(self, line: LogLine, match: Match) -> None:
         self._vcpu_died = line
@@ -338,9 +338,9 @@ class ChannelStory:
             return
         lines = [*asked.lines, line]
         told = words.late(asked, between(asked.line, line))
-        self.tell(codes.LATE_REPLY, id(asked), told, lines, self.keyed, {line: match.at})
+        self.tell(codes.LATE_REPLY, asked.number, told, lines, self.keyed, {line: match.at})
         left = words.left_in_list(asked)
-        self.tell(codes.DEVICE_LEAKED, id(asked), left, lines, self.keyed, {line: match.at})
+        self.tell(codes.DEVICE_LEAKED, asked.number, left, lines, self.keyed, {line: match.at})
 
     def _no_config(self, line: LogLine, match: Match) -> None:
         self.no_vm = line
@@ -355,7 +355,7 @@ class ChannelStory:
         asked, self.open = self.open, None
         if asked is not None and asked.timed_out is not None:
             told = words.unanswered(asked)
-            self.tell(codes.UNANSWERED, id(asked), told, asked.lines, False)
+            self.tell(codes.UNANSWERED, asked.number, told, asked.lines, False)
 
     def _conclude(self) -> None:
         """What is still open is over."""

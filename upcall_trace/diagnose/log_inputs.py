@@ -23,7 +23,7 @@ from .log_guests import LoggedGuest, Stories
 from .log_story import of_guest as findings_of
 
 _AGE: Final = re.compile(r"\.(\d{1,3})(?:\.(?:gz|xz|zst))?\Z")
-_DATED: Final = re.compile(r"[-.](\d{8}(?:[-T]\d{2,6})?)(?:\.(?:log|gz|xz|zst))*\Z")
+_DATED: Final = re.compile(r"[-.](\d{8}(?:[-T]\d{2,6})?)(?:\.(?:log|gz|xz|zst)){0,3}\Z")
 _LOOKED: Final = 50
 """Lines at the beginning that are looked at for a time."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import count
 
 from ..logs.evidence import Evidence
 from ..logs.lines import LogLine
@@ -30,7 +31,8 @@ class OpenRequest:
     line: LogLine | None
     id: str = ""
     timed_out: LogLine | None = None
-    more: list[LogLine] = field(default_factory=list)
+    number: int = field(default_factory=count().__next__)
+    """Tells it from every other one."""
 
     @property
     def is_cpu(self) -> bool:
@@ -43,8 +45,7 @@ class OpenRequest:
 
     @property
     def lines(self) -> list[LogLine]:
-        both = (self.line, *self.more, self.timed_out)
-        return [line for line in both if line is not None]
+        return [line for line in (self.line, self.timed_out) if line is not None]
 
 
 def evidence_of(line: LogLine, at: int = 0) -> Evidence:

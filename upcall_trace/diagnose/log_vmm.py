@@ -88,7 +88,7 @@ class VmmStory(ChannelStory):
             certain &= waiting is not None and (waiting.is_waited_for or own)
         lines = [*(waiting.lines if waiting is not None else []), line]
         told = words.not_ready(reason, words.what_was_refused(rows, runtime.RETRIES_SPENT in rows))
-        key = (self.phase, own, id(waiting) if waiting is not None else None)
+        key = (self.phase, own, waiting.number if waiting is not None else None)
         self.tell(codes.NOT_READY, key, told, lines, certain, at)
         return True
 

@@ -31,6 +31,8 @@ class LogEntry(NamedTuple):
 
     number: int
     raw: bytes
+    hit: int = 0
+    """Where in it something wanted is."""
 
 
 class Finder(Protocol):
@@ -139,7 +141,7 @@ class Scanner:
             last = _next_entry(region, at, first, begins)
             number += region.count(b"\n", counted, first)
             counted = first
-            yield LogEntry(number, region[first:last])
+            yield LogEntry(number, region[first:last], at - first)
             done = last
         self._passed(region)
 

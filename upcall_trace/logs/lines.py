@@ -35,9 +35,7 @@ _SANDBOX: Final = re.compile(r"\bsandbox(?:_id|-id|ID)?[=:] ?\"?([\w.-]{2,128})"
 _SOURCE: Final = re.compile(r"\bsource[=:] ?\"?([\w.-]{2,128})")
 _PID: Final = re.compile(r"\bpid[=:] ?\"?(\d{1,10})\b")
 _SUBSYSTEM: Final = re.compile(r"\bsubsystem[=:] ?\"?([\w.-]{2,64})")
-_POD: Final = re.compile(
-    r"\bpod=\"?(?:[\w.-]{1,253}/)?([\w.-]{2,253})|PodSandboxMetadata\{Name:([\w.-]{2,253}),"
-)
+_POD: Final = re.compile(r"\bpod=\"?([\w./-]{2,253})|PodSandboxMetadata\{Name:([\w.-]{2,253}),")
 _CONTAINER: Final = re.compile(r"\b([0-9a-f]{64})\b")
 _ID: Final = re.compile(r"[0-9a-f]{12,128}\Z")
 
@@ -75,7 +73,7 @@ def read_lines(path: Path) -> Iterator[LogLine]:
 
 def lines_of(entry: LogEntry, file: str | None) -> Iterator[LogLine]:
     """The lines that an entry holds: one, or all those that a shipper put into one."""
-    raw = entry.raw if len(entry.raw) <= _SAID_LIMIT else _around(entry.raw)
+    raw = entry.raw if len(entry.raw) <= _SAID_LIMIT else _around(entry.raw, entry.hit)
     if (written := journal_entry(raw)) is not None:
         yield _of_fields(entry.number, fields_of(written), None, file)
         return
@@ -104,9 +102,10 @@ def _undressed(raw: bytes) -> bytes:
     return first
 
 
-def _around(raw: bytes) -> bytes:
-    """The beginning and the end of an entry that is too long."""
-    return raw[: _SAID_LIMIT // 2] + b" ... " + raw[-_SAID_LIMIT // 2 :]
+def _around(raw: bytes, hit: int) -> bytes:
+    """The beginning of an entry that is too long, and what is around the wanted place in it."""
+    begin = max(hit - _SAID_LIMIT // 4, _HEAD)
+    return raw[:_HEAD] + b" ... " + raw[begin : begin + _SAID_LIMIT]
 
 
 def _plain(number: int, text: str, file: str | None) -> LogLine:
@@ -115,6 +114,10 @@ def _plain(number: int, text: str, file: str | None) -> LogLine:
         text = _ANSI.sub("", text)
     if "\x00" in text:
         text = text.replace("\x00", "")
+    if text.startswith("[") and (guest := _GUEST_TIME.match(text)) and not _named(text):
+        # A console's own line. Whatever stands in it, it is the guest's words.
+        guest_ns = round(float(guest[1]) * 1e9)
+        return LogLine(number, text, guest_ns, None, file=file, spans="\n" in text)
     head = text[:_HEAD]
     wall_ns = None
     if found := _WALL_TIME.search(head):
@@ -132,31 +135,52 @@ def _plain(number: int, text: str, file: str | None) -> LogLine:
         program, host, begins = "kernel", found[1], found.end()
     elif program is None and (found := _STREAM.search(head)):
         begins = found.end()
-    guest = _GUEST_TIME.search(text, begins, begins + 200) or _GUEST_TIME.search(head)
     said = text[begins:]
-    dressed = begins > 0
-    sandbox = pod = subsystem = None
-    if "=" in said or ": " in said:
-        if said.startswith("time=") or " msg=" in said or " level=" in said:
-            dressed = True
-            if found := _PID.search(said):
-                pid = found[1]
-        if (found := _SANDBOX.search(said)) or (
-            (found := _SOURCE.search(said)) and _ID.match(found[1])
-        ):
-            sandbox = found[1]
-        if found := _SUBSYSTEM.search(said):
-            subsystem = found[1]
-        if found := _POD.search(said):
-            pod = found[1] or found[2]
-        if dressed and " msg=" in said:
-            said = _logfmt_text(said)
-    if sandbox is None and pid is None and pod is None and (found := _CONTAINER.search(said)):
-        pod = found[1]
+    own = _GUEST_TIME.match(said)
+    guest = own or _GUEST_TIME.search(text, begins, begins + 200) or _GUEST_TIME.search(head)
+    marks = _Marks(pid=pid) if own else _marks(said, pid)
+    dressed = begins > 0 or marks.written
+    if marks.written and " msg=" in said:
+        said = _logfmt_text(said)
     return LogLine(
         number, said[:_SAID_LIMIT], round(float(guest[1]) * 1e9) if guest else None, wall_ns,
-        sandbox, pod, pid, host, subsystem, program, file, "\n" in said, dressed,
+        marks.sandbox, marks.pod, marks.pid, host, marks.subsystem, program, file, "\n" in said,
+        dressed,
     )  # fmt: skip
+
+
+def _named(text: str) -> bool:
+    """Whether a line that begins with a guest's time is a journal's, by its monotonic clock."""
+    return "]: " in text[:_HEAD] and _PROGRAM.search(text[:_HEAD]) is not None
+
+
+class _Marks(NamedTuple):
+    """Whose a message is by its own words; `written` when it is a logger's line."""
+
+    sandbox: str | None = None
+    pod: str | None = None
+    pid: str | None = None
+    subsystem: str | None = None
+    written: bool = False
+
+
+def _marks(said: str, pid: str | None) -> _Marks:
+    sandbox = pod = subsystem = None
+    written = said.startswith("time=") or " msg=" in said or " level=" in said
+    if written and (found := _PID.search(said)):
+        pid = found[1]
+    if ("sandbox" in said and (found := _SANDBOX.search(said))) or (
+        "source" in said and (found := _SOURCE.search(said)) and _ID.match(found[1])
+    ):
+        sandbox = found[1]
+    if "subsystem" in said and (found := _SUBSYSTEM.search(said)):
+        subsystem = found[1]
+    if ("pod=" in said or "PodSandboxM" in said) and (found := _POD.search(said)):
+        pod = (found[1] or found[2]).rpartition("/")[2] or None
+    if sandbox is None and pid is None and pod is None and len(said) >= 64:
+        found = _CONTAINER.search(said)
+        pod = found[1] if found else None
+    return _Marks(sandbox, pod, pid, subsystem, written)
 
 
 def _logfmt_text(text: str) -> str:
@@ -193,7 +217,7 @@ def _of_fields(number: int, fields: Fields, outer: LogLine | None, file: str | N
     shim = fields.program is None or fields.program.startswith(_SHIMS)
     if pid is None and fields.pid and (fields.own_pid or shim):
         pid = fields.pid
-    sandbox = inner.sandbox or fields.sandbox
+    sandbox = fields.sandbox or inner.sandbox
     host = fields.host or inner.host or (outer.host if outer else None)
     if outer is not None and outer.pid and pid is None:
         pid = outer.pid

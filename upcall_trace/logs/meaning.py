@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+import re2
+
 from ..codes import Code
 from .lines import LogLine
 
 _QUOTED: Final = 200
 _BEFORE: Final = 40
-_BREAK: Final = re.compile(r"[ \t]{0,64}(?:\r?\n[ \t]{0,64}){1,64}")
 
 
 class Speaker(Enum):
@@ -33,9 +34,6 @@ class Speaker(Enum):
     KERNEL = "guest kernel"
     OTHER = "other VMMs"
     HOST = "the host"
-
-
-GUEST: Final = frozenset({Speaker.MANAGER, Speaker.KERNEL})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +52,11 @@ class Meaning:
     upcall: bool = True
 
     @property
+    def of_guest(self) -> bool:
+        """Whether the guest's kernel says it."""
+        return self.speaker is Speaker.MANAGER or self.speaker is Speaker.KERNEL
+
+    @property
     def anchors(self) -> list[str]:
         return self.anchor.split("|")
 
@@ -65,7 +68,7 @@ class Meaning:
         return min(places, default=-1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Match:
     """A row that was found in a line, with what was filled in; `at` is where its words begin."""
 
@@ -83,7 +86,8 @@ class Match:
 def quote(text: str, at: int = 0) -> str:
     """The part of a line that says it, a line's start where that is near."""
     begin = 0 if at <= _QUOTED - _BEFORE else at - _BEFORE
-    words = _BREAK.sub(" ", text[begin : begin + 4 * _QUOTED]).strip()
+    lines = text[begin : begin + 4 * _QUOTED].splitlines()
+    words = " ".join(filter(None, map(str.strip, lines)))
     words = f"… {words}" if begin else words
     return words if len(words) <= _QUOTED + 2 else f"{words[:_QUOTED]} …"
 
@@ -94,18 +98,23 @@ class Table:
     def __init__(self, rows: Iterable[Meaning]) -> None:
         self.rows: Sequence[Meaning] = tuple(rows)
         self._last: tuple[str, list[Match]] = ("", [])
+        self._anchors = re2.Set.SearchSet()
+        self._row_of: list[int] = []
+        for number, row in enumerate(self.rows):
+            for anchor in row.anchors:
+                self._anchors.Add(re2.escape(anchor))
+                self._row_of.append(number)
+        self._anchors.Compile()
 
     def matches(self, text: str) -> list[Match]:
         """Every row that the text says, in the order of the table."""
         if text == self._last[0]:
             return self._last[1]
         found: list[Match] = []
-        for row in self.rows:
-            at = row.place(text)
-            if at < 0:
-                continue
+        for number in sorted({self._row_of[n] for n in self._anchors.Match(text) or ()}):
+            row = self.rows[number]
             if row.pattern is None:
-                found.append(Match(row, None, at))
+                found.append(Match(row, None, row.place(text)))
             elif filled := row.pattern.search(text):
                 found.append(Match(row, filled, filled.start()))
         self._last = (text, found)

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final
 
+import re2
+
 from . import client_lines, device_lines, guest_lines, other_lines, runtime_lines
 from .entries import Finder, Scanner
 from .lines import LogLine, lines_of
-from .meaning import GUEST, Match, Table, Understood
+from .meaning import Match, Table, Understood
 
 _HOST: Final = (
     *client_lines.ROWS, *device_lines.ROWS, *runtime_lines.ROWS, *other_lines.ROWS,
@@ -36,8 +38,6 @@ _TOO_COMMON: Final = {
 @cache
 def wanted() -> Finder:
     """One pattern for every anchor, of an engine that is linear."""
-    import re2
-
     anchors: dict[str, None] = {}
     for row in ROWS:
         for anchor in row.anchors:
@@ -49,7 +49,8 @@ def wanted() -> Finder:
 
 def understand(line: LogLine) -> Sequence[Match]:
     """What a line says: rows of the guest's kernel for its console, of all others else."""
-    if line.subsystem == _CONSOLE or line.program == "kernel":
+    bare = line.guest_ns is not None and not line.dressed
+    if bare or line.subsystem == _CONSOLE or line.program == "kernel":
         return _GUEST.matches(line.text)
     said = _VMM.matches(line.text)
     if line.subsystem is not None:
@@ -68,4 +69,4 @@ def understood(scanner: Scanner, blocks: Iterable[bytes], file: str | None) -> I
 
 def of_guest(match: Match) -> bool:
     """Whether the guest's kernel says it."""
-    return match.meaning.speaker in GUEST
+    return match.meaning.of_guest
