@@ -120,7 +120,7 @@ def test_traffic_is_recorded_and_replayed(guest: upcall_trace.SimulatedGuest) ->
         assert client.ask(bare_request(MessageType.ADD_MEM).encode(), timeout_s=5) is not None
     opened = upcall_trace.open_capture(capture)
     assert [(op.op, op.ret) for op in opened.operations] == [("add_cpu", 0), ("add_mem", -1)]
-    assert (opened.opened.indexed, opened.header.notes) == (True, {"pod": "x"})
+    assert (opened.complete, opened.header.notes) == (True, {"pod": "x"})
     guest.reset()
     again = upcall_trace.replay_capture(capture, guest.path)
     assert (again.asked, again.same, again.divergences) == (2, 2, [])
