@@ -5,7 +5,10 @@ docs/protocol.md section 5.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -17,23 +20,31 @@ from dissectors.messages import (
     hello,
     mmio_request,
 )
+from tests.support import records_of
+from upcall_trace.capture.records import Chunk, Close, Open, Record
 from upcall_trace.diagnose.verdict import verdict
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import World, kata_pod
 from upcall_trace.simulated.dragonball import (
+    RESET,
+    WOULD_BLOCK,
     Action,
     CalledBack,
     ClientState,
     Dial,
     DragonballClient,
+    Logged,
     Reset,
     UpcallBusyError,
     UpcallNotReadyError,
+    UpcallSendError,
     Write,
 )
 from upcall_trace.simulated.in_process import MemoryGuest, MemoryStream
 from upcall_trace.simulated.machine import Backend, Habits, Pace
 
+SCENES = Path(__file__).parents[1] / "scenes"
+FLOOD = "we should get message from event handler when connection state is `ServiceConnected`"
 MS = 1_000_000
 SECOND = 1000 * MS
 POD = kata_pod(cpus=2)
@@ -49,6 +60,7 @@ class Vm:
         self.guest = MemoryGuest(world, habits, [parse_fault(text) for text in faults])
         self.client = DragonballClient()
         self.called: list[Action] = []
+        self.log: list[str] = []
         self.connects: list[int] = []
         self._stream: MemoryStream | None = None
         self._told_end = False
@@ -57,7 +69,7 @@ class Vm:
         self.run(0)
 
     def send(self, request: Request) -> None:
-        self._do(self.client.send(request.encode()))
+        self._do(self.client.send(request.encode(), self.guest.now_ns))
         self.run(0)
 
     def run(self, nanoseconds: int) -> None:
@@ -90,7 +102,7 @@ class Vm:
                 self._do(self.client.received(received, now))
             elif self._stream and self._stream.closed and not self._told_end:
                 self._told_end = True
-                self._do(self.client.received(b"", now))
+                self._do(self.client.ended(now))
             else:
                 return
 
@@ -99,11 +111,21 @@ class Vm:
             match action:
                 case Dial():
                     self._connect_at, self._line = action.at_ns, action.line
+                case Logged():
+                    self.log.append(action.text)
                 case Write():
                     assert self._stream is not None
                     self._stream.send(action.sent)
                 case _:
                     self.called.append(action)
+
+
+def connected_client() -> DragonballClient:
+    client = DragonballClient()
+    client.received(b"OK 1\n", 0)
+    client.received(hello().encode(), 0)
+    assert client.is_ready
+    return client
 
 
 @pytest.mark.parametrize("backend", Backend)
@@ -120,10 +142,11 @@ def test_it_connects(backend: Backend) -> None:
 
 def test_before_it_is_connected_nothing_can_be_sent() -> None:
     client = DragonballClient()
-    for received in (b"", b"OK 1\n"):
-        client.received(received, 0)
-        with pytest.raises(UpcallNotReadyError):
-            client.send(PLUG.encode())
+    with pytest.raises(UpcallNotReadyError):
+        client.send(PLUG.encode(), 0)
+    client.received(b"OK 1\n", 0)
+    with pytest.raises(UpcallNotReadyError):
+        client.send(PLUG.encode(), 0)
     assert client.state is ClientState.WAITING_SERVICE
 
 
@@ -164,9 +187,13 @@ def test_an_idle_client_does_not_notice_that_the_guest_closed() -> None:
     assert vm.connects == [0]
     assert vm.client.is_ready
     assert vm.called == []
-    with pytest.raises(BrokenPipeError):
-        vm.send(PLUG)
-    assert vm.client.state is ClientState.SERVICE_BUSY
+    for _ in range(3):
+        with pytest.raises(UpcallSendError, match="connection reset"):
+            vm.send(PLUG)
+    assert vm.client.state is ClientState.SERVICE_CONNECTED
+    assert vm.client.lost
+    assert vm.log[2:] == [FLOOD]
+    assert vm.client.ended(0) == []
 
 
 def test_when_nobody_listens_it_gives_up_after_501_reconnects_for_good() -> None:
@@ -225,32 +252,71 @@ def test_garbage_is_accepted_unchecked() -> None:
     assert vm.rets[1:] == [-17]
 
 
-def test_a_reply_in_two_pieces() -> None:
-    vm = Vm("any:split=1000")
+@pytest.mark.parametrize("size", [1, 20, 1000, 1023])
+def test_a_reply_in_two_pieces_is_a_failed_read_and_a_reset(size: int) -> None:
+    """The second piece belongs to a stream that is gone by then. The request was executed."""
+    vm = Vm(f"any:split={size}:when=1")
     vm.send(PLUG)
-    assert vm.called == []
+    assert vm.called == [Reset()]
+    assert vm.log[-1].endswith("upcall get response error: operation would block")
     vm.run(SECOND)
-    assert vm.rets == [0]
+    assert (vm.rets, vm.client.reconnects, vm.client.is_ready) == ([], 1, True)
+    vm.send(PLUG)
+    assert vm.rets == [-17]
+
+
+def test_bytes_that_come_while_it_is_idle_are_taken_for_the_next_reply() -> None:
+    client = connected_client()
+    stray = PLUG.reply(-5).encode()
+    assert client.received(stray, 0) == [Logged("ERROR", FLOOD, endless=True)]
+    assert client.is_ready
+    assert client.send(PLUG.encode(), 0) == [Write(PLUG.encode()), CalledBack(stray)]
+    assert client.is_ready
+    client.received(b"some", 0)
+    sent, logged, reset, dial = client.send(PLUG.encode(), 7)
+    assert (sent, reset) == (Write(PLUG.encode()), Reset())
+    assert isinstance(logged, Logged)
+    assert logged.text.endswith("operation would block")
+    assert isinstance(dial, Dial)
+    assert dial.at_ns == 7 + 10 * MS
+
+
+def test_two_replies_at_once() -> None:
+    client = connected_client()
+    client.send(PLUG.encode(), 0)
+    first, second = PLUG.reply(0).encode(), PLUG.reply(-17).encode()
+    assert client.received(first + second, 0) == [
+        CalledBack(first), Logged("ERROR", FLOOD, endless=True),
+    ]  # fmt: skip
+    assert client.send(PLUG.encode(), 0)[1] == CalledBack(second)
 
 
 # What the simulated guest never says.
 
 
-@pytest.mark.parametrize(
-    "text", [b"NO\n", b"ERR 111\n", b"ok 1\n", b"O!", b"OK ".ljust(50, b"1"), b""]
-)
-def test_anything_but_ok_within_50_bytes_is_a_failure(text: bytes) -> None:
+AGAIN = Dial(20 + 10 * MS, b"CONNECT 219\n", Logged("DEBUG", "upcall reconnect server..."))
+
+
+@pytest.mark.parametrize("text", [b"NO\n", b"ERR 111\n", b"ok 1\n", b"O", b""])
+def test_anything_that_does_not_begin_with_ok_is_a_failure(text: bytes) -> None:
     client = DragonballClient()
     assert client.start(7) == [Dial(7, b"CONNECT 219\n")]
-    assert client.received(text, 20) == [Dial(20 + 10 * MS, b"CONNECT 219\n")]
+    logged, again = client.received(text, 20) if text else client.ended(20)
+    assert isinstance(logged, Logged)
+    assert logged.text.startswith("upcall connect server check failed, ")
+    assert again == AGAIN
     assert client.state is ClientState.WAITING_SERVER
 
 
-def test_an_ok_line_in_pieces() -> None:
+@pytest.mark.parametrize("text", [b"OK", b"OK 1\n", b"OK ".ljust(50, b"1")])
+def test_two_letters_are_enough(text: bytes) -> None:
+    """It reads once, 50 bytes at most; a line that comes in pieces is none."""
     client = DragonballClient()
-    assert client.received(b"O", 0) == []
-    assert client.received(b"K 12", 0) == []
-    assert client.received(b"19\n", 0) == [Write(b"d")]
+    assert client.received(text, 0)[1:] == [Write(b"d")]
+    assert client.received(hello().encode(), 0) == [
+        Logged("INFO", "upcall connect service success")
+    ]
+    assert client.is_ready
 
 
 @pytest.mark.parametrize(
@@ -261,21 +327,135 @@ def test_a_connect_message_is_checked(field: str, value: int) -> None:
     client = DragonballClient()
     client.received(b"OK 1\n", 0)
     wrong = replace(hello(), **{field: value}).encode()  # type: ignore[arg-type]
-    assert client.received(wrong[:500], 5) == []
-    assert client.received(wrong[500:], 5) == [Dial(5 + 10 * MS, b"CONNECT 219\n")]
+    logged, again = client.received(wrong, 20)
+    assert isinstance(logged, Logged)
+    assert logged.text.startswith("upcall connect service check failed, ")
+    assert again == AGAIN
     client.received(b"OK 1\n", 0)
-    assert client.received(replace(hello(), ret=-5).encode(), 0) == []
+    client.received(replace(hello(), ret=-5).encode(), 0)
     assert client.is_ready
 
 
-def test_an_end_instead_of_the_connect_message() -> None:
+def test_a_piece_of_the_connect_message_or_its_stream_s_end() -> None:
     client = DragonballClient()
     client.received(b"OK 1\n", 0)
-    client.received(hello().encode()[:1000], 0)
-    assert client.received(b"", 3) == [Dial(3 + 10 * MS, b"CONNECT 219\n")]
-    client.received(b"OK 1\n", 4)
-    assert client.received(hello().encode(), 4) == []  # what came before is forgotten
+    assert client.received(hello().encode()[:1000], 20)[-1] == AGAIN
+    client.received(b"OK 1\n", 0)
+    assert client.ended(20)[-1] == AGAIN
+    client.received(b"OK 1\n" + bytes(45) + hello().encode(), 4)  # what came before is forgotten
     assert client.is_ready
+
+
+# What the real client did: tests/scenes.
+
+
+def told_by(scene: str, log: str = "vmm.log") -> list[tuple[str, str]]:
+    """The real client's log: levels and texts."""
+    lines = map(json.loads, (SCENES / f"{scene}.{log}").read_text().splitlines())
+    return [(line["level"], line["msg"]) for line in lines]
+
+
+class Played:
+    """Ours, fed with what the real client's streams did, connection by connection."""
+
+    def __init__(self, scene: str) -> None:
+        _, records = records_of(SCENES / f"{scene}.jsonl")
+        self.client = DragonballClient()
+        self.log: list[tuple[str, str]] = []
+        self.written = b""
+        self.recorded = b""
+        self.waits: list[tuple[int, int]] = []
+        """When a stream broke, and when the real client dialled again."""
+        self.called: list[Action] = []
+        self._dial: Dial | None = None
+        self._do(self.client.start(0))
+        for record in records:
+            self._take(record)
+
+    def _take(self, record: Record) -> None:
+        match record:
+            case Open():
+                assert self._dial is not None
+                if self._dial.logged:
+                    self.log.append((self._dial.logged.level, self._dial.logged.text))
+                    self.waits.append((self._dial.at_ns - 10 * MS, record.t_ns))
+                self.written += self._dial.line
+                self._dial = None
+            case Chunk(to_guest=True):
+                self.recorded += record.data
+                if self.client.is_ready:
+                    self._do(self.client.send(record.data, record.t_ns))
+            case Chunk():
+                self._do(self.client.received(record.data, record.t_ns))
+            case Close(by_guest=True):
+                self._do(self.client.ended(record.t_ns))
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Dial():
+                    assert self._dial is None
+                    self._dial = action
+                case Write():
+                    self.written += action.sent
+                case Logged():
+                    self.log.append((action.level, action.text))
+                case _:
+                    self.called.append(action)
+
+
+def test_it_gives_up_as_the_real_one_did_when_its_guest_was_killed() -> None:
+    """A log line for each of 501 tries; the two words for a dead backend come as they please."""
+    played = Played("guest_killed")
+    real = [(level, text.replace(WOULD_BLOCK, RESET)) for level, text in told_by("guest_killed")]
+    assert played.log == real
+    assert len(played.log) == 2 + 1 + 2 * 501 + 1
+    assert played.written == played.recorded
+    assert played.called == [Reset()]
+    assert (played.client.gave_up, played.client.reconnects) == (True, 501)
+    assert played._dial is None
+
+
+def test_the_real_ones_tries_are_ten_milliseconds_and_a_little_apart() -> None:
+    played = Played("guest_killed")
+    waits = [dialled - broke for broke, dialled in played.waits]
+    assert len(waits) == 501
+    assert min(waits) >= 10 * MS
+    assert 10 * MS < sorted(waits)[250] < 12 * MS
+    dials = [dialled for _, dialled in played.waits]
+    apart = sorted(after - before for before, after in pairwise(dials))
+    assert round(apart[250] / MS, 1) == 11.2
+    assert 5 * SECOND < dials[-1] - dials[0] < 8 * SECOND
+
+
+def test_it_takes_no_notice_of_an_idle_end_but_in_its_log_as_the_real_one() -> None:
+    played = Played("idle_close")
+    real = told_by("idle_close")
+    assert played.log == real[:3]
+    assert set(real[3:]) == {real[2]} == {("ERROR", FLOOD)}
+    assert played.written == played.recorded
+    assert played.called == [CalledBack(PLUG.reply().encode())]
+    assert (played.client.is_ready, played.client.lost) == (True, True)
+    with pytest.raises(UpcallSendError, match="connection reset"):
+        played.client.send(PLUG.encode(), 0)
+
+
+@pytest.mark.parametrize(
+    ("scene", "log"),
+    [
+        ("guest_reboots", "vmm.log"),
+        ("client_killed_then_reconnects", "client_a.vmm.log"),
+        ("client_killed_then_reconnects", "client_b.vmm.log"),
+        ("wrong_interrupt_hangs", "client_a.vmm.log"),
+        ("wrong_interrupt_hangs", "client_b.vmm.log"),
+    ],
+)
+def test_of_silence_the_real_one_says_nothing_either(scene: str, log: str) -> None:
+    """It waits without a limit; the log ends where it connected."""
+    vm = Vm("any:drop")
+    vm.send(PLUG)
+    vm.run(1000 * SECOND)
+    assert vm.log == [text for _, text in told_by(scene, log)]
 
 
 # What becomes of the answer: docs/protocol.md section 5, row by row.
