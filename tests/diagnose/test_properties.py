@@ -15,7 +15,7 @@ from upcall_trace.diagnose.rules.registry import rules
 
 ORDINARY = range(120)
 TORTURE = range(10_000, 30_000)
-FROM_LOGS = {"UP307", "UP404"}
+FROM_LOGS = {"UP211", "UP307", "UP404"}
 
 NOT_MODELLED = {"UP208"}
 """A CPU that cannot be taken offline depends on what runs on it."""

@@ -8,9 +8,18 @@ a recording may lack connections. What the wire says is each family's own: `rule
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from dissectors.constants import EEXIST, EINVAL, EIO, HANDLED_TYPES, MAGIC_VERSION, MessageType
+from dissectors.constants import (
+    ADDING_TYPES,
+    EEXIST,
+    EINVAL,
+    EIO,
+    HANDLED_TYPES,
+    MAGIC_VERSION,
+    MessageType,
+)
+from dissectors.messages import MmioRequest, PciRequest, Request
 
 from .. import codes
 from ..kernel.model import Guest, ServiceThread
@@ -24,7 +33,7 @@ from .rules.registry import Cue, explain
 from .situation import Situation, WaitEnd
 
 _KEPT_REMOVED: Final = 4096
-"""Removed windows that are remembered, for saying of a device that it is gone already."""
+"""Removed devices of a kind that are remembered, for saying of a device that it is gone already."""
 _PATIENCE_NS: Final = 1_000_000_000
 """How much longer than the protocol says a guest may take before its silence means something."""
 
@@ -140,35 +149,57 @@ def _longest(at: Situation, delay_ns: int) -> int:
     return _PATIENCE_NS + delay_ns + held_up + (delay_ns + held_up) // 2
 
 
-def learn(history: History, at: Situation, causes: list[Cause]) -> None:
-    """Take into the history what the reply shows to have happened."""
-    if at.request.magic_version != MAGIC_VERSION or at.reply is None:
+def learn(
+    history: History,
+    at: Situation,
+    causes: list[Cause],
+    plugged: dict[object, Situation] | None = None,
+) -> None:
+    """Take into the history what the reply shows to have happened.
+
+    `plugged` are the requests that added devices which nothing has removed since.
+    """
+    request, reply = at.request, at.reply
+    if request.magic_version != MAGIC_VERSION or reply is None:
         return
-    worked = at.ret == 0 or causes == sure(codes.STALE_ERROR)
-    if at.is_mmio and at.ret != EINVAL and not at.doubtful:
-        history.mmio_works = True
-    if at.is_cpu:
-        (_learn_cpus if worked else _learn_failed_cpus)(history, at)
-    elif not worked:
+    worked = reply.ret == 0 or causes == sure(codes.STALE_ERROR)
+    added, key = plugged if plugged is not None else {}, _place(request)
+    if isinstance(request, MmioRequest):
+        if at.ret != EINVAL and not at.doubtful:
+            history.mmio_works = True
+        if worked:
+            _learn_device(history.windows, history.removed_windows, at, key)
+    elif isinstance(request, PciRequest):
+        if worked:
+            _learn_device(history.pci, history.removed_pci, at, key)
+    else:
+        if at.is_cpu:
+            (_learn_cpus if worked else _learn_failed_cpus)(history, at)
         return
-    elif at.mmio is not None:
-        key = (at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq)
-        if at.request.msg_type == MessageType.ADD_MMIO:
-            history.windows[key] = at.ref
-            history.removed_windows.pop(key, None)
-        else:
-            history.windows.pop(key, None)
-            history.removed_windows[key] = at.ref
-            if len(history.removed_windows) > _KEPT_REMOVED:
-                del history.removed_windows[next(iter(history.removed_windows))]
-    elif at.pci is not None:
-        place = (at.pci.busno, at.pci.devfn)
-        if at.request.msg_type == MessageType.ADD_PCI:
-            history.pci[place] = at.ref
-            history.removed_pci.pop(place, None)
-        else:
-            history.pci.pop(place, None)
-            history.removed_pci[place] = at.ref
+    if worked and request.msg_type in ADDING_TYPES:
+        added[key] = at
+    elif worked:
+        added.pop(key, None)
+
+
+def _place(request: Request) -> Any:
+    """What a device is known by: (base, size, irq), or (bus, devfn)."""
+    if isinstance(request, MmioRequest):
+        return request.mmio_base, request.mmio_size, request.mmio_irq
+    return (request.busno, request.devfn) if isinstance(request, PciRequest) else None
+
+
+def _learn_device(
+    there: dict[Any, Ref | None], gone: dict[Any, Ref], at: Situation, key: Any
+) -> None:
+    if at.request.msg_type in ADDING_TYPES:
+        there[key] = at.ref
+        gone.pop(key, None)
+        return
+    there.pop(key, None)
+    gone[key] = at.ref
+    if len(gone) > _KEPT_REMOVED:
+        del gone[next(iter(gone))]
 
 
 def _learn_cpus(history: History, at: Situation) -> None:

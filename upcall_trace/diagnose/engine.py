@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from dissectors.constants import (
     CPU_MSG_SIZE,
@@ -86,23 +86,10 @@ from .other_services import OtherServices
 from .rules.registry import Cue
 from .situation import LONG_NS, ConnectionSituation, Situation, WaitEnd
 from .telling import Telling
-from .watched import Watched, is_whole
+from .watched import REPLY_SIZE, Watched, Witness, is_whole
 
 _LAYOUTS: Final = {msg_size: arch for arch, msg_size in CPU_MSG_SIZE.items()}
-_REPLY_PIECE: Final = DEVICE_MANAGER.reply_size
-
-
-class Witness(Protocol):
-    """Whoever wants to know of each request as the diagnosis comes to it."""
-
-    def asked(self, at: Situation) -> None:
-        """It was sent, and the model has not executed it yet."""
-
-    def judged(self, at: Situation, causes: list[Cause]) -> None:
-        """It was answered, or never will be; the history knows of it."""
-
-    def lost(self, at: Situation) -> None:
-        """Its answer is not in the recording."""
+_RESTS_ON_THE_CHANNEL: Final = frozenset({codes.CHANNEL_REMOVED})
 
 
 class Diagnosis:
@@ -163,11 +150,11 @@ class Diagnosis:
         self.events = events = self.session.feed(record, offset)
         self.session.finished_rows.clear()
         self._now_ns = record.t_ns
+        if isinstance(record, Chunk):
+            return self._chunk(record, events)
         match record:
             case Open():
                 self._opened(record)
-            case Chunk():
-                return list(self._chunk(record, events))
             case Close(how=How.HALF):
                 self._half_closed(record)
             case Close() | GaveUp() if record.conn not in self._watched:
@@ -263,8 +250,9 @@ class Diagnosis:
                     if self.witness:
                         self.witness.lost(situation)
 
-    def _chunk(self, chunk: Chunk, events: Sequence[Event]) -> Iterator[Finding]:
+    def _chunk(self, chunk: Chunk, events: Sequence[Event]) -> list[Finding]:
         conn = chunk.conn
+        found: list[Finding] = []
         if conn not in self._watched:
             at = ConnectionSituation(self.session.connections[conn])
             self._watched[conn] = Watched(at)
@@ -272,27 +260,17 @@ class Diagnosis:
         watched = self._watched[conn]
         for event in events:
             if isinstance(event, RequestReceived):
-                yield from self._request(conn, watched, event)
+                found += self._request(conn, watched, event)
             elif isinstance(event, ReplyReceived):
-                yield from self._reply(conn, watched, event)
+                found += self._reply(watched, event)
                 watched.piece_ns = None
             elif isinstance(event, Lost):
                 self._lost_replies(conn, [event])
             else:
-                yield from self._handshake(conn, watched, event)
-        if not chunk.to_guest and (watched.piece_ns is not None or len(chunk.data) != _REPLY_PIECE):
-            self._piece(watched, conn, chunk)
-
-    def _piece(self, watched: Watched, conn: int, chunk: Chunk) -> None:
-        """How much of the next message from the guest has come."""
-        due = self.session.awaited(conn, 1)
-        begun = _REPLY_PIECE - due[0][1] if due and due[0][0] >= 0 else 0
-        if begun <= 0:
-            watched.piece_ns, watched.received = None, 0
-        else:
-            if watched.piece_ns is None:
-                watched.piece_ns, watched.piece = chunk.t_ns, begun
-            watched.received = begun
+                found += self._handshake(conn, watched, event)
+        if not chunk.to_guest and (watched.piece_ns is not None or len(chunk.data) != REPLY_SIZE):
+            watched.take_piece(self.session.awaited(conn, 1), chunk.t_ns)
+        return found
 
     def _handshake(self, conn: int, watched: Watched, event: Event) -> Iterator[Finding]:
         at, connection = watched.situation, watched.situation.connection
@@ -355,11 +333,11 @@ class Diagnosis:
 
     # What happens to requests.
 
-    def _request(self, conn: int, watched: Watched, event: RequestReceived) -> Iterator[Finding]:
+    def _request(self, conn: int, watched: Watched, event: RequestReceived) -> list[Finding]:
         request = event.message
         if not isinstance(request, Request):
             self._others.asked(conn, event, self._now_ns)
-            return
+            return []
         ref = Ref(conn, event.number)
         if self._arch is None and request.msg_type in CPU_TYPES:
             self._arch = _LAYOUTS.get(request.msg_size)
@@ -382,49 +360,58 @@ class Diagnosis:
         if self.witness:
             self.witness.asked(at)
         self._judging.asked(at)
+        found: list[Finding] = []
         short, watched.short = watched.short, None
         if short is not None and event.continues != short.ref.request:
-            yield from self._telling.of_request(Cue.WHOLE, short)
-        yield from self._telling.of_request(Cue.REQUEST, at)
-        if event.continues is None and event.rest_of is None and event.size < len(event.raw):
+            found += self._telling.of_request(Cue.WHOLE, short)
+        found += self._telling.of_request(Cue.REQUEST, at)
+        begins = event.continues is None and event.rest_of is None
+        if not begins or event.overlaps is not None:
+            found += self._telling.of_request(Cue.PIECE, at)
+        if begins and event.size < len(event.raw):
             watched.short = at  # unless its rest follows
+        return found
 
-    def _reply(self, conn: int, watched: Watched, event: ReplyReceived) -> Iterator[Finding]:
+    def _reply(self, watched: Watched, event: ReplyReceived) -> list[Finding]:
         reply = event.message
         if not isinstance(reply, Reply):
-            yield from self._others.answered(conn, event)
-            return
+            return list(self._others.answered(watched.situation.connection.number, event))
         at = None if event.number is None else watched.open.pop(event.number, None)
         if at is None:
-            if event.number is None:
-                at_once = watched.situation
-                yield from self._telling.of_connection(Cue.HANDSHAKE, at_once, self._now_ns)
             watched.remember_unasked(reply)
-            return
+            if event.number is not None:
+                return []
+            surplus = watched.situation
+            return list(self._telling.of_connection(Cue.HANDSHAKE, surplus, self._now_ns))
         self._unanswered -= 1
         # Earlier replies on this connection may have come since the request was sent.
         watched.give_buffers(at)
         at.reply, at.reply_raw = reply, event.raw
         at.replied_ns, at.latency_ns = self._now_ns, self._now_ns - at.sent_ns
         at.piece_ns, at.piece = watched.piece_ns, watched.piece
-        yield from self._answered(at)
+        found = self._answered(at)
         watched.remember(at, reply)
+        return found
 
-    def _answered(self, at: Situation) -> Iterator[Finding]:
+    def _answered(self, at: Situation) -> list[Finding]:
         self._judging.answered(at, self._now_ns, self.has_every_connection)
-        yield from self._telling.of_causes(at)
-        yield from self._telling.of_request(Cue.REPLY, at)
+        found = self._telling.of_causes(at)
+        found += self._telling.of_request(Cue.REPLY, at)
+        if at.ret:
+            found += self._telling.of_request(Cue.REFUSAL, at)
         for other in self._judging.learnt(at, self._now_ns):
-            yield from self._telling.under(codes.VCPU_NOT_STARTED, other, inferred=True)
-        self._telling.refute({codes.CHANNEL_REMOVED}, at.sent_ns)
-        if self._judging.lock.free_at == at.ref:
-            self._telling.refute(RESTS_ON_IT, at.sent_ns)
+            found += self._telling.under(codes.VCPU_NOT_STARTED, other, inferred=True)
+        if self._telling.keeps_back:
+            self._telling.refute(_RESTS_ON_THE_CHANNEL, at.sent_ns)
+            if self._judging.lock.free_at == at.ref:
+                self._telling.refute(RESTS_ON_IT, at.sent_ns)
         if self.witness:
             self.witness.judged(at, at.causes)
+        return found
 
     def _channel_was_there(self, asked_ns: int) -> None:
         self._judging.channel_was_there(asked_ns)
-        self._telling.refute({codes.CHANNEL_REMOVED}, asked_ns)
+        self._telling.refute(_RESTS_ON_THE_CHANNEL, asked_ns)
 
     def _silent(self, at: Situation, by_guest: bool, at_end: bool) -> Iterator[Finding]:
         """A request was not answered, and now never will be."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from dissectors.constants import EBUSY, MAGIC_VERSION
+from dissectors.constants import CALLER_TIMEOUT_NS, EBUSY, MAGIC_VERSION
 
 from .. import codes
 from ..kernel.vmm_actions import order_of
@@ -68,11 +66,16 @@ class Judging:
 
     def answered(self, at: Situation, now_ns: int, complete: bool) -> None:
         """Its answer came; `complete` says that no connection is known to be missing."""
-        self.channel_was_there(at.sent_ns)
+        if self._removals:
+            self.channel_was_there(at.sent_ns)
+        elif at.sent_ns > self.answered_ns:
+            self.answered_ns = at.sent_ns
         predicted = self.model.reply(at.ref, at.reply_raw) if self.model else None
         at.predicted = predicted is not None
-        at.held_up_by = self.lock.held_up(at, now_ns)
-        at.meanwhile = tuple(ref for ref in self._open_pci if ref.conn != at.ref.conn)
+        if at.latency_ns is not None and at.latency_ns > CALLER_TIMEOUT_NS:
+            at.held_up_by = self.lock.held_up(at, now_ns)
+        if self._open_pci:
+            at.meanwhile = tuple(ref for ref in self._open_pci if ref.conn != at.ref.conn)
         causes = of_reply(at) if predicted is None else predicted
         if predicted is None and (at.misfit or at.doubtful):
             causes = softened(causes, [])
@@ -95,31 +98,14 @@ class Judging:
         """The removal that may have hit the device that the channel runs on."""
         return next((ref for ref, each in self._removals.items() if not added_here(each)), None)
 
-    def learnt(self, at: Situation, now_ns: int) -> Iterator[Situation]:
+    def learnt(self, at: Situation, now_ns: int) -> list[Situation]:
         """Take in what the answer shows; returns vCPUs that it shows not to have started.
 
         An answer that comes just as such a vCPU gives up, to what had to wait for it, shows that.
         """
-        for other in self.lock.answered(at, now_ns):
-            known = any(cause.code == codes.VCPU_NOT_STARTED for cause in other.causes)
-            if other.waited_ns and not known and started_late(other, at, now_ns):
-                yield other
-        learn(self.history, at, at.causes)
-        self._track_device(at)
-
-    def _track_device(self, at: Situation) -> None:
-        worked = at.ret == 0 or [cause.code for cause in at.causes] == [codes.STALE_ERROR]
-        if not worked or not _executed(at):
-            return
-        key: object = None
-        if at.mmio is not None:
-            key = (at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq)
-        elif at.pci is not None:
-            key = (at.pci.busno, at.pci.devfn)
-        if at.request.msg_type in REMOVALS:
-            self.plugged.pop(key, None)
-        elif key is not None:
-            self.plugged[key] = at
+        over = self.lock.answered(at, now_ns)
+        learn(self.history, at, at.causes, self.plugged)
+        return [other for other in over if _did_not_start(other, at, now_ns)]
 
     def silent(self, at: Situation, complete: bool, now_ns: int) -> None:
         """No answer came, and none will; `at.ended` and `at.waited_ns` say how that is known."""
@@ -156,6 +142,11 @@ class Judging:
         if at.ended is WaitEnd.GUEST:
             self.lock.forget(at.ref)
         self._open_pci.pop(at.ref, None)
+
+
+def _did_not_start(other: Situation, at: Situation, now_ns: int) -> bool:
+    told = any(cause.code == codes.VCPU_NOT_STARTED for cause in other.causes)
+    return other.waited_ns > 0 and not told and started_late(other, at, now_ns)
 
 
 def _executed(at: Situation) -> bool:

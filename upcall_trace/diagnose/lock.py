@@ -45,7 +45,12 @@ def needs_lock(at: Situation) -> bool:
 
 def proves_free(at: Situation) -> bool:
     """True for an answer that only a request with the lock can have got."""
-    if not needs_lock(at) or at.ret is None or at.doubtful:
+    return needs_lock(at) and _had_it(at)
+
+
+def _had_it(at: Situation) -> bool:
+    """The same of a request that needs it."""
+    if at.ret is None or at.doubtful:
         return False
     if at.is_cpu:
         adding = at.request.msg_type == MessageType.ADD_CPU
@@ -74,14 +79,16 @@ class LockWatch:
 
     def answered(self, at: Situation, now_ns: int) -> list[Situation]:
         """An answer came; returns the requests that are known not to hold the lock by it."""
-        self._open.pop(at.ref, None)
-        if not proves_free(at):
+        known = self._open.pop(at.ref, None)
+        if known is None or at.is_pci or not _had_it(at):
             return []
         if now_ns - at.sent_ns > _SLOW_NS:
             self._busy.append((at.ref, at.sent_ns, now_ns))
         if at.sent_ns < self.free_ns:
             return []
         self.free_at, self.free_ns = at.ref, at.sent_ns
+        if not self._open:
+            return []
         over = [each for each in self._open.values() if each.sent_ns < at.sent_ns]
         for each in over:
             del self._open[each.ref]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 
@@ -37,44 +36,65 @@ class Telling:
 
     def __init__(self, header: Header, dragonball: bool) -> None:
         self._wall_ns = header.wall_ns
-        self._dragonball = dragonball
         self._rules = rules()
-        self._listening = {cue: listening_to(cue, self._rules) for cue in Cue}
+        told = {
+            number: rule
+            for number, rule in self._rules.items()
+            if dragonball or rule.code not in _OF_DRAGONBALL
+        }
+        self._listening = {cue: listening_to(cue, told) for cue in Cue}
         self._groups = 0
         self._kept_back: list[tuple[Situation, Finding]] = []
         """What a later answer can refute."""
 
-    def of_causes(self, at: Situation) -> Iterator[Finding]:
+    def of_causes(self, at: Situation) -> list[Finding]:
         """The explanations of a reply or a silence; what may be refuted is kept back."""
+        found: list[Finding] = []
+        if not at.causes:
+            return found
         either = sum(cause.inferred and cause.code not in _BESIDE for cause in at.causes)
         self._groups += either > 1
         group = self._groups if either > 1 else None
         for code, inferred in at.causes:
             shared = group if inferred and code not in _BESIDE else None
-            for finding in self.under(code, at, inferred, shared):
-                if at.reply is None and code in _REFUTABLE:
-                    self._kept_back.append((at, finding))
-                else:
-                    yield finding
+            told = self._told(self._rules[code], at, inferred, group=shared)
+            if at.reply is None and code in _REFUTABLE:
+                self._kept_back += [(at, finding) for finding in told]
+            else:
+                found += told
+        return found
 
-    def of_request(self, cue: Cue, at: Situation) -> Iterator[Finding]:
+    def of_request(self, cue: Cue, at: Situation) -> list[Finding]:
         """What the rules that listen to this cue say of a request."""
-        for rule in list(self._listening[cue]):
-            if said := self._says(rule, cue, at):
-                yield from self._told(rule, at, said is POSSIBLY)
+        found: list[Finding] = []
+        said: bool | Likelihood
+        for rule in self._listening[cue]:
+            said = rule.when[cue](at) if rule.plugin is None else self._plugin_says(rule, cue, at)
+            if said:
+                found += self._told(rule, at, said is POSSIBLY)
+        return found
 
     def of_connection(self, cue: Cue, at: ConnectionSituation, now_ns: int) -> Iterator[Finding]:
         """What they say of a connection: each code once."""
-        for rule in list(self._listening[cue]):
-            if rule.code not in at.told and (said := self._says(rule, cue, at)):
+        said: bool | Likelihood
+        for rule in self._listening[cue]:
+            if rule.code in at.told:
+                continue
+            said = rule.when[cue](at) if rule.plugin is None else self._plugin_says(rule, cue, at)
+            if said:
                 at.told.add(rule.code)
                 yield from self._told(rule, at, said is POSSIBLY, now_ns)
 
     def under(
         self, code: Code, at: Situation, inferred: bool, group: int | None = None
-    ) -> Iterator[Finding]:
+    ) -> list[Finding]:
         """What the rule of a code tells, whatever it listens to."""
-        yield from self._told(self._rules[code], at, inferred, group=group)
+        return self._told(self._rules[code], at, inferred, group=group)
+
+    @property
+    def keeps_back(self) -> bool:
+        """Whether there is anything to refute."""
+        return bool(self._kept_back)
 
     def refute(self, refuted: AbstractSet[Code], asked_ns: int) -> None:
         """What was asked then came through: these codes are not true of anything before it."""
@@ -89,11 +109,8 @@ class Telling:
         kept, self._kept_back = self._kept_back, []
         return [finding for _, finding in kept]
 
-    def _says(self, rule: Rule, cue: Cue, at: object) -> bool | Likelihood:
-        if rule.code in _OF_DRAGONBALL and not self._dragonball:
-            return False
-        if rule.plugin is None:
-            return rule.when[cue](at)
+    def _plugin_says(self, rule: Rule, cue: Cue, at: object) -> bool | Likelihood:
+        assert rule.plugin is not None  # the caller has asked
         try:
             with rule.plugin.in_use():
                 return rule.when[cue](at)
@@ -108,28 +125,36 @@ class Telling:
         inferred: bool,
         now_ns: int = 0,
         group: int | None = None,
-    ) -> Iterator[Finding]:
+    ) -> list[Finding]:
         """The finding, or none if the rule is a plugin's that cannot tell it."""
+        told = rule.tell(at) if rule.plugin is None else self._plugin_tells(rule, at)
+        if told is None:
+            return []
+        if isinstance(at, ConnectionSituation):
+            conn, request, seen_ns = at.connection.number, None, now_ns
+        else:
+            (conn, request), seen_ns = at.ref, at.sent_ns
+            if at.console is not None and rule.code in SEEN_IN_CONSOLE:
+                told = replace(told, evidence=(*told.evidence, *at.console.evidence))
+        time_ns = None if self._wall_ns is None else self._wall_ns + seen_ns
+        return [rule.finding(told, conn, request, inferred, time_ns, group)]
+
+    def _plugin_tells(self, rule: Rule, at: object) -> Told | None:
+        assert rule.plugin is not None  # the caller has asked
         try:
-            with rule.plugin.in_use() if rule.plugin else nullcontext():
+            with rule.plugin.in_use():
                 told = rule.tell(at)
                 if not isinstance(told, Told):
                     raise TypeError(f"it told {type(told).__name__}, not Told")
         except plugins.BrokenPlugin as trouble:
             self._give_up_on(rule, trouble)
-            return
-        if isinstance(at, ConnectionSituation):
-            conn, request, seen_ns = at.connection.number, None, now_ns
-        else:
-            conn, request, seen_ns = at.ref.conn, at.ref.request, at.sent_ns
-            if at.console is not None and rule.code in SEEN_IN_CONSOLE:
-                told = replace(told, evidence=(*told.evidence, *at.console.evidence))
-        time_ns = None if self._wall_ns is None else self._wall_ns + seen_ns
-        yield rule.finding(told, conn, request, inferred, time_ns, group)
+            return None
+        return told
 
     def _give_up_on(self, rule: Rule, trouble: plugins.BrokenPlugin) -> None:
         """A plugin raised: its rule is not asked again, and the user is told once."""
         plugins.note(trouble)
-        for listening in self._listening.values():
-            if rule in listening:
-                listening.remove(rule)
+        self._listening = {
+            cue: [each for each in listening if each is not rule]
+            for cue, listening in self._listening.items()
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from dissectors.constants import (
     CPU_REPLY_MSG_SIZE,
@@ -13,9 +14,25 @@ from dissectors.constants import (
     REPLY_LOAD_OFFSET,
 )
 from dissectors.messages import CpuRequestArm, CpuRequestX86, MmioRequest, PciRequest, Reply
+from dissectors.services import DEVICE_MANAGER
 
-from .finding import Ref
+from .finding import Cause, Ref
 from .situation import ConnectionSituation, Situation
+
+REPLY_SIZE: Final = DEVICE_MANAGER.reply_size
+
+
+class Witness(Protocol):
+    """Whoever wants to know of each request as the diagnosis comes to it."""
+
+    def asked(self, at: Situation) -> None:
+        """It was sent, and the model has not executed it yet."""
+
+    def judged(self, at: Situation, causes: list[Cause]) -> None:
+        """It was answered, or never will be; the history knows of it."""
+
+    def lost(self, at: Situation) -> None:
+        """Its answer is not in the recording."""
 
 
 @dataclass(slots=True)
@@ -41,6 +58,16 @@ class Watched:
     """When the first of them came."""
     piece: int = 0
     """Bytes that came first."""
+
+    def take_piece(self, due: list[tuple[int, int]], now_ns: int) -> None:
+        """How much of the next message from the guest has come; `due` is what is awaited."""
+        begun = REPLY_SIZE - due[0][1] if due and due[0][0] >= 0 else 0
+        if begun <= 0:
+            self.piece_ns, self.received = None, 0
+            return
+        if self.piece_ns is None:
+            self.piece_ns, self.piece = now_ns, begun
+        self.received = begun
 
     def forget(self) -> None:
         """What the guest's buffers hold is not known any more."""

@@ -13,14 +13,15 @@ from .registry import POSSIBLY, Cue, Likelihood, rule
 
 
 def _drops_the_error(at: Situation) -> bool | Likelihood:
-    added = at.request.msg_type in (MessageType.ADD_MMIO, MessageType.ADD_PCI)
+    if at.request.msg_type not in (MessageType.ADD_MMIO, MessageType.ADD_PCI):
+        return False
     stale = {cause.code for cause in at.causes} == {codes.STALE_ERROR}
-    if not added or at.ret == 0 or stale or at.request.magic_version != MAGIC_VERSION:
+    if stale or at.request.magic_version != MAGIC_VERSION:
         return False
     return POSSIBLY if any(cause.inferred for cause in at.causes) else True
 
 
-@rule(codes.DEVICE_SILENTLY_LOST, {Cue.REPLY: _drops_the_error})
+@rule(codes.DEVICE_SILENTLY_LOST, {Cue.REFUSAL: _drops_the_error})
 def device_silently_lost(at: Situation) -> Told:
     """A device add failed, and Dragonball takes any answer for success.
 
@@ -48,7 +49,7 @@ def device_silently_lost(at: Situation) -> Told:
 
 
 def _failed(at: Situation) -> bool:
-    return at.is_cpu and at.ret != 0 and at.request.magic_version == MAGIC_VERSION
+    return at.is_cpu and at.request.magic_version == MAGIC_VERSION
 
 
 def _still_waits(at: Situation) -> bool:
@@ -57,7 +58,7 @@ def _still_waits(at: Situation) -> bool:
     return _failed(at) and at.waited_long and not left
 
 
-@rule(codes.RESIZE_WEDGED, {Cue.REPLY: _failed, Cue.SILENCE: _still_waits})
+@rule(codes.RESIZE_WEDGED, {Cue.REFUSAL: _failed, Cue.SILENCE: _still_waits})
 def resize_wedged(at: Situation) -> Told:
     """A vCPU resize failed, and none will work from now on.
 

@@ -61,13 +61,12 @@ def idle_channel_lost(at: ConnectionSituation) -> Told:
 def _forgot(at: Situation) -> Ref | None:
     """The request that had added what this one adds again with success, without a removal."""
     history = at.history
-    doubt = history.unsure or at.doubtful or at.misfit or at.predicted
-    executed = at.request.magic_version == MAGIC_VERSION and at.request.msg_type in _ADDING
-    if at.ret != 0 or doubt or not executed:
+    if at.predicted or at.request.msg_type not in _ADDING or at.ret != 0 or history.unsure:
+        return None
+    if at.doubtful or at.misfit or at.request.magic_version != MAGIC_VERSION:
         return None
     if at.mmio is not None:
-        found = history.overlapping(at.mmio.mmio_base, at.mmio.mmio_size)
-        return found[1] if found else None
+        return history.windows.get((at.mmio.mmio_base, at.mmio.mmio_size, at.mmio.mmio_irq))
     return next((history.cpus[cpu] for cpu in at.apic_ids if cpu in history.cpus), None)
 
 

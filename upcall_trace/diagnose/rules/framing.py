@@ -21,7 +21,7 @@ def _title(ref: Ref) -> str:
     return str(ref).capitalize()
 
 
-@rule(codes.SPLIT_REQUEST, {Cue.REQUEST: lambda at: at.event.continues is not None})
+@rule(codes.SPLIT_REQUEST, {Cue.PIECE: lambda at: at.event.continues is not None})
 def split_request(at: Situation) -> Told:
     """One request reached the guest in pieces.
 
@@ -104,7 +104,7 @@ def _overlaps(at: Situation) -> bool:
     return at.event.overlaps is not None and not piece
 
 
-@rule(codes.OVERLAPPING_REQUESTS, {Cue.REQUEST: _overlaps})
+@rule(codes.OVERLAPPING_REQUESTS, {Cue.PIECE: _overlaps})
 def overlapping_requests(at: Situation) -> Told:
     """A request was sent while another was unanswered.
 
@@ -143,7 +143,7 @@ def _is_rest(at: Situation) -> bool:
     return at.event.continues is None and at.event.rest_of is not None
 
 
-@rule(codes.OVER_LONG_REQUEST, {Cue.REQUEST: _is_rest})
+@rule(codes.OVER_LONG_REQUEST, {Cue.PIECE: _is_rest})
 def over_long_request(at: Situation) -> Told:
     """One send had more than 1024 bytes, and the rest was taken for a request.
 

@@ -27,6 +27,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, TypeVar
 
+from dissectors.constants import MessageType
+
 from ... import plugins
 from ...codes import Code, Severity
 from ..finding import Cause, Finding, Told
@@ -35,12 +37,18 @@ from ..finding import Cause, Finding, Told
 class Cue(Enum):
     """What a rule can listen to. A rule gets a `Situation` or a `ConnectionSituation`."""
 
+    __hash__ = object.__hash__  # members are what they are, and asking them by name takes longer
+
     REQUEST = auto()
     """A request was sent: `Situation`."""
+    PIECE = auto()
+    """A request that was sent is a piece of another, or did not wait for one: `Situation`."""
     WHOLE = auto()
     """What followed a request is known, so how it reached the guest: `Situation`."""
     REPLY = auto()
     """A request was answered: `Situation`."""
+    REFUSAL = auto()
+    """The same, when the answer is not 0: `Situation`."""
     SILENCE = auto()
     """A request was not answered, and now never will be: `Situation`."""
     HANDSHAKE = auto()
@@ -66,6 +74,7 @@ class Likelihood(Enum):
 POSSIBLY: Final = Likelihood.POSSIBLY
 Condition = Callable[[Any], bool | Likelihood]
 Explainer = Callable[[Any], list[Cause] | None]
+_KNOWN_TYPES: Final = frozenset(MessageType)
 ANY_TYPE: Final[frozenset[int]] = frozenset()
 """For what is asked of every message first, before its family."""
 
@@ -229,15 +238,26 @@ def listening_to(cue: Cue, table: Mapping[str, Rule]) -> list[Rule]:
 
 
 @cache
-def _explainers() -> Sequence[Explains]:
-    return sorted(_entered(Explains), key=lambda each: bool(each.types))
+def _explainers(cue: Cue, msg_type: int) -> Sequence[Explains]:
+    """Who is asked about a message type, in order: first what is asked of every type."""
+    asked = [
+        each
+        for each in _all_explainers()
+        if each.cue is cue and (not each.types or msg_type in each.types)
+    ]
+    return sorted(asked, key=lambda each: bool(each.types))
+
+
+@cache
+def _all_explainers() -> Sequence[Explains]:
+    return list(_entered(Explains))
 
 
 def explain(cue: Cue, msg_type: int, seen: Any) -> list[Cause] | None:
     """What the families say of it; None when none says anything."""
-    for each in _explainers():
-        if each.cue is cue and (not each.types or msg_type in each.types):
-            causes = each.explain(seen)
-            if causes is not None:
-                return causes
+    known = msg_type if msg_type in _KNOWN_TYPES else -1
+    for each in _explainers(cue, known):
+        causes = each.explain(seen)
+        if causes is not None:
+            return causes
     return None

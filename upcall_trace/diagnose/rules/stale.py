@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dissectors.constants import ENODEV, EPERM, MAGIC_VERSION, REPLY_LOAD_OFFSET, Arch
+from dissectors.constants import ENODEV, EPERM, MAGIC_VERSION, MESSAGE_SIZE, REPLY_LOAD_OFFSET, Arch
 
 from ... import codes
 from ...logs.evidence import Evidence
@@ -13,6 +13,7 @@ from ..situation import Situation
 from .registry import POSSIBLY, Cue, Likelihood, rule
 from .wording import pointing
 
+_ZEROS: Final = bytes(MESSAGE_SIZE)
 _REAL: Final = {
     ENODEV: ("a real refusal looks the same on the wire", "Could not find PCI"),
     EPERM: ("a kernel without PCI hotplug gives the same", "Not found valid command"),
@@ -150,7 +151,7 @@ def _stale_pci(at: Situation) -> Told:
 
 def _has_leftovers(at: Situation) -> bool | Likelihood:
     assert at.reply is not None  # it listens to replies
-    if not any(at.reply_raw[REPLY_LOAD_OFFSET + at.reply.msg_size :]):
+    if _ZEROS.startswith(at.reply_raw[REPLY_LOAD_OFFSET + at.reply.msg_size :]):
         return False
     return POSSIBLY if at.misfit or at.doubtful else True
 
