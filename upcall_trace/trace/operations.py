@@ -20,12 +20,12 @@ from dissectors.services import ServiceReply, ServiceRequest
 from dissectors.tables import FieldRow, Layout
 
 from .rows import (
+    ANSWERS,
     COLUMNS,
+    KEPT,
     FieldPlace,
     Store,
-    answer_of,
     gathered,
-    kept_of,
     layout_at,
     places,
     reply_layout,
@@ -147,23 +147,23 @@ class OperationTable:
         anomalies: int,
     ) -> int:
         """Add a request that is not answered yet; returns its row."""
-        kept = kept_of(type(request))
+        service, layout, pack, values, extra_of = KEPT[type(request)]
         extra_size = 0
-        if kept.extra is not None:
-            extra = kept.extra(request)
+        if extra_of is not None:
+            extra = extra_of(request)
             extra_size = len(extra)
             self._extra += extra
         row = len(self)
-        self._rows += kept.row.pack(
-            conn, min(number, _U32_LIMIT), t_ns, offset, position, size, kept.service, kept.layout,
-            *kept.values(request), anomalies, self._extra_first + len(self._extra), extra_size,
+        self._rows += pack(
+            conn, min(number, _U32_LIMIT), t_ns, offset, position, size, service, layout,
+            *values(request), anomalies, self._extra_first + len(self._extra), extra_size,
             0, 0, 0, 0, -1, -1, -1,
         )  # fmt: skip
         return row
 
     def answer(self, row: int, reply: ServiceReply, latency_ns: int, offset: int) -> None:
         """Add the reply to a row; the latency is in nanoseconds."""
-        msg_type, msg_size, load = answer_of(type(reply))(reply)
+        msg_type, msg_size, load = ANSWERS[type(reply)](reply)
         if type(load) is bytes:  # more than one number: where it begins in `extra` stands for it
             begin = self._extra_first + len(self._extra)
             self._extra += load

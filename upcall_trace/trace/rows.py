@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,24 +141,27 @@ def _is_one_number(rows: Sequence[FieldRow]) -> bool:
     return len(rows) == 1 and rows[0].type in ("u8", "u16", "u32") and rows[0].count is None
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """How the requests of a class become rows. `values` are the cells that are filled by `row`."""
+class Kept(NamedTuple):
+    """How the requests of a class become rows: a tuple, because every request is kept by one.
+
+    `values` are the cells that only a layout knows; `pack` makes a row of all.
+    """
 
     service: int
     layout: int
-    row: Struct
+    pack: Callable[..., bytes]
     values: Callable[[Any], tuple[int, ...]]
     extra: Callable[[Any], bytes] | None
 
 
-_kept: dict[type, Kept] = {}
-_answers: dict[type, Callable[[Any], tuple[int, int, Any]]] = {}
+class _HowToKeep(dict[type[Any], Kept]):
+    def __missing__(self, kind: type[Any]) -> Kept:
+        self[kind] = kept = _learn(kind)
+        return kept
 
 
-def kept_of(kind: type[Any]) -> Kept:
-    """How to keep requests of this class."""
-    return _kept.get(kind) or _learn(kind)
+KEPT: Final = _HowToKeep()
+"""How to keep requests of a class."""
 
 
 def _learn(kind: type[Any]) -> Kept:
@@ -176,14 +179,13 @@ def _learn(kind: type[Any]) -> Kept:
     if table is DEVICE_MANAGER_TABLE:
         values = ", ".join(f"m.{name}" for name in ("msg_type", "msg_size", *cells))
     extra = compiled(_extra_source(store), pack=store.packed.pack)
-    _kept[kind] = kept = Kept(
+    return Kept(
         table.byte,
         codec.layout.number,
-        Struct(code),
+        Struct(code).pack,
         compiled(f"({values},)"),
         extra if store.in_extra or store.arrays else None,
     )
-    return kept
 
 
 _U32: Final = 0xFFFFFFFF
@@ -198,10 +200,15 @@ def _extra_source(store: Store) -> str:
     return " + ".join(parts) or "b''"
 
 
-def answer_of(kind: type[Any]) -> Callable[[Any], tuple[int, int, Any]]:
-    """A function of a reply of this class: its type, its size, and its load, which is a number
-    that is kept as it is, or bytes that go into `extra`."""
-    return _answers.get(kind) or _learn_answer(kind)
+class _HowToAnswer(dict[type[Any], Callable[[Any], tuple[int, int, Any]]]):
+    def __missing__(self, kind: type[Any]) -> Callable[[Any], tuple[int, int, Any]]:
+        self[kind] = told = _learn_answer(kind)
+        return told
+
+
+ANSWERS: Final = _HowToAnswer()
+"""A function of a reply for each class: its type, its size, and its load, which is a number that is
+kept as it is, or bytes that go into `extra`."""
 
 
 def _learn_answer(kind: type[Any]) -> Callable[[Any], tuple[int, int, Any]]:
@@ -217,7 +224,6 @@ def _learn_answer(kind: type[Any]) -> Callable[[Any], tuple[int, int, Any]]:
     told: Callable[[Any], tuple[int, int, Any]] = compiled(
         f"({head}, {load})", pack=store.packed.pack
     )
-    _answers[kind] = told
     return told
 
 
