@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from tests.kernel.recordings import console_samples
 from tests.support import GOLDEN
-from upcall_trace.lab.console import Console, SeenState, is_ready, last_words, states, trouble
+from upcall_trace.lab.console import (
+    Console,
+    SeenState,
+    has_begun,
+    is_ready,
+    last_words,
+    release_of,
+    states,
+    trouble,
+)
 
 CONSOLES = sorted({*GOLDEN.glob("*.console.log")} - {*GOLDEN.glob("*_5_10.*.log")})
 STATE: Final = "STATE cpus=0,2-3 present=0-3 blk=vda,vdb, virtio=virtio0,virtio1, mem=503592\n"
@@ -256,3 +265,22 @@ def test_what_is_told_is_of_the_current_boot(tmp_path: Path, told: Callable[[str
     assert told(console.text())
     console.mark()
     assert not told(console.text())
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("[    0.000000] Linux version 6.12.117+deb12-cloud-amd64 (debian) #1\n", (6, 12)),
+        ("Linux version 5.10.223 (x@y)\n[ 1.0] Linux version 9.9\n", (5, 10)),
+        ("Linux version of something\n", None),
+        ("", None),
+    ],
+)
+def test_the_console_tells_which_kernel_booted(text: str, release: tuple[int, int] | None) -> None:
+    assert release_of(text) == release
+
+
+def test_a_guest_has_begun_when_its_init_runs() -> None:
+    assert has_begun("[    2.1] Run /init as init process\n")
+    assert has_begun("Run /sbin/init as init process\n")
+    assert not has_begun("[    2.1] Freeing unused kernel image\n")

@@ -14,7 +14,7 @@ from dissectors.constants import MessageType
 from dissectors.messages import Request, cpu_request, decode_reply, mmio_request, pci_request
 from tests.kernel.recordings import worlds
 from upcall_trace.kernel.model import Guest
-from upcall_trace.kernel.world import Window, World
+from upcall_trace.kernel.world import PciDevice, Window, World
 from upcall_trace.lab import machines
 from upcall_trace.lab.machines import (
     APIC_IDS,
@@ -27,9 +27,11 @@ from upcall_trace.lab.machines import (
     PC,
     Boot,
     LabMachine,
+    booted_world,
     command_line,
     hidden_disks,
     qemu_arguments,
+    series_of,
     transport,
     world,
 )
@@ -219,7 +221,10 @@ def test_there_is_room_for_as_many_cpus_as_were_asked_for(cpus: int) -> None:
     assert words(replace(boot, own_kernel=True))["possible_cpus"] == [str(cpus)]
     assert keys(values(boot, "-smp")[0]) == {"": "1", "maxcpus": str(APIC_IDS)}
     own = keys(values(replace(boot, own_kernel=True), "-smp")[0])
-    assert own == {"": str(cpus), "maxcpus": str(APIC_IDS)}
+    # Each CPU in a package of its own, or a new kernel takes those to come for a mistake.
+    assert own == {
+        "": "1", "sockets": str(cpus), "cores": "1", "threads": "1", "maxcpus": str(cpus)
+    }  # fmt: skip
 
 
 def test_one_cpu_is_up_and_the_next_one_needs_the_vmm_first() -> None:
@@ -230,8 +235,63 @@ def test_one_cpu_is_up_and_the_next_one_needs_the_vmm_first() -> None:
     assert ret(started, cpu_request(MessageType.ADD_CPU, [1])) == 0
 
 
-def test_only_upcall_tells_the_stock_guest_what_was_plugged() -> None:
-    assert words(BOOTS["pc"])["acpi_mask_gpe"] == ["0x01", "0x02", "0x03"]
+def test_an_emulated_pc_says_to_a_users_kernel_that_it_is_virtual() -> None:
+    emulated, virtual = OWN["pc"], replace(OWN["pc"], accelerator="kvm")
+    assert values(emulated, "-cpu") == ["max,-hypervisor"]
+    assert "vmport=on" in values(emulated, "-M")[0]
+    assert values(emulated, "-smbios") == ["type=1,serial=VMware-lab"]
+    for boot in (virtual, *BOOTS.values(), OWN["microvm"]):
+        assert values(boot, "-cpu") == ["max"]
+        assert "vmport" not in values(boot, "-M")[0]
+
+
+def test_words_of_the_user_come_last() -> None:
+    for boot in (*BOOTS.values(), *OWN.values()):
+        assert command_line(replace(boot, append="a=1 b")).endswith(" a=1 b")
+        assert command_line(boot) == command_line(boot).strip()
+
+
+def test_a_disk_more_at_boot() -> None:
+    boot = replace(BOOTS["pc"], disks=(16,))
+    assert PciDevice(0, 16) in world(boot).pci
+    assert any("addr=10" in value for value in values(boot, "-device"))  # hexadecimal
+
+
+@pytest.mark.parametrize(("count", "own"), [(None, 1), (0, 0), (2, 2), (6, 6)])
+def test_transports_that_are_known_at_boot(count: int | None, own: int) -> None:
+    boot = replace(OWN["microvm"], boot_mmio=count)
+    told = [f"{w.size}@{w.base:#x}:{w.irq}" for w in map(transport, range(own))]
+    assert words(boot).get("virtio_mmio.device", []) == told
+    assert world(boot).mmio == tuple(map(transport, range(own)))
+    stock = replace(BOOTS["microvm"], boot_mmio=count)
+    assert len(world(stock).mmio) == (2 if count is None else count)
+
+
+@pytest.mark.parametrize(
+    ("release", "series"),
+    [((5, 4), "5.10"), ((5, 10), "5.10"), ((5, 15), "5.10"), ((6, 1), "6.1"), ((6, 6), "6.1"),
+     ((6, 12), "6.12"), ((6, 17), "6.12"), ((6, 18), "6.18"), ((7, 2), "6.18")],
+)  # fmt: skip
+def test_a_kernel_behaves_as_the_newest_series_that_is_not_newer(
+    release: tuple[int, int], series: str
+) -> None:
+    assert series_of(release) == series
+
+
+def test_the_world_of_a_users_kernel_is_what_its_console_told() -> None:
+    seen = booted_world(OWN["pc"], (6, 12), (0,))
+    assert (seen.kernel, seen.nr_cpu_ids, seen.cpus_online, seen.boot_table) == (
+        "6.12", 4, (0,), (0, 1, 2, 3)
+    )  # fmt: skip
+    assert seen.pci == world(OWN["pc"]).pci
+    unknown = booted_world(replace(OWN["microvm"], cpus=2), None, ())
+    assert (unknown.kernel, unknown.cpus_online) == ("6.1", (0, 1))  # microvm starts them all
+    assert booted_world(BOOTS["pc"], (9, 9), (5,)) == world(BOOTS["pc"])
+
+
+def test_only_upcall_tells_the_guest_what_was_plugged() -> None:
+    for boot in (BOOTS["pc"], OWN["pc"]):
+        assert words(boot)["acpi_mask_gpe"] == ["0x01", "0x02", "0x03"]
     assert "acpi=off" in values(BOOTS["microvm"], "-M")[0]
 
 

@@ -199,6 +199,10 @@ def test_a_kernel_finds_its_modules_by_name(tmp_path: Path) -> None:
     assert kernel.module("virtio_mmio") == drivers / "virtio" / "virtio_mmio.ko"
     with pytest.raises(Unreachable, match=f"the kernel {RELEASE} has no module virtio$"):
         kernel.module("virtio")
+    (drivers / "virtio" / "virtio_mem.ko.xz").touch()
+    assert kernel.module("virtio_mem") == drivers / "virtio" / "virtio_mem.ko.xz"
+    (tmp_path / "lib/modules" / RELEASE / "modules.builtin").write_text("kernel/v/virtio.ko\n")
+    assert kernel.module("virtio") is None
 
 
 def test_the_cache_is_where_the_user_keeps_caches(

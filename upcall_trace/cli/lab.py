@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +97,11 @@ def setup_command(install: bool, as_json: bool) -> ExitCode:
 @click.option("--cpus", type=click.IntRange(1, 64), help="Room for this many CPUs; pc has 4.")
 @click.option("--kernel", type=CAPTURE, metavar="FILE", help="Your own kernel, with upcall.")
 @click.option("--initrd", type=CAPTURE, metavar="FILE", help="And its file system, if not ours.")
+@click.option("--append", default="", metavar="WORDS", help="More of the kernel's command line.")
+@click.option("--disk", "disks", type=click.IntRange(9, 31), multiple=True, metavar="SLOT",
+              help="A disk more at boot, in this PCI slot of pc.")  # fmt: skip
+@click.option("--boot-mmio", type=click.IntRange(0, 6), metavar="N",
+              help="So many virtio-mmio devices of microvm are known at boot.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="What to call it; else after the machine.")
 @click.option("-d", "--detach", is_flag=True, help="Come back once it is up; end with lab down.")
 @click.option("--capture", type=CAPTURE, metavar="DIR", help="Record outside and inside into DIR.")
@@ -112,6 +118,9 @@ def up_command(
     cpus: int | None,
     kernel: Path | None,
     initrd: Path | None,
+    append: str,
+    disks: tuple[int, ...],
+    boot_mmio: int | None,
     name: str | None,
     detach: bool,
     capture: Path | None,
@@ -132,7 +141,14 @@ def up_command(
     interrupt_on_signals()
     if not boot_limit > 0:
         raise WrongUsage("--boot-limit is a number of seconds above 0")
-    boot = _boot(machine, cpus, kernel, initrd, capture is not None, accel)
+    if disks and machine != "pc":
+        raise WrongUsage("--disk is for pc: microvm has no PCI slots")
+    if boot_mmio is not None and machine != "microvm":
+        raise WrongUsage("--boot-mmio is for microvm: pc has no virtio-mmio")
+    boot = replace(
+        _boot(machine, cpus, kernel, initrd, capture is not None, accel),
+        append=append, disks=tuple(sorted(set(disks))), boot_mmio=boot_mmio,
+    )  # fmt: skip
     if capture is not None:
         _check_directory(capture, PROXY_FILE, DUMP_FILE, CONSOLE_FILE)
     up = Detached() if detach else None
@@ -303,11 +319,8 @@ def _boot(
 def _tell(lab: Any, took_s: float, detached: bool) -> None:
     ending = f"upcall-trace lab down --name {lab.place.name}" if detached else "Ctrl-C"
     talk(f"lab {lab.place.name} is up after {took_s:.1f} s: {_state_text(lab.state())}")
-    if lab.boot.machine.name == "pc":
-        talk(f"  upcall-trace lab vmm start-vcpu 1 --name {lab.place.name}")
-        talk(f"  upcall-trace send --to {lab.address} add-cpu 1")
-    else:
-        talk(f"  upcall-trace send --to {lab.address} add-mmio 0xfeb00400 0x200 7")
+    for line in lab.hints():
+        talk(f"  upcall-trace {line}")
     talk(f"  control socket: {lab.control}; end it with {ending}")
 
 

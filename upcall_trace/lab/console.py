@@ -14,6 +14,8 @@ _STATE: Final = re.compile(
     re.ASCII,
 )
 _READY: Final = re.compile(r"READY vsock=(yes|no) upcall=(yes|no)")
+_VERSION: Final = re.compile(r"Linux version (\d{1,4})\.(\d{1,4})")
+_INIT: Final = re.compile(r"Run /\S+ as init process")
 _MOST_CPUS: Final = 8192
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)\n")
 _NEWEST: Final = 256 << 10
@@ -59,6 +61,10 @@ class Console:
                 return newest[0]
         return None
 
+    def first_state(self) -> SeenState | None:
+        """The first STATE of this boot, None before it."""
+        return next(states(self.text()), None)
+
     def _read(self, begin: int) -> str:
         try:
             with self.path.open("rb") as file:
@@ -83,6 +89,17 @@ def is_ready(text: str) -> bool:
     """True once the guest's init is done and the upcall server listens."""
     found = _READY.search(text)
     return found is not None and found.groups() == ("yes", "yes")
+
+
+def release_of(text: str) -> tuple[int, int] | None:
+    """The version of the kernel that booted, `(6, 12)`; None when its console does not tell."""
+    found = _VERSION.search(text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def has_begun(text: str) -> bool:
+    """True once the kernel has started the guest's init."""
+    return _INIT.search(text) is not None
 
 
 def trouble(text: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import lzma
 import shutil
 import tempfile
 from importlib.resources import as_file, files
@@ -64,7 +65,8 @@ def _build(kernel: Kernel, sources: Path, target: Path) -> None:
         for name in _SOURCES:
             shutil.copyfile(sources / name, made / name)
         module, agent = made / "upcall_lab.ko", made / "agent"
-        run(["make", "-s", "-C", str(kernel.headers), f"M={made}", "CC=gcc", "modules"],
+        run(["make", "-s", "-C", str(kernel.headers), f"M={made}", "CC=gcc",
+             "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"],
             "compiling the guest's module")  # fmt: skip
         run(["strip", "--strip-debug", str(module)], "stripping the guest's module")
         run(["gcc", "-O2", "-s", "-static", "-o", str(agent), str(made / "agent.c"), "-lutil"],
@@ -77,14 +79,18 @@ def _build(kernel: Kernel, sources: Path, target: Path) -> None:
         for applet in _APPLETS:
             (tree / "bin" / applet).symlink_to("busybox")
         for name in MODULES:
-            _place(kernel.module(name), tree / "modules" / f"{name}.ko")
+            if found := kernel.module(name):
+                _place(found, tree / "modules" / f"{name}.ko")
         _place(module, tree / "modules" / module.name)
         _archive(tree, target)
 
 
 def _place(source: Path, target: Path) -> None:
     try:
-        shutil.copyfile(source, target)
+        if source.suffix == ".xz":
+            target.write_bytes(lzma.decompress(source.read_bytes()))
+        else:
+            shutil.copyfile(source, target)
         target.chmod(0o755)
     except OSError as error:
         raise Unreachable(f"{source} cannot be put into the guest: {error.strerror}") from None

@@ -25,6 +25,7 @@ from ..control.orders import BadOrder, name_and_value
 from ..control.target_note import PostedNote, TargetNote
 from ..errors import Interrupted, PeerDied, SomethingLost, Unreachable
 from ..kernel.noted_world import world_notes
+from ..kernel.world import World
 from ..simulated.machine import Backend
 from ..sockets.addresses import UnixAddress, answers
 from ..sockets.client import UpcallClient
@@ -33,9 +34,9 @@ from ..sockets.serving import StreamServer
 from ..vantage.proxy import Proxy
 from ..vantage.recorder import Recorder, live_header
 from ..vantage.store import OnStoreError
-from .console import Console, is_ready, last_words, trouble
+from .console import Console, has_begun, is_ready, last_words, release_of, trouble
 from .gate import Gate
-from .machines import DUMP_PORT, GUEST_CID, Boot, qemu_arguments, world
+from .machines import DUMP_PORT, GUEST_CID, PC, Boot, booted_world, hidden_disks, qemu_arguments
 from .monitor import Monitor
 from .parts import Parts
 from .pieces import find_vhost
@@ -96,6 +97,7 @@ class Lab:
         self._dumps = 0
         self._dump_due = False
         self._dumped_at = 0.0
+        self._booted_at = 0.0
         self._dump_failure: OSError | None = None
         in_front = wishes.auto or wishes.capture is not None
         self.vsock = place / ("vsock" if in_front else "upcall")
@@ -154,6 +156,24 @@ class Lab:
         seen = self.console.state()
         return (seen.as_json() if seen else {}) | self._vmm.state()
 
+    def hints(self) -> list[str]:
+        """Commands that plug something into this guest."""
+        to = f"send --to {self.address}"
+        if self.boot.machine is not PC:
+            free = hidden_disks(self.boot.transports)[:1]
+            return [f"{to} add-mmio {w.base:#x} {w.size:#x} {w.irq}" for w in free]
+        cpu = next(
+            (cpu for cpu in range(self.boot.cpus) if cpu not in self.world().cpus_online), None
+        )
+        if cpu is None:
+            return [f"lab vmm plug-disk 9 --name {self.place.name}", f"{to} add-pci 0 9"]
+        return [f"lab vmm start-vcpu {cpu} --name {self.place.name}", f"{to} add-cpu {cpu}"]
+
+    def world(self) -> World:
+        """What the guest looked like when it had booted."""
+        seen, release = self.console.first_state(), release_of(self.console.text())
+        return booted_world(self.boot, release, seen.cpus_online if seen else ())
+
     def close(self) -> None:
         """End everything. With `capture`, its files are complete afterwards, or SomethingLost."""
         self._end()
@@ -188,7 +208,7 @@ class Lab:
 
     def _told(self) -> TargetNote:
         return TargetNote(
-            "lab", Backend.VHOST.value, self.boot.machine.name, world(self.boot), str(self.control)
+            "lab", Backend.VHOST.value, self.boot.machine.name, self.world(), str(self.control)
         )
 
     def _status(self, phase: str) -> dict[str, Any]:
@@ -228,7 +248,8 @@ class Lab:
             self._still_starting(deadline, "QEMU does not start")
         self._monitor = opened
         self._vmm = VmmSide(self.boot, opened, self._note)
-        deadline = time.monotonic() + self._wishes.boot_s
+        self._booted_at = time.monotonic()
+        deadline = self._booted_at + self._wishes.boot_s
         while not self._answers():
             self._still_starting(deadline, "the guest does not come up")
 
@@ -244,6 +265,9 @@ class Lab:
             return True
         if not self.boot.own_initramfs:
             return False
+        late = time.monotonic() > self._booted_at + self._wishes.boot_s / 2
+        if not (late or has_begun(self.console.text())):
+            return False  # the backend may hang when it is asked before the guest is up
         try:
             UpcallClient(UnixAddress(self.vsock), connect_s=1.0).close()
         except Unreachable:
@@ -285,6 +309,8 @@ class Lab:
         if self._beside is not None:  # the backend's socket may be a new one
             self._beside.write(self.address, self._told())
         self.place.publish(self._status("ready"))
+        if self._wishes.capture is not None and self._dumps:
+            self._talk(f"what the guest sees from now on is in {self._dump_files()[-1].name}")
         self._reset_asked.clear()
         self._was_reset.set()
 
@@ -302,7 +328,7 @@ class Lab:
             self._front.enter_context(StreamServer(self.address, gate.serve))
 
     def _open_capture(self, directory: Path) -> None:
-        notes = world_notes(world(self.boot), self.boot.machine.name) | {"guest": "lab"}
+        notes = world_notes(self.world(), self.boot.machine.name) | {"guest": "lab"}
         header = live_header("proxy", Arch.X86_64.value, notes=notes)
         recorder = Recorder(directory / PROXY_FILE, header, OnStoreError.PASS, threading.Event())
         self._recorder = recorder

@@ -45,6 +45,14 @@ class Monitor:
         """Write 32 bits to an I/O port, as the guest would; raises as `execute`."""
         self.execute("human-monitor-command", **{"command-line": f"o/4 {port:#x} {number:#x}"})
 
+    def read_port(self, port: int) -> int:
+        """Read 32 bits from an I/O port; raises as `execute`."""
+        said = self.execute("human-monitor-command", **{"command-line": f"i/4 {port:#x}"})
+        try:
+            return int(str(said).rpartition("=")[2], 16)
+        except ValueError:
+            raise BadOrder(f"QEMU's monitor did not read port {port:#x}: {said!r}") from None
+
     def close(self) -> None:
         """Disconnect; never raises."""
         if self._loop.is_closed():

@@ -64,10 +64,18 @@ class Kernel:
     def busybox(self) -> Path:
         return self.tree / "bin" / "busybox"
 
-    def module(self, name: str) -> Path:
-        """The file of a kernel module; raises Unreachable when this kernel has none."""
-        found = next((self.tree / "lib" / "modules").rglob(f"{name}.ko"), None)
-        if found is None:
+    def module(self, name: str) -> Path | None:
+        """The file of a kernel module, `.ko` or `.ko.xz`; None for what is built in.
+
+        Raises Unreachable when this kernel has neither.
+        """
+        modules = self.tree / "lib" / "modules" / self.release
+        found = next(
+            (path for end in ("", ".xz") for path in modules.rglob(f"{name}.ko{end}")), None
+        )
+        builtin = modules / "modules.builtin"
+        names = builtin.read_text("utf-8") if builtin.exists() else ""
+        if found is None and f"/{name}.ko\n" not in names:
             raise Unreachable(f"the kernel {self.release} has no module {name}")
         return found
 
@@ -95,9 +103,9 @@ def find_vhost() -> Path | None:
     return own if own.exists() else _program("vhost-device-vsock")
 
 
-def find_kernel() -> Kernel | None:
-    """The newest kernel that was unpacked."""
-    trees = sorted((cache() / "kernel").glob("*/boot/vmlinuz-*"), key=lambda p: p.stat().st_mtime)
+def find_kernel(package: str = KERNEL_PACKAGE) -> Kernel | None:
+    """The newest kernel of this package that was unpacked."""
+    trees = sorted(_kernels(package).glob("*/boot/vmlinuz-*"), key=lambda p: p.stat().st_mtime)
     if not trees:
         return None
     image = trees[-1]
@@ -119,6 +127,21 @@ def install(talk: Talk, building: bool) -> None:
             _compile_vhost(talk)
         if find_kernel() is None:
             _unpack_kernel(talk)
+
+
+def fetch_kernel(package: str, talk: Talk) -> Kernel:
+    """Another of Debian's kernels, fetched and unpacked unless it is there; raises Unreachable."""
+    with held():
+        if find_kernel(package) is None:
+            _unpack_kernel(talk, package)
+    found = find_kernel(package)
+    assert found is not None
+    return found
+
+
+def _kernels(package: str) -> Path:
+    """Where a package's kernels are unpacked: the guest's apart from others."""
+    return cache() / ("kernel" if package == KERNEL_PACKAGE else f"kernel-{package}")
 
 
 @contextmanager
@@ -218,12 +241,12 @@ def _compile_vhost(talk: Talk) -> None:
         (Path(work) / "root").rename(target)
 
 
-def _unpack_kernel(talk: Talk) -> None:
-    release = _release()
+def _unpack_kernel(talk: Talk, kernel_package: str = KERNEL_PACKAGE) -> None:
+    release = _release(kernel_package)
     packages = [
         f"linux-image-{release}",
         *(name for name in _depends(f"linux-headers-{release}") if name.startswith("linux-")
-          and "compiler" not in name),
+          and "compiler" not in name and "image" not in name),
         f"linux-headers-{release}",
         "busybox-static",
     ]  # fmt: skip
@@ -234,7 +257,7 @@ def _unpack_kernel(talk: Talk) -> None:
         run(["apt-get", "download", "-q", *packages], "fetching the guest's kernel", fetched)
         for package in sorted(fetched.iterdir()):
             run(["dpkg-deb", "-x", str(package), str(tree)], f"unpacking {package.name}")
-        target = cache() / "kernel" / release
+        target = _kernels(kernel_package) / release
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         # The headers' own Makefile expects them where the package would install them.
@@ -244,17 +267,17 @@ def _unpack_kernel(talk: Talk) -> None:
         tree.rename(target)
 
 
-def _release() -> str:
+def _release(kernel_package: str = KERNEL_PACKAGE) -> str:
     """The newest kernel release that Debian offers this machine."""
     for attempt in ("as it is", "updated"):
-        for package in _depends(KERNEL_PACKAGE):
+        for package in _depends(kernel_package):
             found = _RELEASE.fullmatch(package)
             if found:
                 return found[1]
         if attempt == "as it is" and os.geteuid() == 0:
             run(["apt-get", "update", "-q"], "reading the package lists")
     raise Unreachable(
-        f"apt knows no {KERNEL_PACKAGE}: the stock guest needs Debian's packages for amd64;"
+        f"apt knows no {kernel_package}: the stock guest needs Debian's packages for amd64;"
         " sudo apt-get update may help, and lab up --kernel takes a kernel of your own"
     )
 

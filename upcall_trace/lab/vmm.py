@@ -17,6 +17,7 @@ from ..control.orders import (
 from ..errors import WrongUsage
 from ..kernel.vmm_actions import memory_resized, pci_plugged, vcpu_created
 from ..kernel.world import PciDevice, Window
+from .bars import assign_bars
 from .machines import (
     APIC_IDS,
     DISK_SIZE,
@@ -69,9 +70,12 @@ class VmmSide:
         self._monitor = monitor
         self._note = note
         booted = world(boot)
-        self._running = set(range(boot.cpus)) if boot.own_kernel else set(booted.vcpus_running)
+        on_pc = boot.machine is PC
+        self._startable = min(boot.cpus, APIC_IDS) if boot.own_kernel else APIC_IDS if on_pc else 1
+        all_run = boot.own_kernel and not on_pc  # microvm starts every CPU that there is
+        self._running = set(range(boot.cpus)) if all_run else set(booted.vcpus_running)
         self._pci = {device.slot: device.role for device in booted.pci}
-        self._hidden = list(hidden_disks()) if boot.machine is not PC else []
+        self._hidden = [] if on_pc else list(hidden_disks(boot.transports))
         self._memory = 0
 
     def follow(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -119,14 +123,15 @@ class VmmSide:
     def _start_vcpu(self, cpu: int) -> None:
         if cpu in self._running:
             return
-        if self._boot.machine is not PC or cpu >= APIC_IDS:
-            last = APIC_IDS - 1 if self._boot.machine is PC else self._boot.cpus - 1
+        if self._boot.machine is not PC or cpu >= self._startable:
+            last = self._startable - 1 if self._boot.machine is PC else self._boot.cpus - 1
             raise BadOrder(f"vCPUs 0 to {last} can be started on {self._boot.machine.name}")
+        socket, core = (cpu, 0) if self._boot.own_kernel else (0, cpu)
         self._monitor.execute(
             "device_add",
             driver="max-x86_64-cpu",
             id=f"cpu{cpu}",
-            **{"socket-id": 0, "core-id": cpu, "thread-id": 0},
+            **{"socket-id": socket, "core-id": core, "thread-id": 0},
         )
         self._running.add(cpu)
         self._note(vcpu_created(cpu))
@@ -160,6 +165,8 @@ class VmmSide:
         except BadOrder:
             self._monitor.execute("blockdev-del", **{"node-name": name})
             raise
+        if self._boot.own_kernel:
+            assign_bars(self._monitor, slot)
         self._pci[slot] = "blk"
         self._note(pci_plugged(0, slot))
 

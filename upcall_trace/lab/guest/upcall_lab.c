@@ -25,6 +25,7 @@
 #include <linux/pci.h>
 #include <linux/platform_device.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 #include <linux/vm_sockets.h>
 #include <net/sock.h>
 
@@ -112,6 +113,10 @@ static unsigned int cpus = 1;
 module_param(cpus, uint, 0444);
 MODULE_PARM_DESC(cpus, "CPUs that there is room for; the kernel itself may have more");
 
+static bool assign_bars = true;
+module_param(assign_bars, bool, 0444);
+MODULE_PARM_DESC(assign_bars, "Give a PCI device its BARs; Kata's driver leaves them as they are");
+
 static LIST_HEAD(windows);
 static DEFINE_MUTEX(windows_lock);
 static DEFINE_MUTEX(hotplug_lock);
@@ -146,24 +151,32 @@ static void __noreturn die_with_hotplug_lock(void)
 
 /* CPUs. As many numbers are scanned as there are CPUs in the table, gaps or not. */
 
+static DECLARE_BITMAP(lost, NR_CPUS);
+
 static int find_cpu(u8 apic_id)
 {
 	int cpu, reach = num_present_cpus();
 
 	for (cpu = 0; cpu < reach; cpu++)
-		if (cpu_physical_id(cpu) == apic_id)
+		if (cpu_physical_id(cpu) == apic_id && !test_bit(cpu, lost))
 			return cpu;
 	return -1;
 }
 
-/* Known, but behind a gap: mapping it a second time would spoil the kernel's count of CPUs. */
-static bool is_out_of_reach(u8 apic_id)
+/*
+ * An id that is there and was not found: behind a gap, or earlier in the same list. A real guest
+ * registers the CPU a second time, which sysfs refuses, and it has lost its id by then. Here it
+ * stays as it is and is never found again.
+ */
+static bool loses_its_id(u8 apic_id)
 {
 	int cpu;
 
 	for_each_present_cpu(cpu)
-		if (cpu_physical_id(cpu) == apic_id)
+		if (cpu_physical_id(cpu) == apic_id) {
+			set_bit(cpu, lost);
 			return true;
+		}
 	return false;
 }
 
@@ -181,30 +194,69 @@ static bool has_room(u8 apic_id)
 	return true;
 }
 
+/*
+ * Make a CPU present, its number in `cpu`. From 6.10 on the kernel does that for nobody but the
+ * driver of the firmware's processor objects, which is asked to look at the one with this id.
+ */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 10, 0)
+static int make_present(u8 apic_id, int *cpu)
+{
+	int err;
+
+	if (acpi_map_cpu(NULL, apic_id, U32_MAX, cpu))
+		return -EINVAL;
+	err = arch_register_cpu(*cpu);
+	if (err) {
+		pr_info("cpu %d cannot be added, register cpu failed %d\n", *cpu, err);
+		acpi_unmap_cpu(*cpu);
+	}
+	return err;
+}
+
+static void make_absent(int cpu)
+{
+	arch_unregister_cpu(cpu);
+	acpi_unmap_cpu(cpu);
+}
+#else
+static int make_present(u8 apic_id, int *cpu)
+{
+	char name[32];
+	acpi_handle processor;
+
+	snprintf(name, sizeof(name), "\\_SB.CPUS.C%03X", apic_id);
+	if (ACPI_FAILURE(acpi_get_handle(NULL, name, &processor)))
+		return -EINVAL;
+	acpi_scan_lock_acquire();
+	acpi_bus_scan(processor);
+	acpi_scan_lock_release();
+	*cpu = find_cpu(apic_id);
+	return *cpu < 0 ? -EINVAL : 0;
+}
+
+static void make_absent(int cpu)
+{
+	/* It stays present: what undoes this is not for modules. */
+}
+#endif
+
 static int add_one_cpu(u8 apic_id)
 {
 	int cpu, err;
 
 	pr_info("adding vcpu apic_id %d\n", apic_id);
 	err = has_room(apic_id) ? 0 : -EINVAL;
-	if (!err && is_out_of_reach(apic_id))
-		return 1; /* the CPU is online already */
-	if (err || acpi_map_cpu(NULL, apic_id, U32_MAX, &cpu)) {
+	if (!err && loses_its_id(apic_id))
+		return -EEXIST;
+	if (err || make_present(apic_id, &cpu)) {
 		pr_info("cpu (apic id %d) cannot be added, generic processor info failed\n",
 			apic_id);
 		return -EINVAL;
 	}
-	err = arch_register_cpu(cpu);
-	if (err) {
-		pr_info("cpu %d cannot be added, register cpu failed %d\n", cpu, err);
-		acpi_unmap_cpu(cpu);
-		return err;
-	}
 	err = add_cpu(cpu);
 	if (err) {
 		pr_info("cpu %d cannot be added, cpu up failed: %d\n", cpu, err);
-		arch_unregister_cpu(cpu);
-		acpi_unmap_cpu(cpu);
+		make_absent(cpu);
 	}
 	return err;
 }
@@ -247,8 +299,7 @@ static int del_one_cpu(u8 apic_id)
 		pr_info("del vcpu failed, err: %d\n", err);
 		return err;
 	}
-	arch_unregister_cpu(cpu);
-	acpi_unmap_cpu(cpu);
+	make_absent(cpu);
 	return 0;
 }
 
@@ -401,7 +452,10 @@ static int add_pci(const struct pci_load *load)
 	} else if (!pci_scan_single_device(bus, load->devfn)) {
 		pr_info("Could not find PCI device for slot %02x\n", load->devfn);
 	} else {
-		pci_bus_assign_resources(bus);
+		if (assign_bars)
+			pci_bus_assign_resources(bus);
+		else
+			pci_bus_claim_resources(bus);
 		pci_bus_add_devices(bus);
 		err = 0;
 	}
