@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 import pytest
 
 from tests.support import GOLDEN
-from upcall_trace.bundle.redaction import KINDS, Redactor, blocks
+from upcall_trace.bundle.redaction import KINDS, Redactor
 
 LONG_ID: Final = "8f3a1c2e4b5d6f708192a3b4c5d6e7f808192a3b4c5d6e7f8091a2b3c4d5e6f7"
 UUID: Final = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
@@ -180,43 +179,3 @@ def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_text_that_is_no_unicode_comes_back_as_it_was() -> None:
     assert Redactor().redact_text("\ud800 10.1.2.3") == "\ud800 ip-1"
     assert Redactor().redact(b"\xff\x00 10.1.2.3") == b"\xff\x00 ip-1"
-
-
-# Pieces of a log.
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upcall_trace.bundle.redaction._BLOCK", 32)
-
-
-def pieces(text: bytes) -> list[bytes | None]:
-    return [*blocks(io.BytesIO(text))]
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_pieces_end_with_a_line_and_are_the_whole_log() -> None:
-    text = b"".join(b"line %d of a log\n" % n for n in range(50)) + b"no newline"
-    found = pieces(text)
-    assert len(found) > 5
-    assert all(piece is not None and piece.endswith(b"\n") for piece in found[:-1])
-    assert b"".join(piece or b"" for piece in found) == text
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_a_long_line_is_cut_at_a_blank() -> None:
-    text = b"word " * 40 + b"\nend\n"
-    found = pieces(text)
-    assert len(found) > 3
-    assert all(piece is not None and piece.endswith((b" ", b"\n")) for piece in found)
-    assert b"".join(piece or b"" for piece in found) == text
-
-
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("size", [1, 31, 64, 65, 96, 200])
-def test_a_stretch_without_a_blank_is_left_out_whole(size: int) -> None:
-    text = b"before\n" + b"s" * size + b" after\nend\n"
-    found = pieces(text)
-    assert found.count(None) == (size >= 64)
-    kept = b"".join(piece or b"" for piece in found)
-    assert kept == (b"before\n after\nend\n" if size >= 64 else text)

@@ -6,22 +6,27 @@ what was diagnosed, and the same inputs make the same archive, byte for byte. do
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
+
+from dissectors.constants import Arch
 
 from .. import __version__
 from ..capture.reader import CaptureReader
 from ..capture.records import (
     COMMENT,
     DAMAGED,
+    FAULT,
+    NO_TIMES,
+    THREAD_DIED,
+    TIMES,
     End,
     Gap,
     Header,
@@ -35,18 +40,25 @@ from ..diagnose.log_inputs import read_logs
 from ..diagnose.report_formats import as_json, as_markdown
 from ..diagnose.run import Diagnosed, diagnose, diagnose_logs
 from ..errors import UnreadableInput
-from ..kernel.noted_world import redacted_world
+from ..kernel.noted_world import WORLD, redacted_world, world_notes
 from ..kernel.world import World, find_world
+from ..logs.opening import LogFile
 from ..sources import Source, open_source
 from ..trace.opening import Capture, Progress, load
 from ..views.json_objects import info_object
-from .redaction import Redactor, blocks
+from .allowed_lines import allowed_lines, allowed_text, some_lines
+from .redaction import Redactor
 
 VERSION: Final = 1
 FOLDER: Final = "upcall-bundle"
 """Everything in an archive is in this folder."""
 MANIFEST: Final = "MANIFEST.json"
 _WORLD: Final = "world.toml"
+_MARKS_OF_OURS: Final = frozenset({COMMENT, THREAD_DIED, FAULT})
+_OUR_TOOL: Final = re.compile(r"upcall-trace [0-9][0-9.]{0,20}")
+_ARCHITECTURES: Final = frozenset(arch.value for arch in Arch)
+_NEUTRAL: Final = "guest"
+"""What a machine is called in a redacted archive."""
 _LOG_LIMIT: Final = 1 << 30
 """Bytes of a log that are packed at most."""
 _PIECE: Final = 1 << 20
@@ -101,26 +113,31 @@ def pack(
     workspace: Path,
     redactor: Redactor | None,
     progress: Progress | None = None,
+    keep_lines: bool = False,
 ) -> Packed:
     """Write the archive; `workspace` is an empty directory that the caller removes.
 
-    With a redactor, what identifies people and hosts is taken out of everything; `progress` is
-    told the bytes of logs that are done, each of which is read twice. Raises UnreadableInput,
-    WrongUsage for a machine that the world does not have, and OSError.
+    With a redactor, logs hold only what the diagnosis understands, and with `keep_lines` the
+    other lines too, as far as patterns can clean them. Nothing is written that is not redacted.
+    `progress` is told the bytes of logs that are done. Raises UnreadableInput, WrongUsage for a
+    machine that the world does not have, and OSError.
     """
     # Read before the long work: its errors are the user's.
     world = find_world(inputs.world, inputs.machine)
     packed = Packed()
     kinds: dict[str, str] = {}
     for name, what, path in inputs.logs:
-        if _copy_file(path, workspace / name, _LOG_LIMIT):
+        with (workspace / name).open("xb") as copy:
+            if redactor is None:
+                cut = _copy_bytes(_blocks_of(path), copy, _LOG_LIMIT)
+            else:
+                cut = _redact_log(path, copy, redactor, keep_lines, progress)
+        if cut:
             packed.cut.append(path)
         kinds[name] = what
-    if inputs.world is not None:
-        _copy_file(inputs.world, workspace / _WORLD, _LOG_LIMIT)
+    if world is not None:
+        _write_world(inputs, world, workspace / _WORLD, neutral=redactor is not None)
         kinds[_WORLD] = "guests at boot"
-    if redactor is not None:
-        _redact_texts([workspace / name for name in kinds], inputs.captures, redactor, progress)
     names = _capture_names(inputs.captures, neutral=redactor is not None)
     for path, name in zip(inputs.captures, names, strict=True):
         _copy_capture(path, workspace / name, redactor)
@@ -129,9 +146,7 @@ def pack(
     packed.diagnosed = _diagnose(workspace, names, inputs, world)
     if redactor is not None:
         packed.redacted = redactor.account()
-    machine = inputs.machine
-    if redactor is not None and machine is not None:
-        machine = redactor.redact_text(machine)
+    machine = inputs.machine if redactor is None or inputs.machine is None else _NEUTRAL
     kinds |= _describe(workspace, names, packed)
     packed.files = [_described(workspace / name, what) for name, what in sorted(kinds.items())]
     _write_json(workspace / MANIFEST, _manifest(packed, machine))
@@ -164,7 +179,8 @@ def _copy_capture(path: Path, target: Path, redactor: Redactor | None) -> None:
     """
     with open_source(path) as source:
         if isinstance(source, CaptureReader) and redactor is None:
-            _copy_file(path, target, source.size)
+            with target.open("xb") as copy:
+                _copy_bytes(_blocks_of(path), copy, source.size)
             return
         header = source.header if redactor is None else _redacted_header(source.header, redactor)
         try:
@@ -197,15 +213,15 @@ def _redacted_header(header: Header, redactor: Redactor) -> Header:
         redactor.placeholder("capture-host", header.host)
     world = redacted_world(header.notes)  # numbers, on which findings rest
     for key, text in header.notes.items():
-        if key not in world:
+        if key not in world and (key, text) != (TIMES, NO_TIMES):
             redactor.placeholder("capture-note", f"{key}={text}")
     return replace(
         header,
-        source=redactor.redact_text(header.source),
-        tool=redactor.redact_text(header.tool),
-        arch=None if header.arch is None else redactor.redact_text(header.arch),
+        source=allowed_text(header.source, redactor.placeholder),
+        tool=header.tool if _OUR_TOOL.fullmatch(header.tool) else "",
+        arch=header.arch if header.arch in _ARCHITECTURES else None,
         host="",
-        notes=world,
+        notes=world | ({TIMES: NO_TIMES} if header.notes.get(TIMES) == NO_TIMES else {}),
     )
 
 
@@ -218,65 +234,107 @@ def _redacted(record: Record, redactor: Redactor) -> Record:
         case Mark():
             if record.text:
                 redactor.placeholder("capture-mark", record.text)
-            own = record.name != COMMENT
-            name = redactor.placeholder("mark-name", record.name) if own else COMMENT
+            own = record.name not in _MARKS_OF_OURS
+            name = redactor.placeholder("mark-name", record.name) if own else record.name
             return replace(record, name=name, text="")
         case Vmm():
-            return replace(record, action=redactor.redact_text(record.action))
+            return replace(record, action=allowed_text(record.action, redactor.placeholder))
         case Gap():
-            return replace(record, reason=redactor.redact_text(record.reason))
+            return replace(record, reason=allowed_text(record.reason, redactor.placeholder))
     return record
 
 
 # Logs, and files as they are.
 
 
-def _copy_file(path: Path, target: Path, limit: int) -> bool:
-    """Copy at most `limit` bytes; true when there were more. Pipes will do."""
+def _blocks_of(path: Path) -> Iterator[bytes]:
+    """The bytes of a file or pipe in pieces; raises UnreadableInput."""
     try:
         with path.open("rb") as file:
-            with target.open("wb") as copy:
-                while limit and (piece := file.read(min(_PIECE, limit))):
-                    limit -= copy.write(piece)
-            return not limit and bool(file.read(1))
+            while piece := file.read(_PIECE):
+                yield piece
     except OSError as error:
-        if error.filename == str(target) or error.errno in (
-            errno.ENOSPC,
-            errno.EFBIG,
-            errno.EDQUOT,
-        ):
-            raise
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
 
 
-def _redact_texts(
-    paths: Sequence[Path],
-    captures: Sequence[Path],
+def _copy_bytes(pieces: Iterable[bytes], copy: IO[bytes], limit: int) -> bool:
+    """Copy at most `limit` bytes; true when there were more."""
+    for piece in pieces:
+        copy.write(piece[:limit])
+        limit -= len(piece)
+        if limit < 0:
+            return True
+    return False
+
+
+def _redact_log(
+    path: Path,
+    copy: IO[bytes],
     redactor: Redactor,
+    keep_lines: bool,
     progress: Progress | None,
-) -> None:
-    """Rewrite files in place, once the names of hosts and users in all of them are known."""
-    for capture in captures:
-        with open_source(capture) as source:
-            node = source.header.host.split()[:1]
-            redactor.learn_name("host", "".join(node).encode("utf-8", "surrogatepass"))
-    done = 0
-    for path in paths:
-        with path.open("rb") as file:
-            for block in blocks(file):
-                redactor.learn(block or b"")
-                done += len(block or b"")
-                if progress is not None:
-                    progress(done)
-    for path in paths:
-        original = path.rename(path.with_name(f"{path.name}.original"))
-        with original.open("rb") as file, path.open("wb") as copy:
-            for block in blocks(file):
-                copy.write(redactor.unreadable() if block is None else redactor.redact(block))
-                done += len(block or b"")
-                if progress is not None:
-                    progress(done)
-        original.unlink()
+) -> bool:
+    """A log's redacted lines, written as they are read; true when the log was too long."""
+    pieces = _Bounded(path, progress)
+    if keep_lines:
+
+        def others(raw: bytes) -> bytes:
+            redactor.learn(raw)
+            return redactor.redact(raw) if len(raw) < _PIECE else redactor.unreadable() + b"\n"
+
+        for text in some_lines(pieces, redactor.placeholder, others):
+            copy.write(text)
+    else:
+        for line in allowed_lines(pieces, redactor.placeholder):
+            if isinstance(line, int):
+                redactor.left_out(line)
+                copy.write(f"[{line} lines left out]\n".encode())
+            else:
+                copy.write(redactor.clean(line).encode("utf-8", "backslashreplace") + b"\n")
+    return pieces.cut
+
+
+class _Bounded:
+    """The blocks of a log up to a limit; `cut` says that there were more."""
+
+    def __init__(self, path: Path, progress: Progress | None) -> None:
+        self._blocks = LogFile(path).blocks(progress)
+        self.cut = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        room = _LOG_LIMIT
+        for block in self._blocks:
+            yield block[:room]
+            room -= len(block)
+            if room < 0:
+                self.cut = True
+                return
+
+
+def _write_world(inputs: Inputs, world: World, target: Path, neutral: bool) -> None:
+    """The file as it is; redacted, only the guest that was named, under a name of ours."""
+    if neutral:
+        noted = json.loads(redacted_world(world_notes(world))[WORLD])
+        target.write_text(f"[{_NEUTRAL}]\n" + "".join(_toml_lines(noted)), "utf-8")
+    elif inputs.world is not None:
+        with target.open("xb") as copy:
+            _copy_bytes(_blocks_of(inputs.world), copy, _LOG_LIMIT)
+
+
+def _toml_lines(table: dict[str, Any]) -> Iterator[str]:
+    for name, value in table.items():
+        if value is not None:
+            yield f"{name} = {_toml(value)}\n"
+
+
+def _toml(value: Any) -> str:
+    """A value of a world as TOML on one line."""
+    if isinstance(value, dict):
+        pairs = (f"{name} = {_toml(each)}" for name, each in value.items() if each is not None)
+        return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 # What is made of them.

@@ -2,7 +2,7 @@
 
 Every value gets a placeholder, the same one wherever it stands: `host-1`, `id-2`, `ip-1`. Lines
 that belong together still do. The kernel's addresses and registers stay, and so do times and sizes.
-docs/diagnosis.md tells what is looked for, and what is not.
+docs/redaction.md tells where these patterns are used, and what they cannot know.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import ipaddress
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
-_BLOCK: Final = 1 << 20
 _MOST_VALUES: Final = 100_000
 """Distinct values of a kind that are told apart; a hostile log could name any number."""
 _MOST_NAMES: Final = 500
@@ -26,8 +25,11 @@ KINDS: Final = {
     "ip": "IP addresses",
     "mac": "MAC addresses",
     "user": "user names and their directories",
-    "name": "pod and namespace names",
-    "long": "unbroken stretches of a megabyte",
+    "name": "names of pods, disks and everything that is no word of the log reader's",
+    "path": "paths",
+    "pid": "process numbers",
+    "line": "lines that say nothing about upcall, left out",
+    "long": "lines of more than a megabyte",
     "mark-name": "names of marks in captures",
     "capture-host": "host names in captures",
     "capture-note": "notes in captures",
@@ -43,7 +45,7 @@ _ORDINARY: Final = frozenset(
     b"network node none null notice qemu root runner runtime server service socket stderr stdout "
     b"systemd test trace ubuntu upcall user vagrant vcpu virtio vmm vsock warn warning".split()
 )
-_PLACEHOLDER: Final = re.compile(rb"(?:host|id|ip|mac|user|name|long)-(?:\d+|more)")
+_PLACEHOLDER: Final = re.compile(rb"(?:host|id|ip|mac|user|name|path|pid|long)-(?:\d+|more)")
 
 _HOST: Final = rb"[A-Za-z0-9][\w.:-]*"
 _TAG: Final = rb"(?=[^\s:\[]+\[\d+\]:|kernel:)"
@@ -89,7 +91,8 @@ _UUID: Final = re.compile(
 _MAC: Final = re.compile(
     rb"(?<![0-9a-fA-F:])[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4,18}[0-9a-fA-F]{2}(?![0-9a-fA-F:])"
 )
-_IPV6: Final = re.compile(rb"(?<![\w:.])[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?![\w:])")
+_IPV6: Final = re.compile(rb"(?<![\w:.])(?=[0-9a-fA-F]{0,4}:)[0-9a-fA-F:.]{2,48}(?![\w:.])")
+"""Bounded: a line of nothing but colons is looked at once, not once from each of them."""
 _IPV4: Final = re.compile(rb"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\d)")
 _HEX: Final = re.compile(rb"(?<![0-9a-fA-F])(?<!0[xX])[0-9a-fA-F]{12,}")
 _NAMED_ID: Final = re.compile(rb"(?:/|(?:id|sandbox|container|pod)\W{0,4}|[a-z]-)\Z", re.IGNORECASE)
@@ -102,8 +105,10 @@ _NUMBERS: Final = re.compile(rb"\[\s*\d{1,3}(?:\s*,\s*\d{1,3}){7,}\s*\]")
 class Redactor:
     """Placeholders for one bundle. First let it `learn` every text, then `redact` them."""
 
-    def __init__(self, hosts: Iterable[str] = ()) -> None:
-        """`hosts` are names that are known beforehand."""
+    def __init__(self, hosts: Iterable[str] = (), also: Iterable[str] = ()) -> None:
+        """`hosts` are names that are known beforehand, `also` words to take out anywhere."""
+        words = sorted({word.encode() for word in also if word}, key=len, reverse=True)
+        self._also = re.compile(b"(?i)" + b"|".join(map(re.escape, words))) if words else None
         self._values: dict[str, dict[bytes, int]] = {}
         self._places: Counter[str] = Counter()
         self._names: dict[str, set[bytes]] = {"host": set(), "user": set()}
@@ -138,6 +143,8 @@ class Redactor:
     def redact(self, text: bytes) -> bytes:
         """`text` with placeholders; lines should be whole."""
         text = _NUMBERS.sub(self._spelled_out, text)
+        if self._also is not None:
+            text = self._also.sub(lambda found: self._placeholder("name", found[0]), text)
         text = _UUID.sub(self._uuid, text)
         text = self._whole(_AT, "user", text)
         text = self._whole(_CLOUD_HOST, "host", text)
@@ -155,18 +162,31 @@ class Redactor:
         text = _IPV4.sub(self._ipv4, text)
         return _HEX.sub(self._hex, text)
 
+    def clean(self, text: str) -> str:
+        """`text` without the words that the user asked for, and otherwise as it is."""
+        if self._also is None:
+            return text
+        raw = text.encode("utf-8", "surrogatepass")
+        cleaned = self._also.sub(lambda found: self._placeholder("name", found[0]), raw)
+        return cleaned.decode("utf-8", "surrogatepass")
+
     def redact_text(self, text: str) -> str:
         """The same for a text that is no log."""
         raw = text.encode("utf-8", "surrogatepass")
         return self.redact(raw).decode("utf-8", "surrogatepass")
 
     def unreadable(self) -> bytes:
-        """What stands for a stretch that `blocks` could not cut."""
+        """What stands for a line that is too long to be looked at."""
         return self._placeholder("long", b"")
 
     def placeholder(self, kind: str, text: str) -> str:
         """What stands for a text that is taken out as a whole."""
         return self._placeholder(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
+
+    def left_out(self, lines: int) -> None:
+        """Count lines of a log that are not in the redacted copy."""
+        self._values.setdefault("line", {})
+        self._places["line"] += lines
 
     def account(self) -> list[dict[str, str | int]]:
         """What was taken out, by kind: how many values, at how many places. Never the values."""
@@ -259,30 +279,3 @@ def _label(host: bytes) -> bytes:
 
 def _home_owner(path: bytes) -> bytes:
     return path.replace(b"\\", b"").rstrip(b"/").rpartition(b"/")[2]
-
-
-def blocks(file: IO[bytes]) -> Iterator[bytes | None]:
-    """A log in pieces of about a megabyte that end where a line ends.
-
-    Where a megabyte has no end of line it is cut at a blank, and None stands for what has not even
-    that: nobody could say what is in it.
-    """
-    rest = b""
-    unbroken = False
-    while piece := file.read(_BLOCK):
-        rest += piece
-        cut = (rest.rfind(b"\n") + 1) or (rest.rfind(b" ") + 1 if len(rest) >= _BLOCK else 0)
-        if unbroken:
-            end = min((at for at in (rest.find(b"\n"), rest.find(b" ")) if at >= 0), default=-1)
-            if end < 0:
-                rest = b""
-                continue
-            rest, cut, unbroken = rest[end:], max(0, cut - end), False
-        if cut:
-            yield rest[:cut]
-            rest = rest[cut:]
-        if len(rest) >= _BLOCK:
-            yield None
-            rest, unbroken = b"", True
-    if rest:
-        yield rest

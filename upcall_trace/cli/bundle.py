@@ -18,8 +18,8 @@ from .support.options import overwrite_option, world_options
 from .support.output import out, progress, talk
 
 _CAUTION: Final = (
-    "the bytes of the traffic are as they were recorded, and no list of patterns knows every name: "
-    "look at the archive before you publish it"
+    "the bytes of the traffic are as they were recorded, and what they mean to you is not known "
+    "here: look at the archive before you publish it"
 )
 
 
@@ -32,6 +32,17 @@ _CAUTION: Final = (
 @click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
 @world_options
 @click.option("--redact", is_flag=True, help="Take out what identifies people and hosts.")
+@click.option(
+    "--keep-lines",
+    is_flag=True,
+    help="With --redact: keep log lines that are not about upcall, cleaned by patterns only.",
+)
+@click.option(
+    "--redact-also",
+    multiple=True,
+    metavar="WORD",
+    help="With --redact: a word to take out wherever it stands; repeatable.",
+)
 @overwrite_option
 def bundle_command(
     captures: tuple[Path, ...],
@@ -41,24 +52,29 @@ def bundle_command(
     world_file: Path | None,
     machine: str | None,
     redact: bool,
+    keep_lines: bool,
+    redact_also: tuple[str, ...],
     overwrite: bool,
 ) -> ExitCode:
     """Pack captures, logs and what was found in them into one archive for an issue.
 
     The archive holds a manifest, the findings as JSON and as a report, and counts of each
-    capture. With --redact host names, ids, addresses, user names, notes and marks are replaced by
-    placeholders, the same one for the same value, and listed by kind and number.
+    capture. With --redact, of logs only what the diagnosis understands is packed, with placeholders
+    for names, ids, paths and addresses, the same one for the same value; of captures everything but
+    the bytes of the traffic is taken out. The page redaction.md tells it in full.
     """
     if not captures and console is None and vmm_log is None:
         raise WrongUsage("give a capture, or a log with --console or --vmm-log")
     inputs = Inputs(captures, console, vmm_log, world_file, machine)
-    redactor = Redactor([platform.node()]) if redact else None
+    if (keep_lines or redact_also) and not redact:
+        raise WrongUsage("--keep-lines and --redact-also go with --redact")
+    redactor = Redactor([platform.node()], redact_also) if redact else None
     with (
         replacing(output, *inputs.paths, overwrite=overwrite) as temporary,
         tempfile.TemporaryDirectory(prefix=".upcall-bundle.", dir=output.parent) as workspace,
         progress(f"redacting for {output.name}", _size(inputs) if redact else 0) as report,
     ):
-        packed = pack(inputs, temporary, Path(workspace), redactor, report)
+        packed = pack(inputs, temporary, Path(workspace), redactor, report, keep_lines)
     _tell(packed)
     talk(f"{output}: {len(packed.files)} files, {_errors(packed)} errors found")
     if redact:
@@ -74,13 +90,16 @@ def bundle_command(
 
 def _size(inputs: Inputs) -> int:
     """Bytes of logs to go through, where that is known."""
-    return 2 * sum(path.stat().st_size for _, _, path in inputs.logs if path.is_file())
+    return sum(path.stat().st_size for _, _, path in inputs.logs if path.is_file())
 
 
 def _tell(packed: Packed) -> None:
     for file in packed.files:
         out(f"{file['size']:>12}  {file['name']}: {file['what']}")
     for row in packed.redacted or ():
+        if row["kind"] == "line":
+            out(f"redacted: {row['what']}: {row['places']} lines")
+            continue
         out(f"redacted: {row['what']}: {row['values']} values at {row['places']} places")
 
 
