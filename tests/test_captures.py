@@ -21,7 +21,6 @@ SOURCES = dict(sources())
 
 def test_every_recording_has_a_capture_with_a_story_and_an_expected_decode() -> None:
     stems = {path.name.removesuffix(".vsockmon.pcap") for path in RECORDINGS.glob("*.pcap")}
-    stems -= {path.stem for path in RECORDINGS.glob("*_5_10.jsonl")}
     assert stems == set(SOURCES)
     for name in SOURCES:
         story = (CAPTURES / f"{name}.md").read_text("utf-8")
@@ -59,7 +58,7 @@ def test_every_message_encodes_to_the_bytes_it_came_from(name: str) -> None:
     with open_source(CAPTURES / f"{name}.upcap") as ours:
         chunks = [record for _, record in ours.records() if isinstance(record, Chunk)]
     whole = [chunk for chunk in chunks if len(chunk.data) == 1024]
-    assert whole or name == "framing"
+    assert whole or name.startswith("framing")
     for chunk in whole:
         decode = decode_request if chunk.to_guest else decode_reply
         assert decode(chunk.data).encode() == chunk.data

@@ -414,7 +414,8 @@ def test_the_json_page_has_every_key_of_info() -> None:
 
 def test_the_json_page_has_every_key_of_a_diff() -> None:
     told = section(text_of("json.md"), "Diff")
-    arguments = ["diff", "--json", str(CAPTURES[1]), str(CAPTURES[2])]
+    pair = (ROOT / "captures" / f"cpu_lifecycle{name}.upcap" for name in ("", "_6_12"))
+    arguments = ["diff", "--json", *map(str, pair)]
     diff = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout)
     assert set(diff) == first_cells(told, "key")
     assert {each["kind"] for each in diff["differences"]} == {"changed", "only_a", "only_b"}

@@ -28,7 +28,7 @@ _FROM_INSIDE: Final = ("real_client_simple",)
 
 def sources() -> Iterator[tuple[str, Path]]:
     """(name, recording) of every capture to make."""
-    for path in sorted({*RECORDINGS.glob("*.jsonl")} - {*RECORDINGS.glob("*_5_10.jsonl")}):
+    for path in sorted(RECORDINGS.glob("*.jsonl")):
         yield path.stem, path
     for name in _FROM_INSIDE:
         yield name, RECORDINGS / f"{name}.vsockmon.pcap"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dissectors.constants import Arch
 from tests.dissectors.strategies import GOLDEN
 
-TRANSCRIPTS = sorted(path.stem for path in GOLDEN.glob("*.jsonl") if "_5_10" not in path.stem)
+TRANSCRIPTS = sorted(path.stem for path in GOLDEN.glob("*.jsonl"))
 
 Conversation = list[tuple[bool, bytes]]
 """Whether it goes to the guest, and the bytes of one send or receive."""

@@ -353,15 +353,29 @@ def test_the_guest_ran_the_first_piece_of_a_split_request_with_the_rest_zero() -
 COUNTS = {
     # requests, replies, the unanswered as (connection, request)
     "aarch64_lifecycle": (32, 30, [(2, 1), (3, 3)]),
+    "channel_removed_5_10": (3, 1, [(1, 0), (2, 1)]),
     "cpu_lifecycle": (11, 11, []),
+    "cpu_lifecycle_5_10": (15, 15, []),
     "cpu_lifecycle_6_12": (16, 16, []),
+    "cpu_lookup_5_10": (15, 12, [(2, 0), (3, 0), (4, 1)]),
+    "cpu_offlined_5_10": (7, 7, []),
+    "cpu_retry_5_10": (10, 9, [(1, 6)]),
     "framing": (9, 9, []),
+    "framing_5_10": (9, 9, []),
     "guest_oops": (4, 3, [(1, 1)]),
+    "guest_oops_5_10": (25, 19, [(1, 1), (2, 3), (3, 11), (4, 0), (5, 0), (6, 0)]),
     "guest_oops_6_12": (4, 3, [(1, 1)]),
     "handshake": (4, 4, []),
+    "handshake_5_10": (4, 4, []),
+    "mmio_edges_5_10": (30, 30, []),
     "mmio_lifecycle": (15, 15, []),
+    "mmio_lifecycle_5_10": (15, 15, []),
+    "mmio_without_boot_device_5_10": (11, 8, [(1, 2), (2, 1), (3, 4)]),
+    "mmio_wrong_interrupt_5_10": (10, 6, [(2, 0), (3, 0), (4, 0), (5, 2)]),
     "pci_memory": (11, 11, []),
+    "pci_memory_5_10": (11, 11, []),
     "stale_results": (12, 12, []),
+    "stale_results_5_10": (12, 12, []),
 }
 
 

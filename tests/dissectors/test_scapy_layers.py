@@ -35,7 +35,7 @@ from dissectors.scapy_layers import (
 )
 from tests.dissectors.strategies import GOLDEN, Sample, samples
 
-CAPTURES = sorted({*GOLDEN.glob("*.pcap")} - {*GOLDEN.glob("channel_removed_5_10.*")})
+CAPTURES = sorted(GOLDEN.glob("*.pcap"))
 X86, ARM = Arch.X86_64, Arch.AARCH64
 CLIENT, GUEST = (2, 1024), (3, UPCALL_PORT)
 
@@ -86,7 +86,7 @@ def captured(name: str) -> Iterator[Packet]:
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name.partition(".")[0])
 def test_a_recorded_packet_is_built_from_its_fields_byte_for_byte(path: Path) -> None:
     packets = rdpcap(str(path))
-    assert len(packets) > 20
+    assert len(packets) > 10
     for packet in packets:
         assert isinstance(packet, VsockMon)
         assert rebuilt(packet) == packet.original

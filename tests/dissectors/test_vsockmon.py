@@ -506,6 +506,8 @@ def test_a_guests_own_capture_holds_the_messages_that_its_client_recorded(name: 
     if name == "aarch64_lifecycle":  # the capture ends early, in the first connection
         requests, replies = outside[0]
         outside = [(requests[:24], replies[:23])]
+    if name == "channel_removed_5_10":  # what was sent after that never reached the guest
+        outside[1][0].pop()
     assert inside == outside
 
 

@@ -23,6 +23,7 @@ from dissectors.messages import (
     mmio_request,
     pci_request,
 )
+from upcall_trace import codes
 from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Fate
 from upcall_trace.kernel.world import PciDevice, World
@@ -102,6 +103,8 @@ class Writer:
                 not safe
                 or Fate.CUT_OFF in fates
                 or guest.lock.stuck
+                # Of the stock kernel our module takes CPUs away without losing any.
+                or any(codes.CPU_LOST_ITS_ID in outcome.causes for outcome in outcomes)
                 or unstarted > self.rations.unstarted
                 or silent > self.rations.silent
             ):
