@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dissectors.constants import MESSAGE_SIZE
-from tests.support import GOLDEN, TRANSCRIPTS, records_of
+from tests.support import GOLDEN, PCAPS, TRANSCRIPTS, records_of
 from upcall_trace.capture.records import Begins, Chunk, Open, Record, Vmm
 from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.outcome import Outcome
@@ -22,6 +22,8 @@ from upcall_trace.kernel.world import Window, World, load_worlds
 REAL_CLIENT = GOLDEN / "real_client_simple.vsockmon.pcap"
 """Dragonball's own client; it exists only as packets captured inside the guest."""
 RECORDINGS = [*TRANSCRIPTS, REAL_CLIENT]
+INSIDE = [path for path in PCAPS if path != REAL_CLIENT]
+"""The same as the transcripts, as packets captured inside the guests."""
 _SAMPLE = re.compile(r"STATE cpus=(\S+) present=(\S+) blk=(\S+) virtio=(\S*) ")
 
 
@@ -138,6 +140,27 @@ def _behind_windows(machine: str, guest: Guest) -> set[int]:
     return found | ({(hanging.base - base) // 0x200} if hanging else set())
 
 
+def with_what_the_vmm_did(inside: list[Record], outside: list[Record]) -> list[Record]:
+    """The packets of a guest with what its VMM did, before the same request as outside.
+
+    A request has 16 bytes at least.
+    """
+    by_count: dict[int, list[Record]] = defaultdict(list)
+    count = 0
+    for record in outside:
+        if isinstance(record, Vmm):
+            by_count[count].append(record)
+        count += isinstance(record, Chunk) and record.to_guest and len(record.data) >= 16
+    merged: list[Record] = []
+    count = 0
+    for record in inside:
+        if isinstance(record, Chunk) and record.to_guest and len(record.data) >= 16:
+            merged += by_count[count]
+            count += 1
+        merged.append(record)
+    return merged
+
+
 @dataclass(slots=True)
 class Replayed:
     """What the model made of a recording, beside what the real guest did."""
@@ -155,6 +178,10 @@ class Replayed:
 def replay(recording: Path) -> Replayed:
     """Put every send of a recording to a model of its machine, in the recorded order."""
     header, records = records_of(recording)
+    if recording in INSIDE:  # it knows neither its machine nor what the VMM did
+        outside, with_vmm = records_of(GOLDEN / f"{name_of(recording)}.jsonl")
+        header = outside
+        records = with_what_the_vmm_did(records, with_vmm)
     machine = header.notes.get("machine", "microvm")
     replayed = Replayed(Guest(worlds()[machine]), machine)
     replayed.states.append(sample(machine, replayed.guest))
