@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support import TRANSCRIPTS, answer, ask, connect, golden
 from upcall_trace.capture.records import Header, Record, Vmm
 from upcall_trace.errors import UnreadableInput, WrongUsage
 from upcall_trace.kernel.outcome import Fate
-from upcall_trace.kernel.world import PciDevice, World, kata_pod
+from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
 from upcall_trace.replay.plan import OTHER_TARGET, REAL_GUEST, Plan, make_plan
 from upcall_trace.replay.run import Replay, Terms, read_recording
 from upcall_trace.replay.target import TIED_TO, dangers, look_at, parse_fingerprint
@@ -93,6 +94,13 @@ def test_the_vmms_side_is_part_of_it() -> None:
             "UP309",
             Fate.THREAD_DIED,
         ),
+        (
+            mmio_request(_T.ADD_MMIO, 0xE0006000, 0x2000, 7),
+            replace(POD, mmio_hidden=(Window(0xE0006000, 0x2000, 5),)),
+            "UP310",
+            Fate.HANGS,
+        ),
+        (cpu_request(_T.ADD_CPU, [4, 4]), POD, "UP213", Fate.ANSWERED),
     ],
 )
 def test_what_would_harm_the_guest_is_a_danger(

@@ -39,6 +39,10 @@ DANGERS: Final = {
     codes.MMIO_WITHOUT_BOOT_DEVICE: (
         "an MMIO device kills the thread of a guest that booted without one"
     ),
+    codes.DRIVER_HANGS: (
+        "a working disk with a wrong interrupt is waited for without end, the hotplug lock held"
+    ),
+    codes.CPU_LOST_ITS_ID: "the CPU loses its APIC id until the next boot",
     codes.HOTPLUG_LOCK_STUCK: "with the hotplug lock stuck the guest's thread waits for ever",
     REAL_GUEST: "nothing beside the socket says that a simulated guest or a lab is behind it",
     OTHER_TARGET: "the recording is tied to another target",
@@ -124,9 +128,12 @@ def make_plan(
 
 
 def _dangers(rehearsed: Rehearsed) -> list[str]:
-    if rehearsed.fate not in _LASTING:
-        return []
-    return [code for code in rehearsed.codes if code in DANGERS]
+    lasts = rehearsed.fate in _LASTING
+    return [
+        code
+        for code in rehearsed.codes
+        if code in DANGERS and (lasts or code == codes.CPU_LOST_ITS_ID)
+    ]
 
 
 def _has_added(asked: Asked) -> bool:

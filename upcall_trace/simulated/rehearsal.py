@@ -15,6 +15,7 @@ from dissectors.messages import (
 )
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
 
+from .. import codes
 from ..codes import Code
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
@@ -73,7 +74,10 @@ class Rehearsal:
             arch = self.guest.world.arch
             reply = DEVICE_MANAGER.decode_reply(raw, arch, asked.message)
         changes, undo = before.until(_Things(self.guest), self.guest)
-        alive = outcome.fate is Fate.ANSWERED
+        lost = codes.CPU_LOST_ITS_ID in outcome.causes
+        if lost:
+            changes = (*changes, "a CPU loses its APIC id")
+        alive = outcome.fate is Fate.ANSWERED and not lost
         return Rehearsed(
             asked, reply, raw, outcome.fate, outcome.causes, changes, undo if alive else None,
             outcome.delay_ns,
