@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_a_connection_that_begins_later_is_found_by_itself(tmp_path: Path) -> No
                 ask(vmm, conn, at)
                 seen(watcher, conn, 0)
     assert [each.fields["slot"] for each in load(path).operations] == [1, 2, 3]
+
+
+def test_a_connection_that_gets_a_freed_ones_place_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "memory.upcap"
+    freed = bytearray(held(NOTHING, hello().encode()))
+    freed[2048:2056] = (0xFFFF888009990000).to_bytes(8, "little")  # the allocator's list
+    with vmm_process() as vmm:
+        vmm.put(AT, bytes(freed))
+        with watched(vmm, path) as watcher:
+            assert watcher.report.connections == 0
+            time.sleep(0.2)
+            vmm.put(AT, held(NOTHING, hello().encode(), socket=0xFFFF888005678B00))
+            wait_until(lambda: watcher.report.connections == 1)
+            ask(vmm, 7)
+            seen(watcher, 1, 0)
+    assert [each.fields["slot"] for each in load(path).operations] == [7]
 
 
 def test_a_page_with_another_owner_ends_the_connection_and_none_of_it_is_kept(

@@ -181,6 +181,16 @@ class RunningVmm:
                 there = np.flatnonzero(entries & (_PRESENT | _SWAPPED))
                 yield np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
 
+    def present_of(self, address: int, size: int) -> NDArray[np.uint64]:
+        """Addresses of the pages of one range that are there; raises VmmGone."""
+        for mapping in self.mappings:
+            if mapping.begin <= address and address + size <= mapping.end:
+                part = Mapping(address, address + size, mapping.inode, mapping.name)
+                for begin, entries in self._entries(part):
+                    there = np.flatnonzero(entries & (_PRESENT | _SWAPPED))
+                    return np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
+        return np.zeros(0, np.uint64)
+
     def read(self, address: int, size: int) -> bytes:
         """Bytes at an address that is known to be there; raises VmmGone."""
         if not any(each.begin <= address < each.end for each in self.mappings):

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dissectors.constants import MAGIC_VERSION
 
 from .locating import OBJECT_SIZE, ConnectionObject, Located, look, object_at
 from .processes import RunningVmm
+
+Pages = NDArray[np.uint64]
+"""Addresses of pages."""
 
 HINTS: Final = (0x08, 0x10, 0x18)
 """Page offsets at which the request buffer was seen: the lab's module, SLUB, SLOB."""
@@ -27,6 +31,8 @@ _EMPTY_COST: Final = 32
 """Pages of one step; to learn that there are none costs about as much as to probe a few."""
 _PROBE: Final = 24
 _PROBE_AT: Final = HINTS[0] + 1024
+_SLAB: Final = 32 << 10
+"""Bytes of a slab of objects of this size, where the allocator has slabs."""
 _PAGES: Final = 512
 """Pages of one call; the kernel takes 1024 pieces at most."""
 
@@ -52,18 +58,29 @@ class QuickSearch:
             if left < 0:
                 yield None
                 left = _STEP
-            for page in self._with_magic(addresses):
-                for hint in HINTS:
-                    request_at = page + hint
-                    if request_at not in known and (held := self._object(request_at)):
-                        yield held
+            yield from self._objects(addresses, known)
         yield None
+
+    def near(self, places: Iterable[int], known: set[int]) -> Iterator[ConnectionObject]:
+        """As `steps`, in the slabs of places where objects are or were: most likely the next is."""
+        slabs = {place - place % _SLAB for place in places}
+        for slab in sorted(slabs)[: _PAGES * _PAGE // _SLAB]:
+            pages = self._memory.present_of(slab, _SLAB)
+            if len(pages):
+                yield from self._objects(pages, known)
+
+    def _objects(self, pages: Pages, known: set[int]) -> Iterator[ConnectionObject]:
+        for page in self._with_magic(pages):
+            for hint in HINTS:
+                request_at = page + hint
+                if request_at not in known and (held := self._object(request_at)):
+                    yield held
 
     def _object(self, request_at: int) -> ConnectionObject | None:
         raw = self._memory.look(request_at - 16, OBJECT_SIZE)
         return object_at(raw, request_at - 16) if len(raw) == OBJECT_SIZE else None
 
-    def _with_magic(self, pages: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> list[int]:
+    def _with_magic(self, pages: Pages) -> list[int]:
         """Those pages in which one of the places that were probed holds the magic."""
         count = len(pages)
         self._remote[:count, 0] = pages + np.uint64(_PROBE_AT)

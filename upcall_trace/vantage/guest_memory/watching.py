@@ -35,8 +35,11 @@ _READS_LIMIT: Final = 8
 _SETTLE_NS: Final = 1_000_000_000
 _CHORES_EVERY: Final = 8
 """Looks from one turn of everything else to the next."""
-_SEARCH_BUSY_NS: Final = 20_000_000
-_SEARCH_IDLE_NS: Final = 2_500_000
+_NEAR_EVERY_NS: Final = 20_000_000
+_SEARCH_NS: Final = 2_000_000
+_SEARCH_IDLE_NS: Final = 10_000_000
+_SEARCH_BUSY_NS: Final = 40_000_000
+"""From one step of the search to the next: without a connection, with an idle one, a busy one."""
 _QUICK_PAUSE_NS: Final = 100_000_000
 _THOROUGH_PAUSE_NS: Final = 30_000_000_000
 _WHOLE_EVERY: Final = 256
@@ -106,14 +109,15 @@ class Watcher:
         self._watched: list[_Looked] = []
         self._interval = interval_ns
         self._known: set[int] = set()
+        self._places: set[int] = set()
+        """Where objects are or were."""
         self.report = WatchReport()
 
     def begin(self) -> int:
         """Look through all of the memory once; how many connections there are to watch."""
         found = locate(self._memory.windows(), self._memory.aligned, self._port)
         for held in sorted(found.objects.values(), key=lambda each: each.address):
-            if not held.scribbled:
-                self._add(held, new=False)
+            self._add(held, new=False)
         return len(self._watched)
 
     def watch(self, stop: threading.Event) -> None:
@@ -160,14 +164,17 @@ class Watcher:
 
     def _chores(self) -> Generator[None, tuple[int, int]]:
         """What is to be done beside looking; is sent the time, and that of the last change."""
-        search = self._searches()
-        searched = measured = self._recorder.now()
+        quick = QuickSearch(self._memory)
+        search = self._searches(quick)
+        searched = near = measured = self._recorder.now()
         cpu = time.thread_time_ns()
         while True:
             t_ns, changed = yield
-            # A connection that is busy is the one there is; who waits for one looks harder.
-            busy = self._watched and t_ns - changed < _IDLE_NS
-            if t_ns - searched >= (_SEARCH_BUSY_NS if busy else _SEARCH_IDLE_NS):
+            if t_ns - near >= _NEAR_EVERY_NS:
+                near = t_ns
+                for held in quick.near(self._places, self._known):
+                    self._add(held, new=True)
+            if t_ns - searched >= self._search_pause(t_ns - changed):
                 searched = t_ns
                 next(search)
                 if not self._memory.alive():
@@ -176,6 +183,12 @@ class Watcher:
                 used, cpu = time.thread_time_ns() - cpu, time.thread_time_ns()
                 self._adapt(used / (t_ns - measured), t_ns - changed)
                 measured = t_ns
+
+    def _search_pause(self, idle_ns: int) -> int:
+        """A connection that is busy is the one there is; who waits for one looks harder."""
+        if not self._watched:
+            return _SEARCH_NS
+        return _SEARCH_BUSY_NS if idle_ns < _IDLE_NS else _SEARCH_IDLE_NS
 
     def _adapt(self, used: float, idle_ns: int) -> None:
         """Set the time to the next look: longer while idle, and when it takes too much."""
@@ -227,9 +240,8 @@ class Watcher:
 
     # New connections.
 
-    def _searches(self) -> Iterator[None]:
+    def _searches(self, quick: QuickSearch) -> Iterator[None]:
         """One step of searching each time; for ever."""
-        quick = QuickSearch(self._memory)
         now = self._recorder.now
         thorough_due = now() + _THOROUGH_PAUSE_NS
         while True:
@@ -250,8 +262,12 @@ class Watcher:
                 yield
 
     def _add(self, held: ConnectionObject, new: bool) -> None:
+        if len(self._places) < WATCHED_LIMIT:
+            self._places.add(held.request_at)
+        if held.scribbled:
+            return  # freed; the next connection may well get its place
         self._known.add(held.request_at)
-        if held.scribbled or len(self._watched) >= WATCHED_LIMIT:
+        if len(self._watched) >= WATCHED_LIMIT:
             return
         counts = self._counts_of(held)
         raw = self._memory.look(held.request_at - 16, OBJECT_SIZE)
