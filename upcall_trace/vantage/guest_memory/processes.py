@@ -181,15 +181,19 @@ class RunningVmm:
                 there = np.flatnonzero(entries & (_PRESENT | _SWAPPED))
                 yield np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
 
-    def present_of(self, address: int, size: int) -> NDArray[np.uint64]:
-        """Addresses of the pages of one range that are there; raises VmmGone."""
-        for mapping in self.mappings:
-            if mapping.begin <= address and address + size <= mapping.end:
-                part = Mapping(address, address + size, mapping.inode, mapping.name)
-                for begin, entries in self._entries(part):
-                    there = np.flatnonzero(entries & (_PRESENT | _SWAPPED))
-                    return np.uint64(begin) + there.astype(np.uint64) * np.uint64(_PAGE)
-        return np.zeros(0, np.uint64)
+    def slab_of(self, address: int, size: int) -> Mapping | None:
+        """The aligned block of so many bytes, as the guest counts, that an address is in."""
+        for whole in self.mappings:
+            if whole.begin <= address < whole.end:
+                begin = address - (address - whole.begin) % size
+                return Mapping(begin, min(begin + size, whole.end), whole.inode, whole.name)
+        return None
+
+    def runs_of(self, part: Mapping) -> Iterator[tuple[int, bytes]]:
+        """Address and bytes of every run of pages of a part that is there; raises VmmGone."""
+        for begin, entries in self._entries(part):
+            for first, end in _runs(begin, entries):
+                yield first, self.look(first, end - first)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes at an address that is known to be there; raises VmmGone."""

@@ -19,6 +19,7 @@ from dissectors.constants import MAGIC_VERSION
 
 from .locating import OBJECT_SIZE, ConnectionObject, Located, look, object_at
 from .processes import RunningVmm
+from .windows import Stretch
 
 Pages = NDArray[np.uint64]
 """Addresses of pages."""
@@ -33,6 +34,7 @@ _PROBE: Final = 24
 _PROBE_AT: Final = HINTS[0] + 1024
 _SLAB: Final = 32 << 10
 """Bytes of a slab of objects of this size, where the allocator has slabs."""
+_SLABS: Final = 8
 _PAGES: Final = 512
 """Pages of one call; the kernel takes 1024 pieces at most."""
 
@@ -61,14 +63,6 @@ class QuickSearch:
             yield from self._objects(addresses, known)
         yield None
 
-    def near(self, places: Iterable[int], known: set[int]) -> Iterator[ConnectionObject]:
-        """As `steps`, in the slabs of places where objects are or were: most likely the next is."""
-        slabs = {place - place % _SLAB for place in places}
-        for slab in sorted(slabs)[: _PAGES * _PAGE // _SLAB]:
-            pages = self._memory.present_of(slab, _SLAB)
-            if len(pages):
-                yield from self._objects(pages, known)
-
     def _objects(self, pages: Pages, known: set[int]) -> Iterator[ConnectionObject]:
         for page in self._with_magic(pages):
             for hint in HINTS:
@@ -94,6 +88,23 @@ class QuickSearch:
         hits = (probed == MAGIC_VERSION).any(axis=1)
         found: list[int] = pages[:whole][hits].tolist()
         return found
+
+
+def near(
+    memory: RunningVmm, port: int, places: Iterable[int], known: set[int]
+) -> Iterator[ConnectionObject]:
+    """Objects in the slabs of places where others are or were: most likely the next is there.
+
+    At any offset; raises VmmGone.
+    """
+    slabs = {slab for place in places if (slab := memory.slab_of(place, _SLAB)) is not None}
+    for slab in sorted(slabs, key=lambda slab: slab.begin)[:_SLABS]:
+        found = Located()
+        for begin, raw in memory.runs_of(slab):
+            look(Stretch(raw, [0], [begin], len(raw)), memory.aligned, port, found)
+        for held in found.objects.values():
+            if held.request_at not in known:
+                yield held
 
 
 def thorough_steps(

@@ -21,7 +21,7 @@ from ..recorder import Recorder
 from .following import Counts, follow, likely_shifts, quick_place, read_counts, socket_of
 from .locating import OBJECT_SIZE, ConnectionObject, locate
 from .processes import RunningVmm
-from .searching import QuickSearch, thorough_steps
+from .searching import QuickSearch, near, thorough_steps
 from .tracking import Tally, Tracked
 
 DEFAULT_INTERVAL_NS: Final = 200_000
@@ -164,15 +164,14 @@ class Watcher:
 
     def _chores(self) -> Generator[None, tuple[int, int]]:
         """What is to be done beside looking; is sent the time, and that of the last change."""
-        quick = QuickSearch(self._memory)
-        search = self._searches(quick)
-        searched = near = measured = self._recorder.now()
+        search = self._searches()
+        searched = looked_near = measured = self._recorder.now()
         cpu = time.thread_time_ns()
         while True:
             t_ns, changed = yield
-            if t_ns - near >= _NEAR_EVERY_NS:
-                near = t_ns
-                for held in quick.near(self._places, self._known):
+            if t_ns - looked_near >= _NEAR_EVERY_NS:
+                looked_near = t_ns
+                for held in near(self._memory, self._port, self._places, self._known):
                     self._add(held, new=True)
             if t_ns - searched >= self._search_pause(t_ns - changed):
                 searched = t_ns
@@ -240,8 +239,9 @@ class Watcher:
 
     # New connections.
 
-    def _searches(self, quick: QuickSearch) -> Iterator[None]:
+    def _searches(self) -> Iterator[None]:
         """One step of searching each time; for ever."""
+        quick = QuickSearch(self._memory)
         now = self._recorder.now
         thorough_due = now() + _THOROUGH_PAUSE_NS
         while True:
