@@ -10,6 +10,7 @@ import click
 
 from ..codes import Severity
 from ..diagnose.choosing import FindingChoice, choose
+from ..diagnose.code_quality import as_gitlab, as_sarif
 from ..diagnose.finding import Finding
 from ..diagnose.headline import rfc3339, short
 from ..diagnose.log_inputs import LogInput, Logs, Span, nothing_understood, read_logs
@@ -33,7 +34,7 @@ from .support.options import Named, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 from .support.times import WallMoment, span_options
 
-_FORMATS = ("text", "json", "markdown", "junit", "github")
+_FORMATS = ("text", "json", "markdown", "junit", "github", "gitlab", "sarif")
 _SEVERITIES = [severity.word for severity in Severity]
 _GUESTS_TOLD = 5
 
@@ -227,6 +228,10 @@ def _print(
             out("\n".join(as_markdown(diagnosed)))
         case "junit" if nothing is None:
             out(as_junit(diagnosed))
+        case "sarif":
+            out(as_sarif(diagnosed))
+        case "gitlab":
+            out(as_gitlab(diagnosed))
         case "github":
             out("\n".join(as_github(diagnosed)))
         case "text" if nothing is None or any(each.findings for each in diagnosed):
