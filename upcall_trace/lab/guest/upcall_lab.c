@@ -272,10 +272,12 @@ static int add_cpus(const struct cpu_load *load, __le32 *apic_index)
 				load->apic_ids[i]);
 			return -EINVAL;
 		}
-	take_hotplug_lock();
-	for (i = 0; i < load->count && !err; i++)
+	/* Each CPU takes the lock for itself: an empty list is answered whoever holds it. */
+	for (i = 0; i < load->count && !err; i++) {
+		take_hotplug_lock();
 		err = add_one_cpu(load->apic_ids[i]);
-	mutex_unlock(&hotplug_lock);
+		mutex_unlock(&hotplug_lock);
+	}
 	if (err)
 		return err;
 	*apic_index = cpu_to_le32(load->count);
@@ -285,22 +287,24 @@ static int add_cpus(const struct cpu_load *load, __le32 *apic_index)
 
 static int del_one_cpu(u8 apic_id)
 {
-	int cpu = find_cpu(apic_id), err;
+	int cpu, err;
 
-	if (cpu < 0)
-		die_with_hotplug_lock();
-	if (cpu == BOOT_CPU) {
+	if (find_cpu(apic_id) == BOOT_CPU) { /* which needs no lock */
 		pr_info("cannot del bootstrap processor.\n");
 		return -EINVAL;
 	}
+	take_hotplug_lock();
+	cpu = find_cpu(apic_id);
+	if (cpu < 0)
+		die_with_hotplug_lock();
 	pr_info("deleting vcpu %d\n", cpu);
 	err = remove_cpu(cpu);
-	if (err) {
+	if (err)
 		pr_info("del vcpu failed, err: %d\n", err);
-		return err;
-	}
-	make_absent(cpu);
-	return 0;
+	else
+		make_absent(cpu);
+	mutex_unlock(&hotplug_lock);
+	return err;
 }
 
 static int del_cpus(const struct cpu_load *load, __le32 *apic_index)
@@ -317,10 +321,8 @@ static int del_cpus(const struct cpu_load *load, __le32 *apic_index)
 	for (i = 0; i < load->count; i++)
 		if (find_cpu(load->apic_ids[i]) < 0)
 			fall_silent("dies");
-	take_hotplug_lock();
 	for (i = 0; i < load->count && !err; i++)
 		err = del_one_cpu(load->apic_ids[i]);
-	mutex_unlock(&hotplug_lock);
 	if (err)
 		return err;
 	*apic_index = cpu_to_le32(load->count);
