@@ -69,6 +69,7 @@ class ChannelStory:
         self._refusals: list[LogLine] = []
         self._refused_count = 0
         self._refused_cpu: OpenRequest | None = None
+        self._late: OpenRequest | None = None
         self._wedged: list[LogLine] = []
         self._wedged_for_good = False
         self._idle: LogLine | None = None
@@ -77,6 +78,8 @@ class ChannelStory:
         self._action: tuple[str, str, LogLine] | None = None
         self._told: set[str] = set()
         self._start_failed = False
+        self.last_refusal: tuple[str, int | None] | None = None
+        """The VMM's last refusal, and when it was."""
         self._resets = 0
         self._ran = 0
 
@@ -128,6 +131,8 @@ class ChannelStory:
     # The client.
 
     def _init(self, line: LogLine, match: Match) -> None:
+        if self.phase is ChannelPhase.RESTORED and not self.was_ready:
+            return  # a restored VM makes its client anew
         if self.phase is not ChannelPhase.UNKNOWN or self.open is not None:
             self._conclude()
             self._ran += 1
@@ -252,6 +257,7 @@ class ChannelStory:
         if asked is not None and (asked.timed_out or (took or 0) > CALLER_TIMEOUT_NS):
             seen = asked.timed_out is not None
             told = words.late(asked, took)
+            self._late = asked
             self.tell(codes.LATE_REPLY, asked.number, told, [*asked.lines, line],
                       seen and self.keyed, {line: match.at})  # fmt: skip
         self._wedged.clear()
@@ -287,9 +293,8 @@ class ChannelStory:
         self.phase, self.was_ready, self.open = ChannelPhase.READY, True, None
 
     def _cpu_late(self, line: LogLine, match: Match) -> None:
-        asked = (
-            self.open if self.open is not None and self.open.is_cpu else OpenRequest("cpu", None)
-        )
+        asked = self.open if self.open is not None and self.open.is_cpu else self._late
+        asked = asked or OpenRequest("cpu", None)
         told = words.late(asked, between(asked.line, line))
         self.tell(codes.LATE_REPLY, asked.number, told, [*asked.lines, line], True)
 

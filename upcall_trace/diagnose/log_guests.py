@@ -13,6 +13,8 @@ from ..logs.table import of_guest
 from ..logs.whose import Guests
 from .log_vmm import VmmStory
 
+_VICTIMS = ("kata", "containerd-shim", "dragonball")
+"""How the kernel calls the process that Dragonball runs in."""
 Wanted = Callable[[str | None], bool]
 
 
@@ -80,6 +82,8 @@ class Stories:
             self.guests = {(sandbox if g is guest else k): g for k, g in self.guests.items()}
 
     def _killed(self, said: Understood, match: Match) -> None:
+        if not match[2].startswith(_VICTIMS):
+            return
         sandbox = self._whose.of_process(match[1])
         guest = self.guests.get(sandbox or match[1])
         if guest is not None:

@@ -69,7 +69,8 @@ class Logs:
     def findings(self, without: Iterable[LoggedGuest] = ()) -> list[Finding]:
         """What the logs tell alone, guest by guest."""
         left = [guest for guest in self.guests if guest not in list(without)]
-        return [f for n, guest in enumerate(left) for f in findings_of(guest, n + 1)]
+        found = [f for n, guest in enumerate(left) for f in findings_of(guest, n + 1)]
+        return [f for f in found if not _is_told_by_another(f, found)]
 
     def vmm_findings(self) -> list[Finding]:
         """What the VMM's lines alone tell, of every guest."""
@@ -96,6 +97,14 @@ class Logs:
 
     def __bool__(self) -> bool:
         return bool(self.inputs)
+
+
+def _is_told_by_another(finding: Finding, found: Sequence[Finding]) -> bool:
+    """Whether a line without a name is a guest's error once more, as containerd prints it."""
+    if finding.sandbox is not None or not any(e.source == "vmm-log" for e in finding.evidence):
+        return False
+    named = {f.sandbox for f in found if f.sandbox is not None and f.code == finding.code}
+    return len(named) == 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from .log_channel import ChannelStory
 from .log_requests import ChannelPhase, OpenRequest
 
 _SHOWN: Final = 6
+_AT_ONCE_NS: Final = 100_000_000
 _PLACE: Final = re.compile(r"0000:([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _NOT_DRAGONBALLS: Final = re.compile(r"Scsi|NvDimm|Nvdimm|Ccw|Ap[A-Z]?\w{0,8}Matcher")
 _PROVEN: Final = (
@@ -125,9 +126,18 @@ class VmmStory(ChannelStory):
         kept = self.open is not None and self.open.timed_out is not None and row is devices.IN_LIST
         told = words.host_side(line, at, row, self.open if kept else None)
         earlier = self.open.lines if kept and self.open is not None else []
-        key = rows[row].filled[0] if rows[row].filled else row.anchor  # type: ignore[index]
+        key = self._same_refusal(line, rows[row][0])
         self.tell(codes.HOST_SIDE_FAILURE, key, told, [*earlier, line], True, {line: at})
         return True
+
+    def _same_refusal(self, line: LogLine, words_: str) -> str:
+        """The VMM and the runtime both tell of one refusal, one right after the other."""
+        before, self.last_refusal = self.last_refusal, (words_, line.wall_ns)
+        if before is None or before[1] is None or line.wall_ns is None:
+            return words_
+        if 0 <= line.wall_ns - before[1] < _AT_ONCE_NS:
+            self.last_refusal = (before[0], line.wall_ns)
+        return self.last_refusal[0]
 
     def _start_refused(self, line: LogLine, rows: Mapping[Meaning, Match]) -> bool:
         match = rows[devices.START_REFUSED]
@@ -138,7 +148,7 @@ class VmmStory(ChannelStory):
             return True
         self._start_failed |= match[1] == "Start"
         told = words.host_side(line, match.at, devices.START_REFUSED)
-        key = match.filled[0] if match.filled else ""
+        key = self._same_refusal(line, match[0])
         self.tell(codes.HOST_SIDE_FAILURE, key, told, [line], True, {line: match.at})
         return True
 

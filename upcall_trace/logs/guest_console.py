@@ -194,14 +194,12 @@ class ConsoleReader:
 
     def _incident(self, line: LogLine, match: Match) -> None:
         row = match.meaning
-        if row is said.PANIC and self._is_known_panic():
+        once = row in (said.PANIC, said.NO_SERVER)
+        if once and any(i.said is row and i.boot == self._boot for i in self.incidents):
             return
         self.incidents.append(
             Incident(row, (*self._oops, line), self._served, len(self.operations), self._boot)
         )
-
-    def _is_known_panic(self) -> bool:
-        return any(i.said is said.PANIC and i.boot == self._boot for i in self.incidents)
 
     # The kernel.
 

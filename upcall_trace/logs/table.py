@@ -50,7 +50,7 @@ def wanted() -> Finder:
 def understand(line: LogLine) -> Sequence[Match]:
     """What a line says: rows of the guest's kernel for its console, of all others else."""
     bare = line.guest_ns is not None and not line.dressed
-    if bare or line.subsystem == _CONSOLE or line.program == "kernel":
+    if bare or line.subsystem == _CONSOLE:
         return _GUEST.matches(line.text)
     said = _VMM.matches(line.text)
     if line.subsystem is not None:
