@@ -271,6 +271,8 @@ BLOCKS: Final[Blocks] = {
     "codes": diagnosis_blocks.codes,
     "code-pages": diagnosis_blocks.code_pages,
     "diagnose-example": diagnosis_blocks.diagnose_example,
+    "log-lines": diagnosis_blocks.log_lines,
+    "journal-example": diagnosis_blocks.journal_example,
     "console-example": diagnosis_blocks.console_example,
     "joined-example": diagnosis_blocks.joined_example,
     "json-finding": diagnosis_blocks.json_finding,

@@ -31,8 +31,8 @@ from .log_requests import ChannelPhase, OpenRequest, between, evidence_of
 
 _LOOP: Final = 3
 _SHOWN: Final = 6
-_DRAGONBALL: Final = frozenset({Speaker.CLIENT, Speaker.CPUS, Speaker.DEVICES})
-_OTHERS: Final = {
+DRAGONBALL: Final = frozenset({Speaker.CLIENT, Speaker.CPUS, Speaker.DEVICES})
+OTHER_VMMS: Final = {
     others.QEMU: "QEMU", others.QMP: "QEMU", others.CLH: "Cloud Hypervisor",
     others.CLH_SOCKET: "Cloud Hypervisor", others.FIRECRACKER: "Firecracker",
 }  # fmt: skip
@@ -118,10 +118,10 @@ class ChannelStory:
             return
         for row in rows:
             self.heard += row.upcall
-            if row.speaker in _DRAGONBALL and row not in _SHARED:
+            if row.speaker in DRAGONBALL and row not in _SHARED:
                 self.is_dragonball = True
-            if row in _OTHERS:
-                self.vmms.setdefault(_OTHERS[row], line)
+            if row in OTHER_VMMS:
+                self.vmms.setdefault(OTHER_VMMS[row], line)
         for row, match in rows.items():
             handler = _HANDLERS.get(row)
             if handler is not None:

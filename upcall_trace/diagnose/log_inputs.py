@@ -19,6 +19,7 @@ from ..logs.table import of_guest, understood, wanted
 from ..sources import capture_kind
 from ..unpacking import STDIN
 from .finding import Finding
+from .log_channel import DRAGONBALL, OTHER_VMMS
 from .log_guests import LoggedGuest, Stories
 from .log_story import of_guest as findings_of
 
@@ -56,6 +57,7 @@ class LogInput:
     """What it is instead, where nothing in it concerns upcall."""
     of_guest: int = 0
     of_vmm: int = 0
+    of_others: int = 0
     dressed: bool = False
 
 
@@ -169,7 +171,7 @@ def read_stream(name: str, stream: IO[bytes], sandbox: str | None = None) -> Log
         _count(told, said, stories.feed(said))
     stories.finish()
     told.lines = scanner.lines
-    if not told.understood:
+    if not (told.understood or told.of_others):
         told.seems = _seems(scanner.first, log.torn)
     return Logs([told], list(stories.guests.values()))
 
@@ -210,7 +212,7 @@ class _LogStream:
         told.from_ns = self.first_wall or told.from_ns
         last = [*lines_of(LogEntry(1, self.scanner.last), None)] if self.scanner.last else []
         told.to_ns = next((ns for line in last if (ns := line.wall_ns)), told.to_ns)
-        if not told.understood:
+        if not (told.understood or told.of_others):
             told.seems = _seems(start, self.log.torn)
         wrong = None
         if told.option is Option.CONSOLE and told.of_vmm and not told.of_guest:
@@ -326,9 +328,15 @@ def _count(told: LogInput, said: Understood, whose: str | None) -> None:
             of_vmm = True
         else:
             other = True
+        name = OTHER_VMMS.get(match.meaning)
+        if name is None and match.meaning.speaker in DRAGONBALL:
+            name = "Dragonball"
+        if name is not None and name not in told.vmms:
+            told.vmms.append(name)
     told.of_guest += guest
     told.of_vmm += of_vmm
-    told.understood += guest or of_vmm or (other and not matches[0].meaning.upcall)
+    told.of_others += other and not (guest or of_vmm)
+    told.understood += guest or of_vmm
 
 
 def _first_lines(start: bytes) -> list[LogLine]:

@@ -70,7 +70,7 @@ def _one_text(each: Diagnosed, everything: bool) -> Iterator[str]:
 def _headline_lines(head: str) -> list[str]:
     import textwrap
 
-    lines = textwrap.wrap(safe(head), WIDTH)
+    lines = textwrap.wrap(safe(head), WIDTH, break_on_hyphens=False)
     if len(lines) > _HEAD:
         lines[_HEAD - 1 :] = [f"{lines[_HEAD - 1][: WIDTH - 1]}…"]
     return [*lines, ""]
@@ -130,7 +130,7 @@ def seen_at(evidence: Evidence) -> str:
 def _wrapped(label: str, text: str) -> Iterator[str]:
     import textwrap
 
-    lines = textwrap.wrap(safe(text), WIDTH - 15) or [""]
+    lines = textwrap.wrap(safe(text), WIDTH - 15, break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
         yield f"        {label if number == 0 else '':<5}  {line}"
 
