@@ -5,14 +5,16 @@ The scenes are recordings of the real client crate in front of a real guest, `te
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kernel.recordings import worlds
-from tests.support import records_of
+from tests.support import records_of, run
 from upcall_trace.codes import Severity
 from upcall_trace.diagnose.finding import Finding
 from upcall_trace.diagnose.run import diagnose
@@ -96,7 +98,48 @@ def test_idle_close(known: bool) -> None:
     assert "does not reconnect" in lost.so
 
 
+# With the guest's console.
+
+
+def with_console(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The same from `diagnose --json` with the scene's console."""
+    console = SCENES / f"{name}.console.log"
+    ended = run("diagnose", "--json", SCENES / f"{name}.jsonl", "--console", console)
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for each in json.loads(ended.out)["findings"]:
+        conn, request = each["conn"], each["request"]
+        place = f"{conn}" if request is None else f"{conn}.{request}"
+        found[place][each["code"]] = each
+    return found
+
+
+def test_the_console_shows_the_device_whose_driver_hangs() -> None:
+    found = with_console("wrong_interrupt_hangs")
+    hangs = found["1.1"]["UP310"]
+    assert "Registering device virtio-mmio.3" in hangs["why"]
+    assert "no oops" in hangs["why"]
+    assert "Request 1.1 took" in found["2.1"]["UP603"]["why"]
+    assert not {"UP206", "UP207", "UP309"} & {code for place in found.values() for code in place}
+
+
+def test_the_console_shows_the_boot() -> None:
+    found = with_console("guest_reboots")
+    booted = found["1.2"]["UP608"]
+    assert not booted["inferred"]
+    assert any("Linux version" in each["text"] for each in booted["evidence"])
+    assert not STUCK_OR_DEAD & {code for place in found.values() for code in place}
+
+
+def test_the_console_keeps_what_the_traffic_tells() -> None:
+    found = with_console("client_killed_then_reconnects")
+    assert "UP201" in found["1.3"]
+    assert not found["2.2"]["UP201"]["inferred"]
+    assert "UP603" not in {code for place in found.values() for code in place}
+    killed = with_console("guest_killed")
+    assert "UP605" in killed["1.0"]
+    assert "UP802" in killed["502"]
+
+
 def test_each_scene_has_its_test() -> None:
-    assert {path.stem for path in SCENES.glob("*.jsonl")} == {
-        name.removeprefix("test_") for name in globals() if name.startswith("test_")
-    } - {"each_scene_has_its_test"}
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in SCENES.glob("*.jsonl")} <= tests

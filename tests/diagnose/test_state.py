@@ -17,7 +17,7 @@ from dissectors.constants import EBUSY, EEXIST, EINVAL, EIO, ENODEV, MESSAGE_SIZ
 from dissectors.messages import Request, bare_request, cpu_request, mmio_request, pci_request
 from tests.kernel import random_guests
 from tests.kernel.recordings import RECORDINGS, console_samples, name_of, replay, sample, worlds
-from tests.support import answer, ask, connect
+from tests.support import TRANSCRIPTS, answer, ask, connect, records_of
 from upcall_trace.capture.records import LEFT_OUT, Begins, Chunk, Close, Gap, Header, Open, Record
 from upcall_trace.diagnose.finding import Ref
 from upcall_trace.diagnose.ledger import (
@@ -31,6 +31,7 @@ from upcall_trace.diagnose.ledger import (
     Pci,
     Thing,
 )
+from upcall_trace.diagnose.run import diagnose
 from upcall_trace.diagnose.state import Device, Following, GuestState, Waiting, state_of
 from upcall_trace.kernel.model import Guest
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
@@ -633,3 +634,17 @@ def test_taking_a_state_changes_nothing_that_is_seen_later() -> None:
         often.feed(record)
         often.state()
     assert once.state() == often.state()
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["blind", "world"])
+@pytest.mark.parametrize("recording", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_the_state_at_the_end_contradicts_no_finding(recording: Path, known: bool) -> None:
+    """A lock that a finding says is held is never known to be free, with and without the world."""
+    header, _ = records_of(recording)
+    world = worlds()[header.notes["machine"]] if known else None
+    held = {"UP207", "UP210", "UP310", "UP603"}
+    stuck = {str(f.code) for f in diagnose(recording, world).findings} & held
+    lock = state_of(recording, load(recording), world=world).lock
+    assert lock.state != "free" or lock.why or not stuck
+    if stuck and known:
+        assert lock.state == "stuck"

@@ -17,6 +17,8 @@ _AFTER_SOME: frozenset[Code] = frozenset(
      codes.CPU_LOST_ITS_ID}
 )  # fmt: skip
 """Refusals of one id of a list, when those before it are up."""
+_DRIVERS_LIMIT_NS: Final = 10_000_000_000
+"""A disk that is slow to answer its first read keeps its driver waiting, but not for so long."""
 SEEN_IN_CONSOLE: Final = frozenset(
     {
         codes.VCPU_NOT_STARTED,
@@ -51,7 +53,7 @@ def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[C
     if at.request.magic_version != MAGIC_VERSION:
         return causes
     if at.reply is None:
-        return [Cause(killer(said))] if said.oops else causes
+        return [Cause(killer(said))] if said.oops else _unanswered(causes, at, said)
     decided = causes
     if said.code is not None and at.ret is not None and at.ret != 0:
         decided = [Cause(_more_exact(said.code, causes))]
@@ -64,6 +66,18 @@ def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[C
         failed = codes.MMIO_DRIVER_FAILED if at.is_mmio else codes.PCI_DRIVER_FAILED
         decided = [*decided, Cause(failed)]
     return decided
+
+
+def _unanswered(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[Cause]:
+    """Silence without an oops: the guest may have answered when nobody was there any more."""
+    if at.request.msg_type == MessageType.ADD_CPU and said.code == codes.VCPU_NOT_STARTED:
+        return [Cause(said.code, inferred=True)]
+    registered = at.request.msg_type == MessageType.ADD_MMIO and said.window is not None
+    if registered and at.waited_long:
+        # It got the lock, and as far as the driver: neither a lock nor a death keeps it.
+        at.evidence += [evidence_of(line) for line in said.lines[:1]]
+        return [Cause(codes.DRIVER_HANGS, inferred=at.waited_ns < _DRIVERS_LIMIT_NS)]
+    return causes
 
 
 def _more_exact(code: Code, causes: list[Cause]) -> Code:

@@ -136,12 +136,19 @@ class ConsoleMatcher:
         operations: Sequence[Operation] | None = None,
         first_ns: int = 0,
     ) -> None:
-        self._said = [each for each in said if each.msg_type is not None and not each.at_boot]
+        asked = [] if operations is None else asked_of(operations, first_ns)
+        wanted = {each.key for each in asked}
+        # A device that was asked for is none of the boot, however early its line stands.
+        self._said = [
+            each
+            for each in said
+            if each.msg_type is not None and (not each.at_boot or each.key in wanted)
+        ]
         self.fit = Fit()
         self._known: dict[tuple[int, int], ConsoleOperation] | None = None
         self._next = 0
         if operations is not None:
-            self.fit = lay_side_by_side(asked_of(operations, first_ns), self._said)
+            self.fit = lay_side_by_side(asked, self._said)
             self._known = {(a.conn, a.request): o for a, o in self.fit.pairs}
 
     def find(self, at: Situation) -> ConsoleOperation | None:
