@@ -105,6 +105,8 @@ NOT_A_RESULT: Final = "not a known result"
 RESULT_MEANINGS: Final[dict[tuple[int, int], str]] = {
     (MessageType.ADD_CPU, EINVAL): "id known, not listed, or none free",
     (MessageType.ADD_CPU, EIO): "vCPU did not start, VMM never ran it",
+    (MessageType.ADD_CPU, EEXIST): "CPU is online, and lost its id",
+    (MessageType.ADD_CPU, EBUSY): "CPU hotplug is off for now",
     (MessageType.ADD_CPU, 1): "CPU was already online",
     (MessageType.DEL_CPU, EINVAL): "would remove all, or the boot CPU",
     (MessageType.DEL_CPU, EBUSY): "CPU could not be taken offline",

@@ -496,8 +496,8 @@ SHOWN: dict[str, Callable[[Operation], bool]] = {
     "UP599": lambda op: op.meaning == "not a known result" and "stale-error" not in op.anomalies,
 }
 BEGUN: dict[str, Callable[[Connection], bool]] = {
-    "UP101": lambda c: c.port == 219 and c.line != b"" and c.accepted is None,
-    "UP102": lambda c: c.port == 219 and c.line != b"" and c.accepted is None,
+    "UP101": lambda c: c.port == 219 and c.accepted is None and c.closed_by_guest,
+    "UP102": lambda c: c.port == 219 and c.accepted is None and c.closed_by_guest,
     "UP103": lambda c: c.line != b"" and c.port is None,
     "UP104": lambda c: c.service not in (None, 0x64) and c.closed_by_guest,
     "UP105": lambda c: bool(c.accepted) and c.service is None and c.closed_by_guest,
