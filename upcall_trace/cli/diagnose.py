@@ -29,7 +29,6 @@ from ..sources.spooled import plain
 from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
 from .support.inputs import by_kind
-from .support.memory_target import memory_capture
 from .support.options import Named, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 from .support.times import WallMoment, span_options
@@ -137,6 +136,8 @@ def diagnose_command(
     if memory is not None:
         if as_it_grows:
             raise WrongUsage("--memory tells what stands there now; record --memory watches it")
+        from .support.memory_target import memory_capture  # the searchers of images come with it
+
         captures = [*captures, click.get_current_context().with_resource(memory_capture(memory))]
     if not (captures or found or console or vmm_log):
         raise WrongUsage("give a capture or a log, --journal for this machine's, or --explain CODE")

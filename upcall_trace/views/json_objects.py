@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from dissectors.constants import op_name
 
 from ..trace.opening import Capture
 from ..trace.operations import ANOMALY_BIT, Operation
-from .frames import Frame
+
+if TYPE_CHECKING:
+    from .frames import Frame
 
 VERSION: Final = 1
 

@@ -7,18 +7,21 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ...capture.reader import CaptureReader, Damage, DamageTo, is_being_written
 from ...capture.records import Header, Record
 from ...capture.writer import CaptureWriter
-from ...diagnose.whole_capture import WholeCapture
 from ...errors import ExitCode, UnreadableInput, WrongUsage
 from ...sources import open_source
 from ...sources.spooled import plain
 from ...trace.opening import Capture, build_index, decode_source, index_disagrees, load
 from .output import progress, talk
+
+if TYPE_CHECKING:
+    from ...diagnose.whole_capture import WholeCapture
 
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
 CAPTURE = click.Path(path_type=Path, readable=False)
@@ -53,6 +56,8 @@ def verify_capture(path: Path) -> tuple[Capture, str | None]:
 
 def open_whole(path: Path) -> WholeCapture:
     """A capture to be asked for anything, with a progress bar; raises UnreadableInput."""
+    from ...diagnose.whole_capture import WholeCapture  # all of the rules come with it
+
     whole = WholeCapture(path)
     with progress(f"decoding {path.name}", whole.path.stat().st_size) as report:
         whole.load(report)
