@@ -38,6 +38,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m tools.generate_docs
+	$(BIN)/python -m tools.make_schemas
 	$(BIN)/python -m tools.make_pictures
 
 captures: $(STAMP)
