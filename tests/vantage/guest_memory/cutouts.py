@@ -13,7 +13,8 @@ from struct import Struct
 
 from dissectors.constants import MessageType
 from dissectors.messages import pci_request
-from upcall_trace.vantage.guest_memory.conversations import Assembled, assemble
+from upcall_trace.vantage.guest_memory.assembling import assemble
+from upcall_trace.vantage.guest_memory.conversations import Assembled
 from upcall_trace.vantage.guest_memory.locating import locate
 from upcall_trace.vantage.guest_memory.windows import Stretch
 

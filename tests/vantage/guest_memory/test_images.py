@@ -14,7 +14,8 @@ import pytest
 
 from tests.vantage.guest_memory.cutouts import held, image, packet, page
 from upcall_trace.errors import UnreadableInput
-from upcall_trace.vantage.guest_memory.conversations import Assembled, assemble
+from upcall_trace.vantage.guest_memory.assembling import assemble
+from upcall_trace.vantage.guest_memory.conversations import Assembled
 from upcall_trace.vantage.guest_memory.images import Image
 from upcall_trace.vantage.guest_memory.locating import locate
 
@@ -28,7 +29,7 @@ RAW = page(held(), 0x10) + page(packet(held()[16:1040], 1024), 0)
 
 def look(path: Path) -> Assembled:
     with Image(path) as memory:
-        return assemble(locate(memory.windows(), memory.aligned), memory.read)
+        return assemble(locate(memory.windows(), memory.aligned), memory.read, memory.ranges)
 
 
 def addresses(path: Path) -> list[int]:

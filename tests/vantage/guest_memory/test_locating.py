@@ -33,6 +33,7 @@ from upcall_trace.vantage.guest_memory.locating import (
 from upcall_trace.vantage.guest_memory.windows import Stretch, windows_of
 
 NOTHING = bytes(1024)
+DEL_77 = cpu_request(MessageType.DEL_CPU, [77]).encode()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,23 @@ def test_thousands_of_fakes_are_called_possible_and_cost_little() -> None:
     assert len(assembled.conversations) == 3000
     assert {each.state for each in assembled.conversations} == {ObjectState.POSSIBLE}
     assert not any(each.certain for each in assembled.conversations)
+
+
+def test_a_fake_in_a_real_guests_memory_is_possible_at_most() -> None:
+    """Its pointers are not where this kernel's are: a guest's programs do not know them."""
+    raw = image("kata_6_12").read_bytes()
+    fakes = [page(held(DEL_77, hello().encode(), TASK + k, SOCKET + 64 * k)) for k in range(3)]
+    states = {
+        each.held.address: each.state for each in found_in(raw + b"".join(fakes)).conversations
+    }
+    begin = len(raw) + 0x10
+    assert [states.pop(begin + 4096 * k) for k in range(3)] == [ObjectState.POSSIBLE] * 3
+    assert states == {each.held.address: each.state for each in found_in(raw).conversations}
+
+
+def test_an_object_whose_pointers_are_far_apart_is_possible_at_most() -> None:
+    (found,) = found_in(page(held(task=0xFF11000000682000, socket=SOCKET))).conversations
+    assert found.state is ObjectState.POSSIBLE
 
 
 def test_of_more_than_can_be_kept_the_rest_is_said_to_be_there() -> None:

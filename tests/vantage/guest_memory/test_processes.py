@@ -12,8 +12,10 @@ import pytest
 
 from tests.vantage.guest_memory.cutouts import held, image, packet
 from tests.vantage.guest_memory.vmm_process import vmm_process
+from tests.vantage.guest_memory.whole_guest import BASE, OBJECT, WholeGuest
 from upcall_trace.errors import Unreachable
-from upcall_trace.vantage.guest_memory.conversations import Assembled, assemble
+from upcall_trace.vantage.guest_memory.assembling import assemble
+from upcall_trace.vantage.guest_memory.conversations import Assembled, ObjectState
 from upcall_trace.vantage.guest_memory.locating import locate
 from upcall_trace.vantage.guest_memory.processes import RunningVmm, VmmGone, guest_mappings
 
@@ -21,7 +23,7 @@ MIB = 1 << 20
 
 
 def look(memory: RunningVmm) -> Assembled:
-    return assemble(locate(memory.windows(), memory.aligned), memory.read)
+    return assemble(locate(memory.windows(), memory.aligned), memory.read, memory.ranges)
 
 
 def resident(pid: int) -> int:
@@ -48,6 +50,21 @@ def test_everything_is_found_and_no_page_becomes_resident(kind: str) -> None:
             # Following a pointer to a page that was never used must not make it one either.
             assert memory.read(memory.mappings[0].begin + 50 * MIB, 64) == b""
         assert resident(vmm.pid) == before
+
+
+def test_in_a_whole_memory_an_object_that_points_nowhere_is_possible_at_most() -> None:
+    """Whatever a guest fakes: it does not know where a socket of its kernel is."""
+    real = WholeGuest(held()[16:1040], held()[1040:], 4, 4)
+    with vmm_process(256 * MIB) as vmm:
+        vmm.put(0, bytes(real.raw))
+        vmm.put(40 * MIB, held(task=BASE + 0x123000, socket=BASE + 0x456780))
+        with RunningVmm(vmm.pid) as memory:
+            begin = memory.mappings[0].begin
+            found = {each.held.address - begin: each for each in look(memory).conversations}
+    assert found[OBJECT].certain
+    assert found[OBJECT].state is ObjectState.ANSWERED
+    assert found[40 * MIB].state is ObjectState.POSSIBLE
+    assert "no socket is where it points" in found[40 * MIB].why
 
 
 def test_what_lies_across_the_ends_of_windows_is_found() -> None:

@@ -17,7 +17,8 @@ from ...errors import NothingRun, WrongUsage
 from ...sources.spooled import plain
 from ...unpacking import STDIN
 from ...vantage.guest_memory.as_capture import SOURCE, as_records
-from ...vantage.guest_memory.conversations import Assembled, assemble
+from ...vantage.guest_memory.assembling import assemble
+from ...vantage.guest_memory.conversations import Assembled
 from ...vantage.guest_memory.images import Image
 from ...vantage.guest_memory.locating import locate
 from ...vantage.guest_memory.processes import RunningVmm
@@ -88,7 +89,7 @@ def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
         memory.present()  # to know how much there is
     with progress(f"looking through {memory.name}", memory.size) as report:
         found = locate(memory.windows(), memory.aligned, port, report)
-    assembled = assemble(found, memory.read)
+    assembled = assemble(found, memory.read, memory.ranges, port)
     if isinstance(memory, Image) and memory.missing:
         talk(f"{memory.name} was cut off: what is missing of it cannot be looked at")
     return assembled

@@ -29,6 +29,8 @@ _WRITABLE: Final = 2
 _MANY_SEGMENTS: Final = 0xFFFF
 _SEGMENT_LIMIT: Final = 1 << 16
 _HEAD_SIZE: Final = 1 << 20
+_LEAST_WHOLE: Final = 16 << 20
+"""No guest has less memory."""
 _PIECE: Final = 1 << 20
 _FOREIGN: Final = (
     (b"KDUMP   ", "a kdump-compressed dump", "dump again without compression"),
@@ -74,6 +76,18 @@ class Image:
         except UnreadableInput:
             self.close()
             raise
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Begin and end of the guest's memory; none where pointers cannot be followed.
+
+        Packed images are read in order, and pages that were cut out of a memory are not where
+        pointers lead.
+        """
+        whole = sum(segment.size for segment in self._segments)
+        if self._packed or whole < _LEAST_WHOLE:
+            return []
+        return [(each.address, each.address + each.size) for each in self._segments]
 
     def windows(self) -> Iterator[Stretch]:
         """All of it; raises UnreadableInput when it cannot be read on."""

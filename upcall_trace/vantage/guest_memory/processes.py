@@ -137,6 +137,11 @@ class RunningVmm:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Begin and end of the guest's memory."""
+        return [(mapping.begin, mapping.end) for mapping in self.mappings]
+
     def present(self) -> list[tuple[int, int]]:
         """Begin and end of every run of pages that are there; sets `size`. Raises VmmGone."""
         runs: list[tuple[int, int]] = []

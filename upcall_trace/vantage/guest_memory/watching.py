@@ -281,8 +281,8 @@ class Watcher:
 
     def _counts_of(self, held: ConnectionObject) -> Counts | None:
         """The counts of an object's socket: where the guest's direct mapping has it."""
-        ranges = [(mapping.begin, mapping.end) for mapping in self._memory.mappings]
-        socket = socket_of(held, likely_shifts(held, ranges), self._memory.read, self._port)
+        shifts = likely_shifts(held, self._memory.ranges)
+        socket = socket_of(held, shifts, self._memory.read, self._port)
         led = follow(held, [socket], self._memory.read) if socket is not None else None
         return led.counts if led is not None else None
 

@@ -7,7 +7,7 @@ in: the VMM's own addresses for a running one, guest-physical ones or offsets fo
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -65,6 +65,11 @@ class Memory(Protocol):
     """Whether whatever the guest aligned to four bytes is aligned to four bytes here."""
     size: int
     """Bytes that `windows` shows, as far as that is known beforehand; else 0."""
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """Begin and end of the whole of a guest's memory; empty where this is a part of it."""
+        ...
 
     def windows(self) -> Iterator[Stretch]:
         """All of it, in order of address; never more than a few MiB at a time."""
