@@ -187,7 +187,7 @@ def test_thousands_of_fakes_are_called_possible_and_cost_little() -> None:
 def test_a_fake_in_a_real_guests_memory_is_possible_at_most() -> None:
     """Its pointers are not where this kernel's are: a guest's programs do not know them."""
     raw = image("kata_6_12").read_bytes()
-    fakes = [page(held(DEL_77, hello().encode(), TASK + k, SOCKET + 64 * k)) for k in range(3)]
+    fakes = [page(held(DEL_77, hello().encode(), TASK + 64 * k, SOCKET + 64 * k)) for k in range(3)]
     states = {
         each.held.address: each.state for each in found_in(raw + b"".join(fakes)).conversations
     }
