@@ -109,7 +109,7 @@ def test_the_table_lists_every_failure_of_the_recordings() -> None:
 def test_what_failed_on_pc_fails_the_same(live_guest: Start) -> None:
     guest = live_guest("--machine", "pc")
     with Watch(guest) as seen:
-        compare("pci_memory", guest, speed=2.0)  # time enough to see the memory come and go
+        compare("pci_memory", guest, speed=1.0)  # time enough to see the memory come and go
     assert {state["memory_kib"] - guest.state()["memory_kib"] for state in seen} >= {0, 256 << 10}
     assert [state["disks"] for state in seen].count(["vda"]) > 0  # one was removed, and came back
     compare("cpu_lifecycle", guest)
