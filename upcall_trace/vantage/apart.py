@@ -41,6 +41,8 @@ _TAKEN_AT_ONCE: Final = 4 << 20
 _SAY_S: Final = 0.05
 _PUSH_S: Final = 0.005
 _IDLE_S: Final = 0.1
+_QUIET_ROUNDS: Final = 20
+_WORTH_IT: Final = 8
 _WRITTEN_AT_ONCE: Final = 512
 _DECODED_AT_ONCE: Final = 64
 _KILL_S: Final = 0.2
@@ -64,7 +66,7 @@ class ApartRecorder:
         self._stop = stop
         self._tell = tell
         self._begin_ns = time.monotonic_ns()
-        self._out: list[bytes] = []
+        self._out: list[Item] = []
         self._behind: deque[bytes] = deque()
         self._behind_size = 0
         self._sent: deque[bytes] = deque()
@@ -107,7 +109,7 @@ class ApartRecorder:
             way = (conn, to_guest)
             self._counted[way] = self._counted.get(way, 0) + len(received)
             return
-        self._out.append(_ITEM.pack(len(received), to_guest, t_ns, conn) + received)
+        self._out.append((t_ns, conn, to_guest, received))
 
     def record(self, record: Record) -> None:
         """Remember any other record."""
@@ -115,14 +117,19 @@ class ApartRecorder:
             self._open[record.conn] = record
         elif isinstance(record, Close) and record.how is not How.HALF:
             self._open.pop(record.conn, None)
-        self._out.append(_packed(record))
+        self._out.append(record)
 
     def settle(self) -> None:
-        """Hand over what is remembered; call it when nothing is held up by that."""
+        """Hand over what is remembered, once it is worth it; call it after sending on."""
+        if len(self._out) >= _WORTH_IT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over all of it; call it when nothing moves."""
         out = self._out
         if not out:
             return
-        blob = out[0] if len(out) == 1 else b"".join(out)
+        blob = b"".join([_packed(item) for item in out])
         out.clear()
         if self._behind or self._alone:
             self._fall_behind(blob)
@@ -161,7 +168,7 @@ class ApartRecorder:
         if self._closed:
             return
         self._closed = True
-        self.settle()
+        self.flush()
         self._fall_behind(b"".join(map(_packed, self._gaps())) + _ITEM.pack(0, _CLOSE, 0, 0))
         self._over.wait(carrying.STOP_S)
         if not self._over.is_set():
@@ -276,8 +283,11 @@ class ApartRecorder:
         self._over.set()
 
 
-def _packed(record: Record) -> bytes:
-    framed = encode(record)
+def _packed(item: Item) -> bytes:
+    if isinstance(item, tuple):
+        t_ns, conn, to_guest, received = item
+        return _ITEM.pack(len(received), to_guest, t_ns, conn) + received
+    framed = encode(item)
     return _ITEM.pack(len(framed), _RECORD, 0, 0) + framed
 
 
@@ -323,7 +333,7 @@ class _WriterProcess:
         self._items = _Items()
         self._said: list[str] = []
         self._told_s = 0.0
-        self._more = False
+        self._quiet = 0
 
     def serve(self) -> NoReturn:
         """Never returns: what the other process had on its stack is not ours."""
@@ -350,19 +360,24 @@ class _WriterProcess:
             pass
 
     def _round(self) -> bool:
-        """Take what has come and write it; False when that was the last."""
-        waited, _, _ = select.select([self._pipe], [], [], 0 if self._more else _IDLE_S)
-        if not waited and self._more:
-            self._more = self._store.catch_up(_DECODED_AT_ONCE)
-            return True
-        if waited and _size_in(self._pipe) < _BATCH_SIZE:
-            time.sleep(_BATCH_S)  # more at once costs less
-        records, commands, ended = self._take() if waited else ([], [], False)
+        """Take what has come and write it; False when that was the last.
+
+        While there is traffic it is looked for now and then and not waited for: to be waited for
+        costs the side that writes to the pipe a wake-up each time.
+        """
+        if self._quiet >= _QUIET_ROUNDS:
+            select.select([self._pipe], [], [], _IDLE_S)
+        elif _size_in(self._pipe) < _BATCH_SIZE:
+            until = time.monotonic() + _BATCH_S  # more at once costs less
+            while self._store.catch_up(_DECODED_AT_ONCE) and time.monotonic() < until:
+                pass
+            time.sleep(max(0.0, until - time.monotonic()))
+        records, commands, ended = self._take()
+        self._quiet = 0 if records or self._store.catch_up(0) else self._quiet + 1
         if _REOPEN in commands:
             self._store.reopen()
         for begin in range(0, max(1, len(records)), _WRITTEN_AT_ONCE):
             self._store.put(records[begin : begin + _WRITTEN_AT_ONCE])
-        self._more = bool(records) or self._more
         closing = _CLOSE in commands
         if closing:
             self._store.close()

@@ -116,7 +116,7 @@ class GrowingCapture:
         To write is urgent and to decode is not, so it is done when nothing waits.
         """
         unread = self._unread
-        while unread and most:
+        while unread and most > 0:
             record, offset, framed = unread.popleft()
             self._digest.update(framed)
             if record is not None:

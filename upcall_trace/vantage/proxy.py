@@ -39,6 +39,8 @@ _ACCEPTED_AT_ONCE: Final = 64
 _RETRY_S: Final = 0.01
 _GRACE_S: Final = 0.1
 _LOOK_S: Final = 0.25
+_QUIET_S: Final = 0.004
+"""After so long without an event, what is remembered is handed over."""
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Handler = Callable[[int], None]
@@ -91,6 +93,7 @@ class Proxy:
         self.unwatch = self.loop.unwatch
         self.take_pipe = self.loop.take_pipe
         self.give_pipe = self.loop.give_pipe
+        self.loop.when_idle(recorder.flush)
 
     def listen(self, listener: socket.socket, route: GuestRoute | None = None) -> None:
         """Accept from `listener`; with a route, what the guest initiated."""
@@ -218,7 +221,12 @@ class Loop:
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._handlers[self._wake_read] = self._woken
         self._stopping = False
+        self._idle: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
+
+    def when_idle(self, work: Callable[[], None]) -> None:
+        """Do this each time that nothing moves any more."""
+        self._idle.append(work)
 
     def start(self) -> None:
         """Begin, unless it was begun."""
@@ -358,9 +366,14 @@ class Loop:
 
     def _run(self) -> None:
         poll, handlers = self._epoll.poll, self._handlers
+        ready: list[tuple[int, int]] = []
         while not self._stopping:
-            timeout = _RETRY_S if self._later or self._timed else _LOOK_S
-            for descriptor, events in poll(timeout, 256):
+            timeout = _QUIET_S if ready else _RETRY_S if self._later or self._timed else _LOOK_S
+            ready = poll(timeout, 256)
+            if not ready:
+                for flush in self._idle:
+                    flush()
+            for descriptor, events in ready:
                 handler = handlers.get(descriptor)
                 if handler is not None:
                     handler(events)

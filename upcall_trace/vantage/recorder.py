@@ -84,7 +84,10 @@ class Records(Protocol):
         """Remember any other record."""
 
     def settle(self) -> None:
-        """Hand over what is remembered."""
+        """Hand over what is remembered, once it is worth it; call it after sending on."""
+
+    def flush(self) -> None:
+        """Hand over all of it; call it when nothing moves."""
 
 
 class Recorder:
@@ -141,7 +144,10 @@ class Recorder:
         self._pending.append(record)
 
     def settle(self) -> None:
-        """Hand over what is remembered; call it when nothing is held up by that."""
+        """As `ApartRecorder.settle`; this one's thread takes what there is by itself."""
+
+    def flush(self) -> None:
+        """As `ApartRecorder.flush`."""
 
     def reopen(self) -> None:
         """Go on in a new file, when the old one was renamed, or in the next of a ring."""
