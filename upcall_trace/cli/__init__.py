@@ -123,6 +123,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; the process ends with one of `ExitCode`."""
+    _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
@@ -158,6 +159,15 @@ def main(arguments: list[str] | None = None) -> Any:
         talk(f"upcall-trace: {trouble}")
         code = code or ExitCode.LOST  # what the plugin would have said is missing
     sys.exit(int(code or 0))
+
+
+def _occupy_standard_descriptors() -> None:
+    """Where one was closed before we began, the next file would get its number, and our remarks."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _give_up_stdout() -> None:

@@ -30,7 +30,7 @@ from ..trace.script import Asked, Script
 from ..views.messages import reply_text, request_text
 from .support.files import CAPTURE, tell_losses
 from .support.options import given_world, tell_lacking_world, world_options
-from .support.output import SECONDS, out, out_json, talk
+from .support.output import SECONDS, has_terminal, out, out_json, say, talk
 from .support.signals import stop_on_signals
 
 _PATH = click.Path(path_type=Path)
@@ -267,7 +267,7 @@ def _stepper(stop: threading.Event) -> Callable[[Asked], None]:
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[], None]]:
     """A bar on a terminal's stderr once it takes longer than a moment; elsewhere nothing."""
-    if not sys.stderr.isatty():
+    if not has_terminal():
         yield lambda: None
         return
     begun, done = time.monotonic(), 0
@@ -277,11 +277,11 @@ def _progress(count: int) -> Iterator[Callable[[], None]]:
         nonlocal done, shown
         done += 1
         if time.monotonic() - begun > _PROGRESS_S and (done % 64 == 0 or done == count):
-            click.echo(f"\r{done} of {count} requests", nl=False, err=True)
+            say(f"\r{done} of {count} requests")
             shown = True
 
     try:
         yield advance
     finally:
         if shown:
-            click.echo(err=True)
+            say("\n")

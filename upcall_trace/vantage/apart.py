@@ -43,6 +43,7 @@ _PUSH_S: Final = 0.005
 _IDLE_S: Final = 0.1
 _QUIET_ROUNDS: Final = 20
 _WORTH_IT: Final = 8
+_NICE: Final = -10
 _WRITTEN_AT_ONCE: Final = 512
 _DECODED_AT_ONCE: Final = 64
 _KILL_S: Final = 0.2
@@ -358,6 +359,10 @@ class _WriterProcess:
                     pass  # the one by which they were listed
         while os.open(os.devnull, os.O_RDWR) < 2:
             pass
+        try:
+            os.nice(_NICE)  # little work, that is late soon on a busy machine
+        except OSError:
+            pass  # not ours to ask for
 
     def _round(self) -> bool:
         """Take what has come and write it; False when that was the last.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ class _Seconds(click.FloatRange):
 
 
 _YEAR_S = 31_536_000.0
+_PATIENCE_MS = 500
+"""How long a remark waits for somebody to read the ones before it."""
 SECONDS = _Seconds()
 
 
@@ -45,8 +49,43 @@ def out_json(value: Any) -> None:
 
 
 def talk(text: str) -> None:
-    """A remark of one line for the person at the terminal."""
-    click.echo(safe(text), err=True)
+    """A remark of one line for the person at the terminal.
+
+    Where stderr was closed, is full or is not read, the remark is lost and nothing else changes.
+    """
+    say(safe(text) + "\n")
+
+
+def say(text: str) -> None:
+    """Write to stderr as `talk` does, without a newline of its own; `text` is safe."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    try:
+        descriptor = stream.fileno()
+        stream.flush()
+    except (OSError, ValueError):  # closed, or no file at all: somebody takes it in memory
+        descriptor = -1
+    try:
+        if descriptor < 0:
+            stream.write(text)
+            stream.flush()
+            return
+        raw = text.encode(stream.encoding or "utf-8", "backslashreplace")
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        for begin in range(0, len(raw), select.PIPE_BUF):
+            # So much fits whenever there is room at all: this never waits for a reader.
+            if not any(events & select.POLLOUT for _, events in poll.poll(_PATIENCE_MS)):
+                return
+            os.write(descriptor, raw[begin : begin + select.PIPE_BUF])
+    except (OSError, ValueError):
+        pass
+
+
+def has_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def show_markdown(text: str) -> None:
@@ -62,8 +101,6 @@ def show_markdown(text: str) -> None:
 
 
 def _colour_allowed() -> bool:
-    import os
-
     return "NO_COLOR" not in os.environ
 
 
@@ -73,7 +110,7 @@ def progress(what: str, size: int) -> Iterator[Any]:
 
     Yields a function that takes the offset reached.
     """
-    if not sys.stderr.isatty() or size < (8 << 20):
+    if not has_terminal() or size < (8 << 20):
         yield None
         return
     from rich.console import Console

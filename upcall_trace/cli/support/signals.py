@@ -13,20 +13,27 @@ _LOOK_UP_S: Final = 0.05
 _ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-def stop_on_signals(stop: threading.Event, hurry: bool = True) -> Callable[[], None]:
+def stop_on_signals(
+    stop: threading.Event, hurry: bool = True, hang_up: Callable[[], None] | None = None
+) -> Callable[[], None]:
     """The first SIGINT, SIGTERM or SIGHUP sets `stop`; with `hurry` a second one interrupts.
 
-    What was ignored when we were started, as SIGHUP is by nohup, stays ignored. What is returned
-    puts everything back.
+    With `hang_up`, SIGHUP does that instead. SIGHUP that was ignored when we were started, as by
+    nohup, stays ignored. SIGINT does not: a shell that runs a script ignores it for all that it
+    starts in the background. What is returned puts everything back.
 
     The handler only takes a note, and a thread acts on it: setting the event needs a lock that
     the main thread, in which handlers run, may be holding.
     """
     noted: list[int] = []
+    hung_up: list[int] = []
     before: dict[int, Any] = {}
     over = threading.Event()
 
     def handle(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and hang_up is not None:
+            hung_up.append(number)
+            return
         noted.append(number)
         if hurry and len(noted) > 1:
             raise KeyboardInterrupt
@@ -35,6 +42,9 @@ def stop_on_signals(stop: threading.Event, hurry: bool = True) -> Callable[[], N
         while not noted:
             if over.wait(_LOOK_UP_S):
                 return
+            if hung_up and hang_up is not None:
+                hung_up.clear()
+                hang_up()
         stop.set()
 
     def put_back() -> None:
@@ -43,7 +53,7 @@ def stop_on_signals(stop: threading.Event, hurry: bool = True) -> Callable[[], N
             signal.signal(number, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, handle)
     threading.Thread(target=watch, name="signals", daemon=True).start()
     return put_back
