@@ -69,7 +69,10 @@ def link_to_itself(path: Path) -> None:
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (nothing, "{path}: No such file or directory"),
-    "a directory": (Path.mkdir, "{path} is a directory, not a file"),
+    "a directory": (
+        Path.mkdir,
+        "{path} cannot be read as a capture: it is a directory without captures",
+    ),
     "a socket": (bind_socket, "{path} is a socket, not a file"),
     "a pipe": (os.mkfifo, "{path} is a pipe, not a file"),
     "a device": (lambda path: path.symlink_to("/dev/null"), "{path} is a device, not a file"),

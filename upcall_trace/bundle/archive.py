@@ -178,7 +178,7 @@ def _copy_capture(path: Path, target: Path, redactor: Redactor | None) -> None:
     A packet capture may hold the payload of other ports; as a capture it does not.
     """
     with open_source(path) as source:
-        if isinstance(source, CaptureReader) and redactor is None:
+        if isinstance(source, CaptureReader) and source.is_one_file and redactor is None:
             with target.open("xb") as copy:
                 _copy_bytes(_blocks_of(path), copy, source.size)
             return

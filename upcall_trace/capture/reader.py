@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -80,11 +80,8 @@ class CaptureReader:
     def __init__(self, path: Path) -> None:
         self._descriptor = -1
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.live = is_being_written(self._descriptor)
-            self.size = os.fstat(self._descriptor).st_size
-            self.header, self.first_offset = self._read_header()
+            self._open()
         except BaseException:
             self.close()
             raise
@@ -95,6 +92,29 @@ class CaptureReader:
         self._summed = 0
         self._damage_checked = 0
         self._resync_budget = _RESYNC_BUDGET
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._refresh()
+        self.header, self.first_offset = self._read_header()
+
+    def _refresh(self) -> None:
+        # A recorder lets go of its lock after its last write, so the lock is looked at first.
+        self.live = self.is_live()
+        self.size = self.size_now()
+
+    def is_live(self) -> bool:
+        """Whether a recorder has the file open."""
+        return is_being_written(self._descriptor)
+
+    def size_now(self) -> int:
+        """How long the file is by now."""
+        return os.fstat(self._descriptor).st_size
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether there is one file to append to, or to copy."""
+        return True
 
     @property
     def complete(self) -> bool:
@@ -167,6 +187,8 @@ class CaptureReader:
                     self._check_segment(position, values)
                 continue
             if isinstance(record, Header):
+                for begun in self._begins(position, record):
+                    yield position, begun
                 continue
             t_ns = None if isinstance(record, Mark) else record.t_ns
             if told < len(self.damage):
@@ -174,16 +196,23 @@ class CaptureReader:
                 told = len(self.damage)
             if type(record) is End:
                 self._ended = True
-            elif type(record) is Carry:
-                record = self._carried(record)
-                if record is None:
-                    continue
             if t_ns is not None:
                 last_ns = t_ns
-            yield position, record
+            placed = self._placed(position, record)
+            if placed is not None:
+                yield position, placed
         yield from self._gaps(told, last_ns or 0)
 
-    def _carried(self, carry: Carry) -> Record | None:
+    def _begins(self, position: int, header: Header) -> list[Record]:
+        """What is to be said where a header stands behind other records."""
+        return []
+
+    def _placed(self, position: int, record: Record) -> Record | None:
+        """The record as who reads it is to see it, None for nothing."""
+        return self._as_open(record) if type(record) is Carry else record
+
+    @staticmethod
+    def _as_open(carry: Carry) -> Open:
         """What a connection that began in an earlier part looks like to who reads only this one."""
         return Open(carry.t_ns, carry.conn, Begins.MIDDLE, carry.port, carry.accepted, carry.peer,
                     carry.source)  # fmt: skip
@@ -212,14 +241,14 @@ class CaptureReader:
         """Whether the bytes that a segment stands for are still those that were written."""
         return digest_of(self.read, segment.begin, segment.end) == segment.digest
 
-    def note_changed(self, segment: IndexSegment) -> None:
-        """Remember as damage that a segment's bytes are not those that were written."""
-        size = segment.end - segment.begin
-        self.damage.append(Damage(segment.begin, size, False, DamageTo.DIGEST))
+    def _local(self, position: int) -> tuple[Callable[[int, int], bytes], int]:
+        """How the file that `position` is in is read, and where that is in it."""
+        return self.read, position
 
     def _check_segment(self, position: int, values: list[Any]) -> None:
+        read, at = self._local(position)
         try:
-            segment = parse_segment(values, position)
+            segment = parse_segment(values, at)
         except BadRecord:
             self._note_damage(position, self.next_offset)
             return
@@ -228,21 +257,19 @@ class CaptureReader:
         sound = (
             segment.begin == expected
             and self._summed <= _SUMMED_LIMIT * self.size
-            and self.is_as_recorded(segment)
+            and digest_of(read, segment.begin, segment.end) == segment.digest
         )
         # Where damage was told since the last one, the sum says nothing new.
         if not sound and len(self.damage) == self._damage_checked:
-            self.note_changed(segment)
+            size = segment.end - segment.begin
+            begin = segment.begin + position - at
+            self.damage.append(Damage(begin, size, False, DamageTo.DIGEST))
         self._damage_checked = len(self.damage)
         self._covered = segment.end
 
     def grow(self) -> Iterator[tuple[int, Record]]:
-        """What was appended since the last record that was read; for a file that grows.
-
-        A recorder lets go of its lock after its last write, so the lock is looked at first.
-        """
-        self.live = is_being_written(self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+        """What was appended since the last record that was read; for a file that grows."""
+        self._refresh()
         yield from self.records(self.next_offset)
 
     def close(self) -> None:

@@ -197,7 +197,7 @@ def _mark(
 ) -> bool:
     """Add them to the capture as marks; False where that cannot be."""
     with open_source(capture) as source:
-        ours = isinstance(source, CaptureReader)
+        ours = isinstance(source, CaptureReader) and source.is_one_file
     one_each = all(_PLACE.fullmatch(place) for place, _ in given)
     if opened.live:
         raise WrongUsage(f"{capture} is still being recorded; stop the recording first")

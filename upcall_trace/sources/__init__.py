@@ -18,6 +18,7 @@ from typing import Final, Protocol, Self
 from ..capture.frames import MAGIC
 from ..capture.reader import CaptureReader, Damage, NotACapture
 from ..capture.records import Header, Record
+from ..capture.ring import RingReader
 from ..errors import UnreadableInput
 from ..plugins import BrokenPlugin, Plugin, installed, note
 from .spooled import SpooledPath, plain
@@ -107,6 +108,8 @@ def open_source(path: Path) -> Source:
     try:
         path = plain(path)
         mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _told(RingReader(path), path)
         if not stat.S_ISREG(mode):
             raise UnreadableInput(f"{path} is {_kind(mode)}, not a file")
         with path.open("rb") as file:

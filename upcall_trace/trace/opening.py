@@ -100,7 +100,9 @@ def load_indexed(path: Path) -> Capture | None:
 
 
 def _indexed(source: Source, check: bool) -> Capture | None:
-    if not isinstance(source, CaptureReader) or source.size <= DECODED_SIZE:
+    if not isinstance(source, CaptureReader) or not source.is_one_file:
+        return None
+    if source.size <= DECODED_SIZE:
         return None
     index = read_index(source, INDEX_VERSION)
     if index is None:

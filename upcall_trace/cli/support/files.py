@@ -50,7 +50,9 @@ def verify_capture(path: Path) -> tuple[Capture, str | None]:
         size = source.size if isinstance(source, CaptureReader) else 0
         with progress(f"verifying {path.name}", size) as report:
             decoded = decode_source(source, report)
-        wrong = index_disagrees(source, decoded) if isinstance(source, CaptureReader) else None
+        wrong = None
+        if isinstance(source, CaptureReader) and source.is_one_file:
+            wrong = index_disagrees(source, decoded)
     return decoded, wrong
 
 

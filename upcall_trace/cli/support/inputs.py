@@ -14,5 +14,6 @@ def by_kind(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     captures: list[Path] = []
     logs: list[Path] = []
     for path in files:
-        (captures if capture_kind(sniff(path)) else logs).append(path)
+        is_capture = path.is_dir() or capture_kind(sniff(path))
+        (captures if is_capture else logs).append(path)
     return captures, logs

@@ -81,7 +81,7 @@ def _steps(path: Path, source: Source, told: _Telling) -> Iterator[tuple[int, An
     if not isinstance(source, CaptureReader):
         return
     live = source.live
-    identity = _identity(path) if live else None
+    identity = _identity(path) if live and source.is_one_file else None
     while live:
         live = source.live
         if identity is not None:
