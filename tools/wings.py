@@ -55,6 +55,10 @@ WINGS: Final[dict[str, Wing]] = {
         ("kernel", "compare", "control"),
     ),
     "diagnose": Wing("why it failed", ("trace", "views", "logs", "kernel")),
+    "recording": Wing(
+        "a recording that runs for weeks: its sockets, log, metrics, faults, service",
+        ("vantage", "diagnose", "kernel", "control"),
+    ),
     "transform": Wing("captures made from captures", ("trace", "simulated")),
     "replay": Wing("plan, play, judge", ("diagnose", "compare", "simulated", "control", "vantage")),
     "conform": Wing("does a guest answer as the model says", ("replay", "simulated", "transform")),
@@ -67,6 +71,8 @@ WINGS: Final[dict[str, Wing]] = {
     "bundle": Wing("the archive for an issue, redaction", ("diagnose", "views")),
     "testing": Wing("the pytest plugin", ("replay", "simulated", "vantage", "transform")),
     "tui": Wing("the terminal browser", ("replay", "transform", "exports", "bundle", "lab")),
-    "cli": Wing("the command line: one module a command", ("tui", "testing", "conform")),
+    "cli": Wing(
+        "the command line: one module a command", ("tui", "testing", "conform", "recording")
+    ),
 }
 """In order: a folder imports only folders that stand above it."""

@@ -389,7 +389,7 @@ def vsock_guest(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, socket.
         connected.append((cid, port, guests))
         return _Named(fileno=ours.detach())
 
-    monkeypatch.setattr("upcall_trace.vantage.relay.begin_vsock", connect)
+    monkeypatch.setattr("upcall_trace.vantage.arriving.begin_vsock", connect)
     return connected
 
 

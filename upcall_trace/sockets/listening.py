@@ -81,6 +81,10 @@ class InPlace:
         """The command that undoes this by hand."""
         return f"mv {self.aside} {self.path}"
 
+    def is_replaced(self) -> bool:
+        """Whether somebody, most likely the VMM, listens on a new socket at our place."""
+        return _identity(self.path) not in (self._identity, None) and answers(self.path)
+
     def close(self) -> None:
         """Give the VMM's socket its name back, unless the VMM has gone or made a new one."""
         if _identity(self.path) == self._identity and answers(self.aside):

@@ -34,7 +34,7 @@ class Indexer:
         self._session = Session(header)
         self._last: IndexSegment | None = None
         self._begin = 0
-        self._ended = False
+        self._results: list[tuple[str, str, int]] = []
         self.broken = False
         """True once a segment could not be written: then the capture has no index."""
 
@@ -61,6 +61,7 @@ class Indexer:
         session = self._session
         if ended:
             session.finish()
+        self._gather()
         columns, changed = session.table.cut(session.unfinished_rows())
         tables: dict[str, NDArray[Any]] = {
             **columns,
@@ -92,6 +93,17 @@ class Indexer:
     def rows(self) -> int:
         """How many operations there are so far."""
         return len(self._session.table)
+
+    def results(self) -> list[tuple[str, str, int]]:
+        """(operation, result, latency in ns or -1) of what was finished since the last call."""
+        self._gather()
+        found, self._results = self._results, []
+        return found
+
+    def _gather(self) -> None:
+        finished = self._session.finished_rows
+        self._results += [self._session.table.result(row) for row in finished]
+        finished.clear()
 
     @property
     def last_at(self) -> int:

@@ -68,7 +68,12 @@ COLUMN_TYPES: Final = {name: _DTYPE[name].str for name in COLUMNS} | {"extra": "
 _ANSWER_AT: Final = _DTYPE.fields["answered"][1] if _DTYPE.fields else 0
 _ANSWER: Final = Struct("<BiIIqqq")
 _ANOMALIES_AT: Final = _DTYPE.fields["anomalies"][1] if _DTYPE.fields else 0
+_LATENCY_AT: Final = _DTYPE.fields["latency_ns"][1] if _DTYPE.fields else 0
+_TYPE_AT: Final = _DTYPE.fields["msg_type"][1] if _DTYPE.fields else 0
+_SERVICE_AT: Final = _DTYPE.fields["service"][1] if _DTYPE.fields else 0
 _U32: Final = Struct("<I")
+_I64: Final = Struct("<q")
+_RESULT: Final = Struct("<Bi")
 _U32_LIMIT: Final = 0xFFFFFFFF
 _BLOCK: Final = 1 << 14
 """Rows whose arrays are looked through at once."""
@@ -186,6 +191,18 @@ class OperationTable:
             return self._rows, (row - self._first) * _ROW.size
         self._changed.add(row)
         return self._kept[row], 0
+
+    def result(self, row: int) -> tuple[str, str, int]:
+        """(operation, result, latency in ns or -1): the name of an errno, `ok` or `unanswered`."""
+        rows, at = self._place(row)
+        answered, ret = _RESULT.unpack_from(rows, at + _ANSWER_AT)
+        (latency_ns,) = _I64.unpack_from(rows, at + _LATENCY_AT)
+        (msg_type,) = _U32.unpack_from(rows, at + _TYPE_AT)
+        message = table_of(rows[at + _SERVICE_AT]).by_number.get(msg_type)
+        op = message.name if message else op_name(msg_type)
+        if not answered:
+            return op, "unanswered", -1
+        return op, errno_name(ret) or "ok" if ret <= 0 else str(ret), latency_ns
 
     def columns(self, first: int = 0) -> dict[str, NDArray[Any]]:
         """A copy of every column from row `first` on, and the bytes in `extra`."""

@@ -52,6 +52,9 @@ class Indexing(Protocol):
     def rows(self) -> int:
         """How many operations there are so far."""
 
+    def results(self) -> list[tuple[str, str, int]]:
+        """(operation, result, latency in ns or -1) of what was finished since the last call."""
+
 
 class NotOurs(UpcallError, OSError):
     """The file is not what we left: cut short, overwritten or deleted."""
@@ -169,6 +172,10 @@ class GrowingCapture:
     def indexed(self) -> bool:
         """Whether there is an index so far."""
         return self._indexed and not self._index.broken
+
+    def results(self) -> list[tuple[str, str, int]]:
+        """(operation, result, latency in ns or -1) of what was finished since the last call."""
+        return self._index.results()
 
     @property
     def operations(self) -> int:

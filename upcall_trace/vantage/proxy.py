@@ -24,9 +24,10 @@ from dissectors.constants import UPCALL_PORT
 
 from ..capture.records import MAX_CHUNK, Close, How, Open
 from ..sockets.addresses import Address, shut_down
+from .arriving import Phase
 from .recorder import Records
-from .relay import Phase, Relay
-from .relay_host import GuestRoute, peer_of
+from .relay import Relay
+from .relay_host import GuestRoute, Tamper, peer_of
 
 DESCRIPTORS_EACH: Final = 2
 """Of a connection: one for the client, one for what it talks to."""
@@ -51,6 +52,7 @@ class ProxyCounts:
     """What the proxy has done so far."""
 
     opened: int = 0
+    upcall: int = 0
     refused: int = 0
     away: int = 0
 
@@ -75,11 +77,13 @@ class Proxy:
         upcall_port: int = UPCALL_PORT,
         source: int = 0,
         loop: Loop | None = None,
+        tamper: Tamper | None = None,
     ) -> None:
         self.upstream = upstream
         self.recorder = recorder
         self.upcall_port = upcall_port
         self.source = source
+        self.tamper = tamper
         self._talk = talk
         self._own = loop is None
         self.loop = loop or Loop()
@@ -162,6 +166,14 @@ class Proxy:
             self._refusing = True
             self._talk(f"connection {number} was refused: {reason}")
 
+    def is_upcall(self) -> None:
+        """One more connection is for upcall."""
+        self.counts.upcall += 1
+
+    def call_later(self, after_s: float, work: Callable[[], None]) -> None:
+        """Have the loop do something after some time."""
+        self.loop.call_later(after_s, work)
+
     def unreachable(self, name: str, error: OSError) -> None:
         """Where a connection should have gone is nobody; said when that is news."""
         self.counts.away += 1
@@ -205,8 +217,8 @@ class Loop:
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.room = room_for(self._limit)
+        self.limit = limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.room = room_for(self.limit)
         self.open = 0
         self.buffer = memoryview(bytearray(MAX_CHUNK))
         self._epoll = select.epoll()
@@ -299,7 +311,7 @@ class Loop:
     @property
     def why_full(self) -> str:
         """What to say to that."""
-        return f"{self.open} connections are open, and the limit of open files is {self._limit}"
+        return f"{self.open} connections are open, and the limit of open files is {self.limit}"
 
     def make_room(self) -> bool:
         """One descriptor is left for telling a client that there are none."""

@@ -11,25 +11,22 @@ import array
 import errno
 import socket
 import struct
+import time
 from collections.abc import Callable
-from enum import Enum, auto
-from pathlib import Path
+from functools import partial
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Final
 
 from dissectors.constants import CONNECT_LINE_LIMIT
-from dissectors.hvsock import PASSFD_LINE, line_end, ok_line, parse_connect
+from dissectors.hvsock import PASSFD_LINE, line_end, parse_connect
 
-from ..capture.records import MAX_CHUNK, Begins, Close, How, Open
+from ..capture.records import FAULT, MAX_CHUNK, Close, How, Mark
 from ..sockets.addresses import (
-    VsockAddress,
-    begin_unix,
-    begin_vsock,
     is_hung_up,
-    outcome_of_connect,
     shut_down,
 )
-from .relay_host import GuestRoute, RelayHost, first_line, noted, peer_of
+from .arriving import Arriving, Phase
+from .relay_host import Tamper, TamperStep, first_line, noted
 from .ways import AGAIN, SinkBroken, Way
 
 _DESCRIPTORS: Final = 16
@@ -38,128 +35,19 @@ _CREDENTIALS: Final = struct.Struct("3i")
 _ONE_WAY_OVER: Final = (errno.EPIPE, errno.ESHUTDOWN)
 
 
-class Phase(Enum):
-    """How far a connection has come."""
+class Relay(Arriving):
+    """A client and what is behind the VMM's socket for it, and two ways between them."""
 
-    CONNECTING = auto()
-    LINE = auto()
-    DESCRIPTOR = auto()
-    UPCALL = auto()
-    OTHER = auto()
-    OVER = auto()
-
-
-class Relay:
-    """A client, and what is behind the VMM's socket for it."""
-
-    def __init__(
-        self, proxy: RelayHost, number: int, client: socket.socket, route: GuestRoute | None
-    ) -> None:
-        self._proxy = proxy
-        self._recorder = proxy.recorder
-        self.number = number
-        self.client = client
-        self.guest: socket.socket | None = None
-        self.phase = Phase.CONNECTING
-        self._route = route
-        self._line = b""
-        self._answered = route is not None
-        self._closed = False
-        self._ways: tuple[Way, ...] = ()
-        self._watched: dict[int, int] = {}
-
-    # From the client's arrival until both ends are there.
-
-    def begin(self) -> None:
-        """The client was accepted."""
-        route = self._route
-        begins, port = (Begins.OTHER, route.port) if route else (Begins.LINE, None)
-        now = self._recorder.now()
-        peer = peer_of(self.client)
-        self._recorder.record(Open(now, self.number, begins, port, None, peer, self._proxy.source))
-        if self._route is None and isinstance(self._proxy.upstream, VsockAddress):
-            self.phase = Phase.LINE  # as a multiplexer does: the line first
-            self._watch(self.client, EPOLLIN, self._vsock_line)
-        else:
-            self.connect()
-
-    @property
-    def goal(self) -> Path:
-        """The Unix socket that this client is for."""
-        if self._route is not None:
-            return self._route.path
-        assert not isinstance(self._proxy.upstream, VsockAddress)
-        return self._proxy.upstream.path
-
-    def connect(self) -> bool:
-        """Try to reach the Unix socket; False when it has no room just now."""
-        try:
-            self.guest = begin_unix(self.goal)
-        except BlockingIOError:
-            self._watch(self.client, 0, self._while_connecting)
-            return False
-        except OSError as error:
-            self._proxy.unreachable(str(self.goal), error)
-            self.refuse(How.AWAY, error.strerror or str(error))
-            return True
-        self._proxy.reachable(str(self.goal))
-        self._paired(Phase.LINE if self._route is None else Phase.OTHER)
-        return True
-
-    def _while_connecting(self, events: int) -> None:
-        """Only a hang-up is told of: the client left while the VMM did not accept."""
-        self._ended(by_guest=False, how=How.CLOSE)
-        self.finish()
-
-    def _vsock_line(self, events: int) -> None:
-        received = self._receive(self.client, by_guest=False)
-        if received is None:
-            return
-        if not received:
-            self.finish()
-            return
-        self._line += received
-        self._recorder.chunk(self.number, True, received)
-        end = line_end(self._line)
-        if end == 0:
-            return
-        upstream = self._proxy.upstream
-        assert isinstance(upstream, VsockAddress)
-        port = parse_connect(self._line[:end]) if end > 0 else None
-        if port is None:
-            self._ended(by_guest=True, how=How.CLOSE)
-            self.finish()
-            return
-        is_upcall = port == self._proxy.upcall_port
-        if is_upcall and upstream.port is not None:
-            port = upstream.port
-        try:
-            self.guest = begin_vsock(upstream.cid, port)
-        except OSError:
-            self._vsock_refused()
-            return
-        self.phase = Phase.CONNECTING
-        self._watch(self.client, 0, self._while_connecting)
-        phase, rest = Phase.UPCALL if is_upcall else Phase.OTHER, self._line[end:]
-        self._watch(self.guest, EPOLLOUT, lambda _: self._vsock_connected(phase, rest))
-
-    def _vsock_connected(self, phase: Phase, rest: bytes) -> None:
-        assert self.guest is not None
-        if outcome_of_connect(self.guest):
-            self._vsock_refused()
-            return
-        answer = ok_line(self.guest.getsockname()[1]).raw
-        self._recorder.chunk(self.number, False, answer)
-        self._answered = True
+    def _connected(self, answer: bytes, phase: Phase, rest: bytes) -> None:
         self._paired(phase)
         to_guest, from_guest = self._ways
         self._send(from_guest, answer)
-        if rest and self.phase is not Phase.OVER:
+        if rest and not self._is_over:
             self._send(to_guest, rest)
 
-    def _vsock_refused(self) -> None:
-        self._ended(by_guest=True, how=How.CLOSE)
-        self.finish()
+    @property
+    def _is_over(self) -> bool:
+        return self.phase is Phase.OVER
 
     def _paired(self, phase: Phase) -> None:
         assert self.guest is not None
@@ -199,7 +87,9 @@ class Relay:
             if not source.over and not source.is_full:
                 self._forward(source)
 
-        return self._quick(source, ready) if self.phase is Phase.UPCALL else ready
+        if self.phase is not Phase.UPCALL:
+            return ready
+        return self._quick(source, ready) if self._proxy.tamper is None else ready
 
     def _quick(self, way: Way, otherwise: Callable[[int], None]) -> Callable[[int], None]:
         """What nearly every event of an upcall connection is: bytes, and room for them."""
@@ -256,8 +146,38 @@ class Relay:
             self._half_closed(way)
             return
         received = bytes(self._proxy.buffer[:size])
+        if self._proxy.tamper is not None:
+            self._tampered(self._proxy.tamper, way, received)
+            return
         self._recorder.chunk(self.number, way.to_guest, received)
         self._send(way, received)
+        self._recorder.settle()
+
+    def _tampered(self, tamper: Tamper, way: Way, received: bytes) -> None:
+        """Have it done to the connection what was asked for; the capture has what was done."""
+
+        def remark(request: int, text: str) -> None:
+            mark = Mark(time.time_ns(), self.number, request, FAULT, text)
+            self._recorder.record(mark)
+
+        if way.to_guest:
+            self._recorder.chunk(self.number, True, received)
+        for step in tamper.received(self.number, way.to_guest, received, remark):
+            if step.after_s:
+                self._proxy.call_later(step.after_s, partial(self._take, step))
+            else:
+                self._take(step)
+
+    def _take(self, step: TamperStep) -> None:
+        if self.phase is Phase.OVER:
+            return
+        to_guest, from_guest = self._ways
+        if step.sent:
+            if not step.to_guest:
+                self._recorder.chunk(self.number, False, step.sent)
+            self._send(to_guest if step.to_guest else from_guest, step.sent)
+        if step.close and not self._is_over:
+            self.refuse(How.FAULT, step.close)
         self._recorder.settle()
 
     def _first_line(self, way: Way) -> None:
@@ -298,6 +218,8 @@ class Relay:
             self.phase = Phase.DESCRIPTOR
         else:
             self.phase = Phase.UPCALL if is_upcall else Phase.OTHER
+            if is_upcall:
+                self._proxy.is_upcall()
 
     def _first_answer(self, way: Way) -> None:
         received = self._receive(way.source, by_guest=True)
@@ -346,19 +268,6 @@ class Relay:
 
     # How it ends.
 
-    def _receive(self, stream: socket.socket, by_guest: bool) -> bytes | None:
-        """What came; empty when that was the end, None when nothing did."""
-        try:
-            received = stream.recv(MAX_CHUNK)
-        except OSError as error:
-            if error.errno in AGAIN:
-                return None
-            self._ended(by_guest, How.RESET)
-            return b""
-        if not received:
-            self._ended(by_guest, How.CLOSE)
-        return received
-
     def _failed(self, way: Way, error: OSError) -> None:
         """The source could not be read."""
         if error.errno in AGAIN:
@@ -397,19 +306,6 @@ class Relay:
         else:
             self._update()
 
-    def refuse(self, how: How, reason: str) -> None:
-        """End it for a reason of our own, which nobody else is to be blamed for."""
-        if not self._closed:
-            self._closed = True
-            now = self._recorder.now()
-            self._recorder.record(Close(now, self.number, False, how, reason))
-        self.finish()
-
-    def _ended(self, by_guest: bool, how: How) -> None:
-        if not self._closed:
-            self._closed = True
-            self._recorder.record(Close(self._recorder.now(), self.number, by_guest, how))
-
     def cut(self) -> None:
         """The recording ends before the connection does: nobody closed it."""
         self._closed = True
@@ -431,16 +327,6 @@ class Relay:
                 stream.close()
         self._ways = ()
         self._recorder.settle()
+        if self._proxy.tamper is not None:
+            self._proxy.tamper.over(self.number)
         self._proxy.forget(self)
-
-    def _watch(
-        self, stream: socket.socket, events: int, handler: Callable[[int], None], idle: bool = False
-    ) -> None:
-        """Have `handler` called; with `idle` and no events not at all, else for a hang-up."""
-        descriptor = stream.fileno()
-        if not events and idle:
-            if self._watched.pop(descriptor, None) is not None:
-                self._proxy.unwatch(descriptor)
-            return
-        self._proxy.watch(descriptor, events, handler, self._watched.get(descriptor))
-        self._watched[descriptor] = events

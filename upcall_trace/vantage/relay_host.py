@@ -15,6 +15,8 @@ from ..sockets.addresses import Address
 from .recorder import Records
 from .ways import Pipes
 
+Remark = Callable[[int, str], None]
+"""Takes a request's number and what was done to it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -26,6 +28,31 @@ class GuestRoute:
     path: Path
 
 
+@dataclass(frozen=True, slots=True)
+class TamperStep:
+    """What is to be done with a connection that is tampered with, `after_s` from now.
+
+    `sent` goes on, to the guest or to the client; `close` ends the connection, with that reason.
+    """
+
+    to_guest: bool
+    sent: bytes = b""
+    after_s: float = 0.0
+    close: str = ""
+
+
+class Tamper(Protocol):
+    """Faults on the live path: what becomes of bytes that came."""
+
+    def received(
+        self, conn: int, to_guest: bool, received: bytes, mark: Remark
+    ) -> list[TamperStep]:
+        """What to do instead of sending them on; `mark` takes a remark about a request."""
+
+    def over(self, conn: int) -> None:
+        """The connection has ended."""
+
+
 class RelayHost(Pipes, Protocol):
     """What a relay needs of the proxy that it belongs to."""
 
@@ -34,6 +61,13 @@ class RelayHost(Pipes, Protocol):
     upcall_port: int
     source: int
     buffer: memoryview
+    tamper: Tamper | None
+
+    def is_upcall(self) -> None:
+        """One more connection is for upcall."""
+
+    def call_later(self, after_s: float, work: Callable[[], None]) -> None:
+        """Have the loop do something after some time."""
 
     def watch(
         self, descriptor: int, events: int, handler: Callable[[int], None], before: int | None

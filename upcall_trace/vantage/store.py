@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,9 @@ class Rotation:
     keep: int | None = None
 
 
+BOUNDS_S: Final = (0.0001, 0.001, 0.01, 0.05, 0.25, 1.0, 10.0)
+
+
 @dataclass(slots=True)
 class RecordingAccount:
     """What became of a recording so far. `told` bytes are gaps in the file, `untold` are not."""
@@ -57,6 +61,12 @@ class RecordingAccount:
     connections: int = 0
     operations: int = 0
     messages: int = 0
+    traffic: int = 0
+    results: dict[str, int] = field(default_factory=dict)
+    """Operations so far, by `op result`."""
+    latencies: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    """How many replies came within each of BOUNDS_S, and how many later."""
+    latency_ns: int = 0
     told: int = 0
     untold: int = 0
     failure: str = ""
@@ -147,8 +157,18 @@ class CaptureStore:
     def catch_up(self, most: int) -> bool:
         """Decode so many of the records that were written; False when there are no more."""
         more = self._file.catch_up(most)
+        self._count()
         self.account.operations = self._operations_before + self._file.operations
         return more
+
+    def _count(self) -> None:
+        """What came of the operations that were decoded since the last time."""
+        account = self.account
+        for op, came, latency_ns in self._file.results():
+            account.results[f"{op} {came}"] = account.results.get(f"{op} {came}", 0) + 1
+            if latency_ns >= 0:
+                account.latencies[bisect_left(BOUNDS_S, latency_ns / 1e9)] += 1
+                account.latency_ns += latency_ns
 
     def rotate(self) -> None:
         """Go on in the next file of the ring; without a ring, in a new one at the path.
@@ -196,6 +216,7 @@ class CaptureStore:
     def _note(self, record: Item) -> None:
         if isinstance(record, (tuple, Chunk)):
             self.account.messages += 1
+            self.account.traffic += size_of(record)
         elif isinstance(record, Open):
             self.account.connections += 1
             self._open[record.conn] = record
