@@ -27,7 +27,7 @@ from .support.recording_options import RunOptions, run_options
 from .support.signals import stop_on_signals
 from .support.socket_recording import (
     Keeping,
-    Wanted,
+    WantedSockets,
     raise_descriptor_limit,
     record_sockets,
     recorded,
@@ -145,7 +145,7 @@ def record_command(
     if watch is not None:
         if any(given) or watch == "*":
             raise WrongUsage("--watch GLOB needs --in-place, or --memory, and no other source")
-        wanted = Wanted((), (), (), guest_ports, port)
+        wanted = WantedSockets((), (), (), guest_ports, port)
         recording = Keeping(
             output, overwrite, policy, live_header("proxy", arch, port, known), ways
         )
@@ -162,4 +162,6 @@ def record_command(
             running_recorder.say(f"recording {interface} into {output}")
             record_packets(packets, running_recorder.recorder, stop, dropped_packets, port)
         return ExitCode.EXPECTED
-    return record_sockets(Wanted(listen, upstream, in_place, guest_ports, port), recording, stop)
+    return record_sockets(
+        WantedSockets(listen, upstream, in_place, guest_ports, port), recording, stop
+    )

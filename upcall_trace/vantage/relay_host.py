@@ -47,7 +47,7 @@ class Tamper(Protocol):
     def received(
         self, conn: int, to_guest: bool, received: bytes, mark: Remark
     ) -> list[TamperStep]:
-        """What to do instead of sending them on; `mark` takes a remark about a request."""
+        """What to do instead of sending them on; `remark` takes one about a request."""
 
     def over(self, conn: int) -> None:
         """The connection has ended."""

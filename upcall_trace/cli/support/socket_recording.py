@@ -36,7 +36,7 @@ _MOST_FILES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedSockets:
     """Which sockets are to be recorded."""
 
     listen: tuple[Path, ...]
@@ -112,7 +112,7 @@ def check_lost(output: Path, account: RecordingAccount) -> None:
         raise SomethingLost(f"{output}: {account.lost} bytes of traffic were not recorded{why}")
 
 
-def record_sockets(wanted: Wanted, kept: Keeping, stop: threading.Event) -> ExitCode:
+def record_sockets(wanted: WantedSockets, kept: Keeping, stop: threading.Event) -> ExitCode:
     """Until a signal comes; raises UserError."""
     ways = kept.ways
     handed = handed_sockets()
@@ -166,7 +166,7 @@ def _beside(running: RunningRecording, ways: RunOptions, say: Callable[[str], No
         running.heed_findings(for_findings(ways.finding_severity, words, act))
 
 
-def _faults(wanted: Wanted, ways: RunOptions) -> LiveFaults | None:
+def _faults(wanted: WantedSockets, ways: RunOptions) -> LiveFaults | None:
     """The faults to commit; raises WrongUsage for what may be a real guest."""
     if not ways.faults:
         return None
@@ -180,7 +180,9 @@ def _faults(wanted: Wanted, ways: RunOptions) -> LiveFaults | None:
     return faults
 
 
-def watch_sockets(pattern: str, wanted: Wanted, kept: Keeping, stop: threading.Event) -> ExitCode:
+def watch_sockets(
+    pattern: str, wanted: WantedSockets, kept: Keeping, stop: threading.Event
+) -> ExitCode:
     """Every socket that the pattern finds, as it comes and goes, each into a capture of its own.
 
     Raises WrongUsage.
@@ -208,7 +210,7 @@ class _Life:
     """One socket that is recorded, for as long as its VMM lives."""
 
     def __init__(
-        self, path: Path, wanted: Wanted, kept: Keeping, say: Callable[[str], None],
+        self, path: Path, wanted: WantedSockets, kept: Keeping, say: Callable[[str], None],
         stop: threading.Event,
     ) -> None:  # fmt: skip
         self._say = say
@@ -245,7 +247,7 @@ class _Life:
 
 
 def _look_round(
-    pattern: str, wanted: Wanted, kept: Keeping, lives: dict[str, _Life],
+    pattern: str, wanted: WantedSockets, kept: Keeping, lives: dict[str, _Life],
     say: Callable[[str], None], stop: threading.Event,
 ) -> bool:  # fmt: skip
     lost = False
