@@ -380,12 +380,13 @@ def test_a_command_for_what_is_found(tmp_path: Path) -> None:
     script.write_text(f'#!/bin/sh\necho "$UPCALL_CODE $UPCALL_SEVERITY" >> {tmp_path}/found\n'
                       f"cat >> {tmp_path}/json\n")  # fmt: skip
     script.chmod(0o755)
+    (tmp_path / "found").touch()
     with faulty(tmp_path, "--fault", "add_mmio:ret=-17", "--on-finding", str(script)) as running:
         with Upcall(tmp_path / "proxy") as client:
             assert client.ask(ADD).ret == -17
-            until(lambda: (tmp_path / "found").exists(), 20)
+            until(lambda: "UP301" in (tmp_path / "found").read_text(), 30)
         running.end()
-    assert (tmp_path / "found").read_text().startswith("UP3")
+    assert "UP301 error" in (tmp_path / "found").read_text().splitlines()
     assert "code" in json.loads((tmp_path / "json").read_text().splitlines()[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from .sockets import SocketRecording
 STOP_S: Final = 2.0
 _LOOK_S: Final = 0.05
 _LOOK_ROUND_S: Final = 0.5
+_WAITING: Final = 1000
 
 
 class RunningRecording:
@@ -170,9 +172,18 @@ def for_findings(
 
 
 def commanding(command: str, say: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
-    """Runs the command for each finding that it hears."""
+    """Runs the command for each finding that it hears, one after the other."""
+    waiting: queue.Queue[dict[str, Any]] = queue.Queue(_WAITING)
+
+    def work() -> None:
+        while True:
+            run_command(command, waiting.get(), say)
 
     def act(finding: dict[str, Any]) -> None:
-        threading.Thread(target=run_command, args=(command, finding, say), daemon=True).start()
+        try:
+            waiting.put_nowait(finding)
+        except queue.Full:
+            say(f"{command} is too slow: it was not run for {finding.get('code')}")
 
+    threading.Thread(target=work, name="commands", daemon=True).start()
     return act
