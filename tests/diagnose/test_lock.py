@@ -157,3 +157,11 @@ def test_what_rests_on_the_lock_is_told_at_the_end() -> None:
     assert "UP310" not in early
     assert "UP602" in early
     assert [f.code for f in diagnosis.finish() if f.code == "UP310"] == ["UP310"]
+
+
+def test_a_cpu_that_is_refused_while_a_pci_device_is_probed_names_it() -> None:
+    scan = pci_request(MessageType.ADD_PCI, 0, 3)
+    records = [*connect(1), ask(scan, MS), *connect(2, 2 * MS), ask(CPU, 3 * MS, 2),
+               answer(CPU, 4 * MS, 2, EBUSY), answer(scan, SECOND)]  # fmt: skip
+    (busy,) = (f for f in found(records) if f.code == "UP208")
+    assert "as request 1.0 asked for meanwhile" in busy.why

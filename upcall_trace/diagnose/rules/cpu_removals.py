@@ -215,33 +215,45 @@ def removal_order(at: Situation) -> Told:
 
 @rule(codes.CPU_BUSY)
 def cpu_busy(at: Situation) -> Told:
-    """The guest could not take a CPU offline.
+    """The guest could not take a CPU offline, or could not let any come or go for the moment.
 
-    **What it says.** The kernel tried to take a CPU of the list offline, and something in the guest
-    did not let it go.
+    **What it says.** While a driver probes a PCI device, the kernel lets no CPU come or go: another
+    connection's ADD_PCI is enough. Or, for a removal, something in the guest holds the CPU.
 
-    **Why it matters.** The CPU stays. Those listed before it may be gone, while the VMM runs the
-    threads of all of them and refuses every later resize.
+    **Why it matters.** The CPUs stay as they are, but for those listed before the one that failed.
+    Dragonball never finishes the resize and refuses every later one.
 
-    **On the wire.** Reply type 2 with ret -16 (EBUSY).
+    **On the wire.** Reply type 1 or 2 with ret -16 (EBUSY).
 
     **Example.** No recording has it.
 
-    **Limits.** The reply says neither which CPU it was nor what held it.
+    **Limits.** The reply says neither which CPU it was nor what was in its way.
 
-    **What to do.** Look for `del vcpu failed` and what stands around it in the guest's console. CPU
-    hotplug may be switched off for a while, or a deadline task may need the CPU.
+    **What to do.** Look for a PCI device that was plugged at the same time; do one after the other.
+    For a removal look around `del vcpu failed` in the guest's console.
     """
     ids = at.apic_ids
+    adding = at.request.msg_type == MessageType.ADD_CPU
+    several = bool(at.cpu and at.cpu.count > 1)
+    pci = at.meanwhile[0] if at.meanwhile else None
     who = apic(ids) if len(ids) == 1 else "a CPU of the list"
-    outcome = "The CPU stays in the guest"
-    if at.cpu and at.cpu.count > 1:
-        outcome = "That CPU stays, and those listed before it may be gone"
+    if pci is not None:
+        why = f"No CPU may come or go while a PCI device is probed, as {pci} asked for meanwhile."
+    elif adding:
+        why = "The guest lets no CPU come or go for now, as while it probes a PCI device."
+    else:
+        why = f"The kernel could not take {who} offline: something in the guest holds it."
+    outcome = "That CPU is missing" if adding else "The CPU stays in the guest"
+    if several:
+        done = "up" if adding else "gone"
+        outcome = f"That CPU is as it was, and those listed before it may be {done}"
     return Told(
         what=refused(at),
-        why=f"The kernel could not take {who} offline: something in the guest holds it.",
+        why=why,
         so=resize_never_ends(outcome),
-        next="Look around `del vcpu failed` in the guest's console for what holds the CPU.",
+        next="Look for a PCI device that was plugged just then, and in the guest's console around "
+        "`del vcpu failed`.",
+        evidence=pointing(pci, "was being worked on"),
     )
 
 
