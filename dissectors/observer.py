@@ -5,21 +5,21 @@ an event, not an error. Bytes from the guest are a stream and give the same even
 sliced. Bytes to the guest are not: each recorded send, cut every `request_size` bytes, is one
 receive in the guest, laid over the bytes of the one before.
 
-How it works. Each direction goes through phases of its own, because neither can tell where the other
-is: to the guest LINE, SERVICE, MESSAGES; from the guest LINE, HELLO, MESSAGES. OPAQUE is for another
-port, or a service that nobody knows. A recording that begins in the MIDDLE finds its phase by what it
-sees: a CONNECT line, a single byte, or the magic of a first message.
+How it works. Each direction goes through phases of its own, because neither can tell where the
+other is: to the guest LINE, SERVICE, MESSAGES; from the guest LINE, HELLO, MESSAGES. OPAQUE is for
+another port, or a service that nobody knows. A recording that begins in the MIDDLE finds its phase
+by what it sees: a CONNECT line, a single byte, or the magic of a first message.
 
 A reply names no request, so requests are paired with replies by order. `_open` is the queue of
-requests that wait: each receive enters it, each whole reply takes the oldest out. Three things would
-break that order for good, and each has its own remedy:
+requests that wait: each receive enters it, each whole reply takes the oldest out. Three things
+would break that order for good, and each has its own remedy:
 
 - A short receive is executed over the bytes of the one before. `_request_buffer` is the guest's
   buffer as far as the recording shows it, and `_split_number` the request that a later piece may
   continue: two requests to the guest, though the client meant one.
-- Bytes that are known to be missing (`lost`) are counted in whole messages: requests without content
-  enter the queue, replies take theirs out, and `_skip` is what is left of a message whose beginning
-  is gone.
+- Bytes that are known to be missing (`lost`) are counted in whole messages: requests without
+  content enter the queue, replies take theirs out, and `_skip` is what is left of a message whose
+  beginning is gone.
 - Bytes that are missing in an unknown number (`resync`) cannot be counted. The next request settles
   it: a client asks again only when it has its answer, so everything in the queue lost its reply.
 """
