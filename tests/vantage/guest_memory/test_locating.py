@@ -196,6 +196,15 @@ def test_a_fake_in_a_real_guests_memory_is_possible_at_most() -> None:
     assert states == {each.held.address: each.state for each in found_in(raw).conversations}
 
 
+def test_of_two_objects_with_one_socket_the_one_that_waits_is_not_the_freed_one() -> None:
+    """A socket's memory is used again; a thread that works on a request has freed nothing."""
+    old = held(ASKED, TOLD)
+    states = [each.state for each in found_in(page(old) + page(held(DEL_77, TOLD))).conversations]
+    assert states == [ObjectState.FREED, ObjectState.WAITING]
+    states = [each.state for each in found_in(page(old) + page(held(ASKED, TOLD))).conversations]
+    assert states == [ObjectState.POSSIBLE, ObjectState.POSSIBLE]
+
+
 def test_an_object_whose_pointers_are_far_apart_is_possible_at_most() -> None:
     (found,) = found_in(page(held(task=0xFF11000000682000, socket=SOCKET))).conversations
     assert found.state is ObjectState.POSSIBLE

@@ -34,6 +34,12 @@ class Judge:
             for held in objects
             if not held.scribbled and (held.address in followed or held.address in paired)
         }
+        # A thread frees its object when its connection ends, and not while it works on a request.
+        self._waiting = Counter(
+            held.socket
+            for held in objects
+            if not held.scribbled and waits(held.request, held.reply)
+        )
         unbacked = [held for held in objects if not self._is_backed(held)]
         self._crowded = len(unbacked) > CROWD
 
@@ -101,10 +107,11 @@ class Judge:
         if held.scribbled:
             why.append("an allocator wrote into its end: it was freed")
             return ObjectState.FREED
-        if not backed and self._sharing[held.socket] > 1:
+        sharing = self._sharing[held.socket]
+        if not backed and sharing > 1 and not (unanswered and self._waiting[held.socket] == 1):
             why.append("another object has the same socket")
-            freed = held.socket in self._backed and self._sharing[held.socket] <= _REUSED
-            return ObjectState.FREED if freed else ObjectState.POSSIBLE
+            taken = held.socket in self._backed or self._waiting[held.socket] == 1
+            return ObjectState.FREED if taken and sharing <= _REUSED else ObjectState.POSSIBLE
         if not backed and self._crowded:
             why.append("there are more such objects than a guest has connections")
             return ObjectState.POSSIBLE
