@@ -194,6 +194,8 @@ _KINDS: Final = {
     "duration": "time with a unit",
     "op": "name of an operation",
     "errno": "name of an errno",
+    "code": "a code",
+    "severity": "a severity",
 }
 _MISTAKES: Final = (
     "latncy > 250ms",

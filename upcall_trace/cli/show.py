@@ -12,9 +12,12 @@ import click
 import numpy as np
 
 from ..capture.reader import CaptureReader
+from ..diagnose.judged import codes_by_place
+from ..diagnose.run import diagnose
 from ..diagnose.verdict import verdict
 from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
+from ..sources.spooled import plain
 from ..trace.decoding import Session
 from ..trace.filters import Filter, parse
 from ..trace.opening import capture_of
@@ -73,9 +76,10 @@ def show_command(
         if wanted is not None:
             rows = np.flatnonzero(wanted.mask(opened.operations)).tolist()
         remarks = {} if as_json else comments(opened.marks)
+        codes = codes_by_place(diagnose(plain(capture)).findings) if as_json else {}
         for row in rows:
             operation = opened.operations.operation(row)
-            show_operation(operation, as_json)
+            show_operation(operation, as_json, codes.get((operation.conn, operation.request), ()))
             show_comments(remarks, operation)
             if verdicts and not as_json:
                 _show_verdict(operation)

@@ -19,6 +19,7 @@ from ..trace.filters import parse
 from ..trace.opening import Capture, Progress, load
 from ..trace.operations import Operation, Operations
 from .finding import Finding
+from .judged import judging
 from .run import Diagnosed, diagnose
 
 
@@ -43,6 +44,7 @@ class WholeCapture:
         """Read the operations now, if that is still to be done."""
         if self._opened is None:
             self._opened = load(self.path, progress)
+            self._opened.operations.judge = judging(self.path)
         return self._opened
 
     @property

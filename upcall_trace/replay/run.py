@@ -20,6 +20,7 @@ from ..control.order_socket import check_control, give_order
 from ..control.orders import BadOrder
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
+from ..diagnose.judged import judging
 from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
 from ..kernel.model import Guest
 from ..kernel.noted_world import world_notes
@@ -84,6 +85,7 @@ def read_recording(
         findings += diagnosis.finish()
         capture = capture_of(session, source)
     script = read_script(capture.header, records, keep_splits, port)
+    capture.operations.judge = judging(path)
     return Recording(path, capture, script, findings, read_matchers(path, capture.marks, match))
 
 

@@ -22,10 +22,12 @@ from dissectors.constants import ERRNO_NAMES
 from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.tables import ARCH_NAMES, FieldRow, MessageTable, Show
 
+from ..codes import Severity
+from ..codes import table as known_codes
 from ..durations import UNITS_NS, nanoseconds
 from ..errors import WrongUsage
 from .filter_nodes import Node, Token
-from .operations import ANOMALY_BIT, Operations
+from .operations import ANOMALY_BIT, Operations, code_number
 from .rows import other_tables
 
 Mask = NDArray[np.bool_]
@@ -48,6 +50,10 @@ _ERRNO_NUMBERS: Final = {name: -number for number, name in ERRNO_NAMES.items()}
 _OP_NUMBERS: Final = {name: m.number for name, m in DEVICE_MANAGER_TABLE.by_name.items()}
 
 
+_NAMES: Final = {
+    "code": {str(code): code_number(code) for code in known_codes()},
+    "severity": {severity.name: int(severity) for severity in Severity},
+}
 Test = Callable[[_Values], Mask]
 """Compares the values of one column, giving a truth value for each."""
 
@@ -63,6 +69,21 @@ class Field:
     meaning: str
     kind: str
     rows: Callable[[Operations, Test], Mask]
+
+
+def _code(operations: Operations, test: Test) -> Mask:
+    """Any code that was found at an operation."""
+    judged = operations.judged()
+    mask = np.zeros(len(operations), np.bool_)
+    mask[judged.rows[test(judged.codes)]] = True
+    return mask
+
+
+def _finding(operations: Operations, test: Test) -> Mask:
+    """The worst severity of what was found at an operation."""
+    worst = operations.judged().worst
+    hits: Mask = test(worst) & (worst > 0)
+    return hits
 
 
 def _column(name: str, operations: Operations, test: Test) -> Mask:
@@ -150,6 +171,9 @@ FIELDS: Final = _by_name(
               partial(_column, "size")),
         Field("msg_type", "the request's type as a number", "number", partial(_ours, "msg_type")),
         Field("msg_size", "the request's msg_size", "number", partial(_ours, "msg_size")),
+        Field("code", "any code that was found at the operation", "code", _code),
+        Field("finding", "the worst severity of what was found at the operation", "severity",
+              _finding),
         *_load_fields(DEVICE_MANAGER_TABLE),
     )
 )  # fmt: skip
@@ -273,7 +297,7 @@ class _Build:
         name, sign, value = tokens
         field = self._field(name)
         number = self._number(field, value)
-        if field.kind in ("op", "errno") and sign not in ("==", "=", "!="):
+        if field.kind in ("op", "errno", "code") and sign not in ("==", "=", "!="):
             raise self._bad(sign, f"{field.name} has names: only == and != make sense")
         compare = _COMPARE[sign]
         return lambda operations: field.rows(operations, lambda values: compare(values, number))
@@ -311,8 +335,13 @@ class _Build:
             if token.upper() not in _ERRNO_NUMBERS:
                 raise self._unknown(token, list(_ERRNO_NUMBERS))
             return _ERRNO_NUMBERS[token.upper()]
+        if field.kind in _NAMES and token.type == "NAME":
+            known = _NAMES[field.kind]
+            if token.upper() not in known:
+                raise self._unknown(token, [name.lower() for name in known])
+            return known[token.upper()]
         unit = next((unit for unit in UNITS_NS if token.endswith(unit)), None)
-        named = token.type != "QUANTITY" or field.kind == "errno"
+        named = token.type != "QUANTITY" or field.kind in ("errno", *_NAMES)
         if named or (field.kind != "duration") != (unit is None):
             wanted = _WRITTEN[field.kind]
             raise self._bad(token, f"{field.name} is compared with {wanted}")
@@ -347,4 +376,6 @@ _WRITTEN: Final = {
     "duration": "a time with its unit, such as 250ms or 1.5s",
     "op": "an operation, such as add_cpu",
     "errno": "an errno, such as EEXIST",
+    "code": "a code, such as UP301",
+    "severity": "a severity: note, warning, error or fatal",
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.services import ServiceReply, ServiceRequest
 from dissectors.tables import FieldRow, Layout
 
+from ..errors import WrongUsage
 from .rows import (
     ANSWERS,
     COLUMNS,
@@ -255,6 +257,21 @@ class NoTable(OperationTable):
         return None
 
 
+def code_number(code: str) -> int:
+    """A code as a number: its digits; a plugin's code has one of its own, below 0."""
+    digits = code[2:]
+    return int(digits) if digits.isdecimal() and len(digits) <= 9 else -(crc32(code.encode()) + 1)
+
+
+class Judged(NamedTuple):
+    """What was found at operations: a row and a code's number for each finding, and the worst
+    severity at each row, 0 for none."""
+
+    rows: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    worst: NDArray[np.uint8]
+
+
 class Operations:
     """A view of columns as operations: of a table that was decoded, or of a capture's index.
 
@@ -264,9 +281,20 @@ class Operations:
     def __init__(self, columns: Mapping[str, NDArray[Any]], first_ns: int) -> None:
         self._columns = columns
         self._first_ns = first_ns
+        self.judge: Callable[[Operations], Judged] | None = None
+        """What finds out the findings at each operation, when they are first asked for."""
+        self._judged: Judged | None = None
 
     def __len__(self) -> int:
         return len(self._columns["conn"])
+
+    def judged(self) -> Judged:
+        """The findings at each operation; raises WrongUsage where nothing can find them out."""
+        if self._judged is None:
+            if self.judge is None:
+                raise WrongUsage("what was found is not known here: code and finding need a file")
+            self._judged = self.judge(self)
+        return self._judged
 
     def column(self, name: str) -> NDArray[Any]:
         """One column by its name in the table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 
 
-def operation_object(operation: Operation) -> dict[str, Any]:
+def operation_object(operation: Operation, codes: Sequence[str] = ()) -> dict[str, Any]:
     """One line of `show --json`."""
     return {
         "v": VERSION,
@@ -31,7 +32,7 @@ def operation_object(operation: Operation) -> dict[str, Any]:
         "latency_ns": operation.latency_ns,
         "reply": None if operation.reply is None else dict(operation.reply),
         "anomalies": list(operation.anomalies),
-        "codes": [],
+        "codes": list(codes),
     }
 
 

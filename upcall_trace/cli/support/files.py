@@ -41,7 +41,11 @@ def open_capture(path: Path, check: bool = True) -> Capture:
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
     with progress(f"decoding {path.name}", size) as report:
-        return load(path, report, check)
+        opened = load(path, report, check)
+    from ...diagnose.judged import judging
+
+    opened.operations.judge = judging(path)
+    return opened
 
 
 def verify_capture(path: Path) -> tuple[Capture, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...capture.records import COMMENT, Mark
 from ...trace.operations import Operation
@@ -31,10 +31,10 @@ def show_comments(remarks: dict[tuple[int, int], list[str]], operation: Operatio
             out(_REMARK + line)
 
 
-def show_operation(operation: Operation, as_json: bool = False) -> None:
+def show_operation(operation: Operation, as_json: bool = False, codes: Sequence[str] = ()) -> None:
     """One operation as a line of text or JSON."""
     if as_json:
-        out_json(operation_object(operation))
+        out_json(operation_object(operation, codes))
     else:
         colour = "red" if operation.failed else "yellow" if operation.anomalies else None
         out(operation_text(operation), colour)

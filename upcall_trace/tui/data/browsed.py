@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...capture.records import Header, Mark, Vmm
+from ...diagnose.judged import judging
 from ...trace.decoding import Connection
 from ...trace.filters import Filter, Mask
 from ...trace.opening import Capture
@@ -59,6 +60,7 @@ class BrowsedCapture:
         self.header, self.first_ns = capture.header, capture.first_ns
         self.duration_ns = capture.duration_ns
         self.operations = capture.operations
+        self.operations.judge = judging(self.path)
         self.marks, self.vmm = capture.marks, capture.vmm
         self.ended = True
         self.trouble = "something is missing in the middle" if capture.gaps else ""
@@ -71,6 +73,7 @@ class BrowsedCapture:
         self.duration_ns = grown.last_ns - grown.first_ns
         # As they are now: workers read them while there is more to come.
         self.operations = Operations(dict(self._growing), grown.first_ns)
+        self.operations.judge = judging(self.path)
         self.marks, self.vmm = grown.marks, grown.vmm
         self.read, self.live, self.ended = grown.read, grown.live, grown.ended
         self.trouble = grown.trouble
