@@ -436,3 +436,17 @@ def test_a_capture_that_is_still_recorded_can_be_shown(following: Following, pat
     assert ended.code == 0
     assert ended.objects == JUDGED
     assert ended.err == ""
+
+
+def test_since_and_until_go_by_the_captures_wall_clock(tmp_path: Path) -> None:
+    header = Header("test", wall_ns=1_788_256_800_000_000_000)
+    path = write_capture(tmp_path / "x.upcap", small_capture(), header)
+    all_of_it = run("show", "--json", path).objects
+    at = "2026-09-01T10:00:00.000005+00:00"
+    assert run("show", "--json", "--since", at, path).objects == all_of_it[1:]
+    assert run("show", "--json", "--until", at, path).objects == all_of_it[:1]
+    assert run("show", "--json", "--until", "2026-08-01T10:00", path).objects == []
+    assert run("show", "--json", "--since", "-1d", path).code == ExitCode.EXPECTED
+    told = run("show", "--since", "-10m", write_capture(tmp_path / "y.upcap", small_capture()))
+    assert (told.code, "wall clock" in told.err) == (ExitCode.USAGE, True)
+    assert run("show", "--since", "soon", path).code == ExitCode.USAGE

@@ -34,6 +34,7 @@ from ..views.text import (
 from .support.files import CAPTURE, open_capture, tell_losses
 from .support.listing import comments, show_comments, show_operation
 from .support.output import out, out_json
+from .support.times import WallMoment, in_span, span_options
 
 _POLL_S = 0.05
 _VERDICT = "        = "
@@ -45,6 +46,7 @@ _VERDICT = "        = "
 @click.option("--hex", "with_hex", is_flag=True, help="Frames with their bytes and whose they are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--filter", "expression", metavar="EXPR", help="Only operations that match.")
+@span_options
 @click.option("--verdicts", is_flag=True, help="Also what Dragonball makes of each answer.")
 @click.option("--follow", is_flag=True, help="Go on with what is recorded from now on.")
 def show_command(
@@ -53,6 +55,8 @@ def show_command(
     with_hex: bool,
     as_json: bool,
     expression: str | None,
+    since: WallMoment | None,
+    until: WallMoment | None,
     verdicts: bool,
     follow: bool,
 ) -> ExitCode:
@@ -62,6 +66,8 @@ def show_command(
     operation and what came back. CAPTURE may also be a transcript or a packet capture.
     """
     wanted = parse(expression) if expression is not None else None
+    if (asked := in_span(capture, expression, since, until)) is not None:
+        wanted = parse(asked)
     if follow:
         if as_frames or with_hex:
             raise WrongUsage("--follow shows operations; leave --frames and --hex out")

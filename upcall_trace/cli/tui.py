@@ -12,9 +12,11 @@ import click
 
 from ..errors import ExitCode, WrongUsage
 from .support.files import CAPTURE
+from .support.inputs import by_kind
 from .support.options import given_world, world_options
-from .support.output import talk
+from .support.output import out, talk
 from .support.recorder_process import RecorderProcess
+from .support.times import WallMoment, in_span, span_options
 
 if TYPE_CHECKING:
     from ..tui.screens.work import Given
@@ -30,6 +32,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
     "--console", type=CAPTURE, metavar="FILE", help="The guest's console, dmesg or journal."
 )
 @click.option("--vmm-log", type=CAPTURE, metavar="FILE", help="Dragonball's or Kata's log.")
+@span_options
 @world_options
 @click.option("--record", is_flag=True, help="Start a recording into CAPTURE, and follow it.")
 @click.option(
@@ -45,6 +48,8 @@ def tui_command(
     capture: Path | None,
     console: Path | None,
     vmm_log: Path | None,
+    since: WallMoment | None,
+    until: WallMoment | None,
     world_file: Path | None,
     machine: str | None,
     record: bool,
@@ -53,6 +58,8 @@ def tui_command(
     memory: str | None,
 ) -> ExitCode:
     """Browse a capture: sessions, a ladder of what crossed, bytes, findings, the guest's state.
+
+    CAPTURE may be a log instead: then its findings and its lines are shown.
 
     A capture that is still growing is followed. Without CAPTURE there is a choice of recent ones
     and of the samples that come with the program. With --record a proxy is started as its own
@@ -67,8 +74,12 @@ def tui_command(
     if memory is not None and record:
         raise WrongUsage("give --record or --memory: a capture has one source")
     world = given_world(world_file, machine)
+    logs = _logs_alone(capture, console, vmm_log) if not (record or memory) else []
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        return _print(ctx, capture, record or memory is not None)
+        if logs:
+            return _print_logs(logs)
+        return _print(ctx, capture, record or memory is not None, since, until)
+    from ..diagnose.log_inputs import Span
     from ..tui.app import Browser
     from ..tui.data.settings import read_settings, settings_path
     from ..tui.screens.work import Given
@@ -77,9 +88,11 @@ def tui_command(
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if not record and memory is None:
         given = None
-        if capture is not None:
-            given = Given(_checked(capture), console, vmm_log, world)
-        Browser(given, settings, replays=replays_of).run()
+        if capture is not None and not logs:
+            asked = in_span(capture, None, since, until)
+            given = Given(_checked(capture), console, vmm_log, world, filter=asked)
+        span = Span(since.ns if since else None, until.ns if until else None)
+        Browser(given, settings, replays=replays_of, logs=logs, span=span).run()
         return ExitCode.EXPECTED
     path = capture or Path(f"upcall-{time.strftime('%Y%m%d-%H%M%S')}.upcap")
     source = ["--memory", memory] if memory is not None else []
@@ -92,6 +105,24 @@ def tui_command(
         return recorder.leave(stop=bool(stop))
 
 
+def _logs_alone(capture: Path | None, console: Path | None, vmm_log: Path | None) -> list[Path]:
+    """The logs that are to be browsed without a capture; empty where there is one."""
+    if capture is not None and (not capture.is_file() or by_kind([capture])[0]):
+        return []
+    return [path for path in (capture, console, vmm_log) if path is not None]
+
+
+def _print_logs(paths: list[Path]) -> ExitCode:
+    from ..diagnose.log_inputs import read_logs
+    from ..diagnose.report import as_text
+    from ..diagnose.run import diagnose_logs
+
+    talk("the output is no terminal: the findings follow as text")
+    for line in as_text([diagnose_logs(read_logs(found=paths))], everything=True):
+        out(line)
+    return ExitCode.EXPECTED
+
+
 def replays_of(given: Given) -> FileReplays:
     """What sends a capture again; imported when somebody asks for it."""
     from .support.browser_replays import FileReplays
@@ -99,7 +130,13 @@ def replays_of(given: Given) -> FileReplays:
     return FileReplays(given.path, given.world)
 
 
-def _print(ctx: click.Context, capture: Path | None, record: bool) -> ExitCode:
+def _print(
+    ctx: click.Context,
+    capture: Path | None,
+    record: bool,
+    since: WallMoment | None,
+    until: WallMoment | None,
+) -> ExitCode:
     """What a pipe gets instead of a screen."""
     from .show import show_command
 
@@ -108,7 +145,7 @@ def _print(ctx: click.Context, capture: Path | None, record: bool) -> ExitCode:
     talk("the output is no terminal: the operations follow as text")
     code: ExitCode = ctx.invoke(
         show_command, capture=capture, as_frames=False, with_hex=False, as_json=False,
-        expression=None, verdicts=False, follow=False,
+        expression=None, since=since, until=until, verdicts=False, follow=False,
     )  # fmt: skip
     return code
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -12,12 +12,14 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 
+from ..diagnose.log_inputs import Span
 from ..errors import WrongUsage
 from .data.settings import Settings, remember
 from .screens.capture_keys import APP_KEYS
 from .screens.capture_screen import CaptureScreen
 from .screens.chooser import ChooserScreen
 from .screens.help import HelpScreen, live_keys, pane_title
+from .screens.logs_screen import LogsScreen
 from .screens.palette import Actions
 from .screens.replaying import Replays
 from .screens.stopping import StopScreen
@@ -30,7 +32,8 @@ class Browser(App[bool], inherit_bindings=False):
     """Opens what is `given`, or with None lets the user choose.
 
     `recording` is true while a recording of our own is being watched; then the app ends with
-    whether it is to be stopped. `replays` makes what can send a capture again.
+    whether it is to be stopped. `replays` makes what can send a capture again. `logs` are browsed
+    in place of a capture, those lines of them that are in the `span`.
     """
 
     TITLE = "upcall-trace"
@@ -45,9 +48,13 @@ class Browser(App[bool], inherit_bindings=False):
         settings: Settings,
         recording: bool = False,
         replays: Callable[[Given], Replays] | None = None,
+        logs: Sequence[Path] = (),
+        span: Span | None = None,
     ) -> None:
         super().__init__()
         self._given = given
+        self._logs = logs
+        self._span = span
         self._recording = recording
         self.replays = replays
         self.clashes: set[str] = set()
@@ -63,7 +70,9 @@ class Browser(App[bool], inherit_bindings=False):
     def on_mount(self) -> None:
         self.set_keymap(self._keys)
         self.set_interval(_LOOK_EVERY_S, self._look_for_terminal)
-        if self._given is not None:
+        if self._logs:
+            self.push_screen(LogsScreen(self._logs, self._span))
+        elif self._given is not None:
             self._open(self._given)
         else:
             self.push_screen(ChooserScreen(), self._chosen)

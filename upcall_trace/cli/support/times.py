@@ -6,9 +6,13 @@ import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
+
+from ...errors import WrongUsage
+from ...sources import open_source
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SPAN: Final = re.compile(r"-(\d{1,9}(?:\.\d{1,9})?) ?(s|sec|m|min|h|d)?\Z")
@@ -62,3 +66,26 @@ def span_options(command: _Command) -> _Command:
     )
     until = click.option("--until", type=_MomentType(), metavar="TIME", help="Nothing after.")
     return since(until(command))
+
+
+def in_span(
+    path: Path, expression: str | None, since: WallMoment | None, until: WallMoment | None
+) -> str | None:
+    """A filter expression that also asks for the time of a capture's operations.
+
+    Raises UnreadableInput, and WrongUsage for a capture that does not know the wall clock.
+    """
+    if since is None and until is None:
+        return expression
+    with open_source(path) as source:
+        first_ns = next((getattr(record, "t_ns", 0) for _, record in source.records()), 0)
+        if source.header.wall_ns is None:
+            raise WrongUsage(f"{path} does not tell its wall clock: --since and --until need it")
+        begins = source.header.wall_ns + first_ns
+    parts = [] if expression is None else [f"({expression})"]
+    for sign, moment in ((">=", since), ("<=", until)):
+        if moment is not None:
+            t_ns = moment.ns - begins
+            before = "t >= 0ns" if sign == ">=" else "t < 0ns"
+            parts.append(f"t {sign} {t_ns}ns" if t_ns >= 0 else before)
+    return " and ".join(parts)

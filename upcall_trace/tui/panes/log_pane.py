@@ -17,6 +17,8 @@ _KEPT: Final = 100_000
 _SHOWN: Final = 2000
 """Characters of a line at most; nobody reads further across."""
 _TIME: Final = 13
+_SOURCES: Final = {"vmm-log": ("vmm", "link"), "console": ("guest", "heading")}
+"""How lines beside a capture are marked; those of logs alone have their numbers."""
 
 
 class LogRow(NamedTuple):
@@ -94,10 +96,10 @@ class LogPane(LineView):
             return [Styled(" "), Styled("no log was given: --console FILE, --vmm-log FILE", "dim")]
         line = self._lines[number]
         time = seconds(self._times[number]) if self.t_ns is not None else ""
-        vmm = line.source == "vmm-log"
+        name, look = _SOURCES.get(line.source, (f"{line.number}", "dim"))
         return [
             Styled(" "),
-            Styled(f"{'vmm' if vmm else 'guest':<6}", "link" if vmm else "heading"),
+            Styled(f"{name:<6}", look),
             Styled(f"{cut(time, _TIME - 1):>{_TIME - 1}} ", "dim"),
             Styled(line.text[:width]),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Final
 
 from textual import on
@@ -14,6 +15,7 @@ from dissectors.constants import Arch
 
 from ...codes import Severity
 from ...diagnose.finding import Finding
+from ...trace.filters import parse
 from ...trace.opening import Capture
 from ...trace.operations import Operation
 from ...views.text import fields_text, result_text, safe
@@ -111,7 +113,11 @@ class CapturePanes(Work):
         else:
             self.following |= found.live and not self.recording.live and not found.first
             self.recording.take_grown(found)
-        self.lay(self.wanted)
+        wanted = self.wanted
+        if self.given.filter is not None:
+            wanted = replace(wanted, filter=parse(self.given.filter), hiding=True)
+            self.given = replace(self.given, filter=None)
+        self.lay(wanted)
         now = time.monotonic()
         # What is counted over all operations waits until the first ones are on the screen.
         shown = self.ladder.count() > 0 or not len(self.recording)

@@ -45,6 +45,8 @@ class Given:
     world: World | None = None
     address: str | None = None
     """Of the VMM's socket, where it is known."""
+    filter: str | None = None
+    """What is shown first, as an expression."""
 
 
 class Work(Screen[None], inherit_bindings=False):
