@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..trace.operations import Judged, Operations, code_number
+from ..trace.judgement import Judged, code_number
+from ..trace.operations import Operations
 from .finding import Finding
 
 

@@ -27,7 +27,8 @@ from ..codes import table as known_codes
 from ..durations import UNITS_NS, nanoseconds
 from ..errors import WrongUsage
 from .filter_nodes import Node, Token
-from .operations import ANOMALY_BIT, Operations, code_number
+from .judgement import code_number
+from .operations import ANOMALY_BIT, Operations
 from .rows import other_tables
 
 Mask = NDArray[np.bool_]

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any, Final, NamedTuple
-from zlib import crc32
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from dissectors.services import ServiceReply, ServiceRequest
 from dissectors.tables import FieldRow, Layout
 
 from ..errors import WrongUsage
+from .judgement import Judged
 from .rows import (
     ANSWERS,
     COLUMNS,
@@ -255,21 +255,6 @@ class NoTable(OperationTable):
 
     def change_anomalies(self, row: int, add: int = 0, remove: int = 0) -> None:
         return None
-
-
-def code_number(code: str) -> int:
-    """A code as a number: its digits; a plugin's code has one of its own, below 0."""
-    digits = code[2:]
-    return int(digits) if digits.isdecimal() and len(digits) <= 9 else -(crc32(code.encode()) + 1)
-
-
-class Judged(NamedTuple):
-    """What was found at operations: a row and a code's number for each finding, and the worst
-    severity at each row, 0 for none."""
-
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int64]
-    worst: NDArray[np.uint8]
 
 
 class Operations:
