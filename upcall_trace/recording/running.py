@@ -21,6 +21,7 @@ from .findings import FindingsFollower, run_command
 from .live_faults import LiveFaults
 from .metrics import Metric, MetricsSocket
 from .service import Notifier
+from .snapshot import Snapshots
 from .sockets import SocketRecording
 
 STOP_S: Final = 2.0
@@ -38,6 +39,7 @@ class RunningRecording:
         recorder: ApartRecorder,
         say: Callable[[str], None],
         faults: LiveFaults | None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._sockets = sockets
         self._recorder = recorder
@@ -46,7 +48,7 @@ class RunningRecording:
         self._began_s = time.monotonic()
         self._beside = contextlib.ExitStack()
         self._notifier = Notifier()
-        self.snapshot: Callable[[], None] | None = None
+        self.snapshots = snapshots
 
     def serve_metrics(self, path: Path) -> None:
         """Answer at this Unix socket; raises WrongUsage."""
@@ -71,6 +73,8 @@ class RunningRecording:
             if now - looked >= _LOOK_ROUND_S:
                 looked = now
                 self._sockets.look()
+                if self.snapshots is not None:
+                    self.snapshots.look()
             if watchdog_s is not None and now - barked >= watchdog_s and self._is_well():
                 barked = now
                 self._notifier.tell("WATCHDOG=1")
@@ -103,8 +107,8 @@ class RunningRecording:
                     raise BadOrder(str(error)) from None
             case {"rotate": True}:
                 self._recorder.reopen()
-            case {"snapshot": True} if self.snapshot is not None:
-                self.snapshot()
+            case {"snapshot": True} if self.snapshots is not None:
+                self.snapshots.ask("an order")
             case {"state": True}:
                 return {"ok": True, "metrics": "".join(m.text() for m in self.metrics())}
             case _:

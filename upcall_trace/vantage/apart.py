@@ -43,6 +43,9 @@ _PUSH_S: Final = 0.005
 _IDLE_S: Final = 0.1
 _QUIET_ROUNDS: Final = 20
 _WORTH_IT: Final = 8
+_NOT_OURS: Final = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1,
+)  # fmt: skip
 _NICE: Final = -10
 _WRITTEN_AT_ONCE: Final = 512
 _DECODED_AT_ONCE: Final = 64
@@ -347,7 +350,7 @@ class _WriterProcess:
             os._exit(0)
 
     def _leave_the_rest(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        for number in _NOT_OURS:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         ours = {self._pipe, self._back, self._store.file.descriptor}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import re
 import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import socket
-from typing import Final
+from typing import Any, Final
 
 from ...capture.records import Header
 from ...codes import Severity
@@ -21,13 +22,14 @@ from ...recording.live_faults import LiveFaults
 from ...recording.running import STOP_S, RunningRecording, commanding, for_findings
 from ...recording.saying import Sayer
 from ...recording.service import handed_sockets
+from ...recording.snapshot import Snapshots
 from ...recording.sockets import SocketRecording
 from ...sockets.addresses import answers
 from ...vantage.apart import ApartRecorder
 from ...vantage.recorder import Recorder
 from ...vantage.store import OnStoreError, RecordingAccount
 from .output import talk
-from .recording_options import RunOptions
+from .recording_options import RunOptions, parse_time
 from .signals import stop_on_signals
 
 _LOOK_ROUND_S: Final = 0.5
@@ -66,20 +68,28 @@ class RunningStore:
 
 
 @contextmanager
-def recorded(kept: Keeping, stop: threading.Event) -> Iterator[RunningStore]:
+def recorded(
+    kept: Keeping, stop: threading.Event, snapshots: Snapshots | None = None
+) -> Iterator[RunningStore]:
     """A recorder with a log of its own; at the end the capture is closed and summed up.
 
-    Raises SomethingLost when traffic crossed that is not in it.
+    With `snapshots` it records into their ring. Raises SomethingLost when traffic crossed that is
+    not in it.
     """
     sayer = Sayer(talk, kept.ways.log_format == "json")
-    rotation = kept.ways.rotation()
+    rotation = kept.ways.rotation() if snapshots is None else snapshots.rotation
+    path = kept.output if snapshots is None else snapshots.ring
     recorder = ApartRecorder(
-        kept.output, kept.header, kept.policy, stop, kept.overwrite, rotation, sayer.say
+        path, kept.header, kept.policy, stop, kept.overwrite, rotation, sayer.say
     )
+    if snapshots is not None:
+        snapshots.say = sayer.say
     try:
         yield RunningStore(recorder, sayer.say)
     finally:
         recorder.close()
+        if snapshots is not None:
+            snapshots.close()
         account = recorder.account
         if not account.stopped:
             sayer.say(
@@ -137,10 +147,14 @@ def record_sockets(wanted: WantedSockets, kept: Keeping, stop: threading.Event) 
         for path in wanted.in_place:
             sockets.in_place(path, wanted.guest_ports)
         stack.callback(each(RunningRecording.close))
-        run = stack.enter_context(recorded(kept, stop))
+        snapshots = None
+        if ways.snapshot is not None:
+            snapshots = Snapshots(kept.output, parse_time(ways.snapshot), talk)
+            signal.signal(signal.SIGUSR1, lambda *_: snapshots.note_signal())
+        run = stack.enter_context(recorded(kept, stop, snapshots))
         sockets.begin(run.recorder, faults)
         stack.callback(sockets.stop, STOP_S)
-        running = RunningRecording(sockets, run.recorder, run.say, faults)
+        running = RunningRecording(sockets, run.recorder, run.say, faults, snapshots)
         beside.append(running)
         _beside(running, ways, run.say)
         for tapped, upstream in zip(
@@ -160,10 +174,19 @@ def _beside(running: RunningRecording, ways: RunOptions, say: Callable[[str], No
         running.serve_metrics(ways.metrics)
     if ways.control is not None:
         running.take_orders(ways.control)
+    words = [severity.word for severity in Severity]
+    hear = []
     if ways.on_finding is not None:
-        words = [severity.word for severity in Severity]
-        act = commanding(ways.on_finding, say)
-        running.heed_findings(for_findings(ways.finding_severity, words, act))
+        hear.append(for_findings(ways.finding_severity, words, commanding(ways.on_finding, say)))
+    if running.snapshots is not None:
+        hear.append(for_findings(ways.snapshot_on, words, running.snapshots.heed))
+    if hear:
+
+        def each(finding: dict[str, Any]) -> None:
+            for listener in hear:
+                listener(finding)
+
+        running.heed_findings(each)
 
 
 def _faults(wanted: WantedSockets, ways: RunOptions) -> LiveFaults | None:
