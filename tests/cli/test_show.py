@@ -450,3 +450,29 @@ def test_since_and_until_go_by_the_captures_wall_clock(tmp_path: Path) -> None:
     told = run("show", "--since", "-10m", write_capture(tmp_path / "y.upcap", small_capture()))
     assert (told.code, "wall clock" in told.err) == (ExitCode.USAGE, True)
     assert run("show", "--since", "soon", path).code == ExitCode.USAGE
+
+
+def listed(*options: str | Path) -> list[str]:
+    first = (line.split()[0] for line in run("show", *options).out.splitlines()[1:])
+    return [name for name in first if name[0].isdigit()]
+
+
+def test_the_slowest_the_first_and_the_last_of_them() -> None:
+    path = golden("cpu_lifecycle")
+    found = run("show", "--json", path).objects
+    everything = [f"{op['conn']}.{op['request']}" for op in found]
+    assert listed("--limit", "3", path) == everything[:3]
+    assert listed("--tail", "2", path) == everything[-2:]
+    slowest = sorted(found, key=lambda op: -op["latency_ns"])
+    assert listed("--sort", "latency", "--limit", "4", path) == [
+        f"{op['conn']}.{op['request']}" for op in slowest[:4]
+    ]
+    refused = run("show", "--follow", "--tail", "1", path)
+    assert (refused.code, "leave --sort" in refused.err) == (ExitCode.USAGE, True)
+
+
+def test_the_time_of_day(tmp_path: Path) -> None:
+    header = Header("proxy", wall_ns=1_790_000_000_000_000_000)
+    path = write_capture(tmp_path / "x.upcap", small_capture(), header)
+    (line, *_) = run("show", "--time", "absolute", path).out.splitlines()[1:]
+    assert line.split()[1].startswith("14:13:20.0000")

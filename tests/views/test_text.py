@@ -91,7 +91,6 @@ LINES = """\
    1.2  1.500000  1.88ms  add_mmio 0xe0006000+0x2000 irq=5 ok
    1.2  1.500000          add_mmio 0xe0006000+0x2000 irq=5 no answer
    1.2  1.500000  1.88ms  add_mmio 0xe0006000+0x2000 irq=5 EEXIST (-17) window or IRQ already taken
-                              [stale-load]
    1.2  1.500000  1.88ms  add_cpu apic_ids=1-8             ok apic_index=8
    1.2  1.500000  1.88ms  del_cpu count=2                 EBUSY (-16) CPU could not be taken offline
    1.2  1.500000  1.88ms  add_pci bus=0 slot=6.0    ENODEV (-19) no such bus or empty slot, or stale
@@ -322,3 +321,24 @@ def test_a_hex_dump_holds_every_byte(raw: bytes) -> None:
             row = bytes.fromhex(line[8:56])
             read[offset : offset + len(row)] = row
     assert read == raw
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 140])
+def test_lines_fit_the_terminal_and_keep_the_errno(width: int) -> None:
+    for ret in (0, -17, -16):
+        text = operation_text(operation(ret=ret, latency_ns=300_000_000), width)
+        assert all(len(line) <= width for line in text.split("\n"))
+        assert {0: "ok", -17: "EEXIST (-17)", -16: "EBUSY (-16)"}[ret] in text
+
+
+def test_slow_answers_are_marked() -> None:
+    marks = {1_000_000: " ", 51_000_000: "*", 251_000_000: "!"}
+    for latency_ns, mark in marks.items():
+        line = operation_text(operation(latency_ns=latency_ns))
+        assert line[line.index(duration(latency_ns)) + len(duration(latency_ns))] == mark
+
+
+def test_a_stale_load_is_told_where_a_load_is_meant() -> None:
+    doubts = ("stale-load", "stale-error")
+    assert "[stale-load, stale-error]" in operation_text(operation(op="add_cpu", anomalies=doubts))
+    assert "[stale-error]" in operation_text(operation(op="add_mmio", anomalies=doubts))

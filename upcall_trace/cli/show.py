@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -26,13 +25,14 @@ from ..views.frames import frames
 from ..views.json_objects import frame_object
 from ..views.text import (
     HEADING,
+    LATE_NS,
     WIDTH,
     hex_lines,
     provenance_lines,
     seconds,
 )
 from .support.files import CAPTURE, open_capture, tell_losses
-from .support.listing import comments, show_comments, show_operation
+from .support.listing import Lines, comments, show_comments, show_operation
 from .support.output import out, out_json
 from .support.times import WallMoment, in_span, span_options
 
@@ -48,6 +48,23 @@ _VERDICT = "        = "
 @click.option("--filter", "expression", metavar="EXPR", help="Only operations that match.")
 @span_options
 @click.option("--verdicts", is_flag=True, help="Also what Dragonball makes of each answer.")
+@click.option(
+    "--sort",
+    type=click.Choice(["time", "latency"]),
+    default="time",
+    show_default=True,
+    help="With latency, what took longest comes first.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N of them only.")
+@click.option("--tail", type=click.IntRange(1), metavar="N", help="The last N of them only.")
+@click.option(
+    "--time",
+    "clock",
+    type=click.Choice(["relative", "absolute"]),
+    default="relative",
+    show_default=True,
+    help="Since the first record, or the time of day in UTC.",
+)
 @click.option("--follow", is_flag=True, help="Go on with what is recorded from now on.")
 def show_command(
     capture: Path,
@@ -58,12 +75,19 @@ def show_command(
     since: WallMoment | None,
     until: WallMoment | None,
     verdicts: bool,
+    sort: str,
+    limit: int | None,
+    tail: int | None,
+    clock: str,
     follow: bool,
 ) -> ExitCode:
     """List a capture's operations, one line each, every request with its reply.
 
     A line gives connection.request, seconds since the capture's first record, the latency, the
-    operation and what came back. CAPTURE may also be a transcript or a packet capture.
+    operation and what came back. A latency has * behind it when it is more than 50 ms, and ! when
+    it is more than the 250 ms that Kata waits for most answers. With --follow, a request that has
+    waited so long is shown before its answer comes. CAPTURE may also be a transcript or a packet
+    capture.
     """
     wanted = parse(expression) if expression is not None else None
     if (asked := in_span(capture, expression, since, until)) is not None:
@@ -71,25 +95,45 @@ def show_command(
     if follow:
         if as_frames or with_hex:
             raise WrongUsage("--follow shows operations; leave --frames and --hex out")
-        return _follow(capture, wanted, as_json)
+        if sort != "time" or limit or tail:
+            raise WrongUsage(
+                "--follow shows what comes, as it comes: leave --sort, --limit and --tail out"
+            )
+        return _follow(capture, wanted, as_json, clock == "absolute")
     opened = open_capture(capture)
     if as_frames or with_hex:
         keys = None if wanted is None else _keys(opened.operations, wanted)
         _show_frames(capture, keys, with_hex, as_json)
     else:
         _heading(as_json)
-        rows: Iterable[int] = range(len(opened.operations))
-        if wanted is not None:
-            rows = np.flatnonzero(wanted.mask(opened.operations)).tolist()
+        rows = _rows(opened.operations, wanted, sort, limit, tail)
+        lines = Lines(opened.header, opened.first_ns, clock == "absolute")
         remarks = {} if as_json else comments(opened.marks)
         codes = codes_by_place(diagnose(plain(capture)).findings) if as_json else {}
         for row in rows:
             operation = opened.operations.operation(row)
-            show_operation(operation, as_json, codes.get((operation.conn, operation.request), ()))
+            found = codes.get((operation.conn, operation.request), ())
+            show_operation(operation, as_json, found, lines)
             show_comments(remarks, operation)
             if verdicts and not as_json:
                 _show_verdict(operation)
     return tell_losses(capture, opened)
+
+
+def _rows(
+    operations: Operations, wanted: Filter | None, sort: str, limit: int | None, tail: int | None
+) -> list[int]:
+    """The rows to show, in their order."""
+    rows = np.arange(len(operations))
+    if wanted is not None:
+        rows = np.flatnonzero(wanted.mask(operations))
+    if sort == "latency":  # what was never answered took longest
+        latency = operations.column("latency_ns")[rows].astype(np.uint64)
+        rows = rows[np.argsort(~latency, kind="stable")]
+    if tail is not None:
+        rows = rows[-tail:]
+    shown: list[int] = rows[:limit].tolist()
+    return shown
 
 
 def _heading(as_json: bool) -> None:
@@ -130,27 +174,50 @@ def _show_frames(
                     out(line)
 
 
-def _follow(path: Path, wanted: Filter | None, as_json: bool) -> ExitCode:
+def _follow(path: Path, wanted: Filter | None, as_json: bool, absolute: bool) -> ExitCode:
     """Show operations as they are finished, until the recording is closed."""
     with open_source(path) as source:
         if not isinstance(source, CaptureReader):
             raise WrongUsage(f"{path} is not a capture: only captures grow")
         _heading(as_json)
         session = Session(source.header)
+        waiting: set[int] = set()
         while True:
             live = source.live
             for offset, record in source.grow():
                 session.feed(record, offset)
             if not live and not source.live:
                 session.finish()
-            _show_finished(session, wanted, as_json)
+            lines = Lines(source.header, session.first_ns or 0, absolute)
+            _show_finished(session, wanted, as_json, lines)
+            if live and not as_json:
+                _show_waiting(session, wanted, lines, waiting)
             if not live and not source.live:
                 return tell_losses(path, capture_of(session, source))
             sys.stdout.flush()
             time.sleep(_POLL_S)
 
 
-def _show_finished(session: Session, wanted: Filter | None, as_json: bool) -> None:
+def _show_waiting(session: Session, wanted: Filter | None, lines: Lines, told: set[int]) -> None:
+    """Requests that have waited for long, once each."""
+    open_rows = set(session.unfinished_rows())
+    told &= open_rows
+    now_ns = time.time_ns() - (session.header.wall_ns or 0)
+    if session.header.wall_ns is None or not open_rows - told:
+        return
+    first = min(open_rows)
+    operations = Operations(session.table.columns(first), session.first_ns or 0)
+    mask = None if wanted is None else wanted.mask(operations)
+    for row in sorted(open_rows - told):
+        operation = operations.operation(row - first)
+        waited_ns = now_ns - operation.t_ns - (session.first_ns or 0)
+        matches = mask is None or mask[row - first]
+        if operation.latency_ns is None and waited_ns > LATE_NS and matches:
+            told.add(row)
+            lines.show_waiting(operation, waited_ns)
+
+
+def _show_finished(session: Session, wanted: Filter | None, as_json: bool, lines: Lines) -> None:
     finished = sorted(session.finished_rows)
     session.finished_rows.clear()
     if not finished:
@@ -160,4 +227,4 @@ def _show_finished(session: Session, wanted: Filter | None, as_json: bool) -> No
     mask = None if wanted is None else wanted.mask(operations)
     for row in finished:
         if mask is None or mask[row - first]:
-            show_operation(operations.operation(row - first), as_json)
+            show_operation(operations.operation(row - first), as_json, lines=lines)

@@ -21,6 +21,9 @@ WIDTH: Final = 100
 _INDENT: Final = " " * 30
 _RESULT_COLUMN: Final = 59
 _HEX_ROW: Final = 16
+_SLOW_NS: Final = 50_000_000
+LATE_NS: Final = 250_000_000
+"""What Kata waits for most answers."""
 
 
 def duration(nanoseconds: int) -> str:
@@ -76,22 +79,45 @@ def result_text(operation: Operation) -> str:
     return answer_text(operation.ret, meaning, operation.reply_load)
 
 
-def operation_text(operation: Operation) -> str:
-    """One operation in lines of at most `WIDTH` columns, nearly always one line."""
+def operation_text(operation: Operation, width: int = WIDTH, when: str | None = None) -> str:
+    """One operation in lines of at most `width` columns, nearly always one line.
+
+    Where there is little room the fields are cut, and the errno never. A latency that is late for
+    Dragonball has a mark. `when` is shown instead of the seconds since the first record.
+    """
     key = f"{operation.conn}.{operation.request}"
     latency = "" if operation.latency_ns is None else duration(operation.latency_ns)
     result = result_text(operation)
-    line = f"{key:>6} {seconds(operation.t_ns):>9} {latency:>7}  {safe(operation.op)} "
-    line += fields_text(operation.fields, room=WIDTH - len(line) - len(result) - 1)
-    column = min(_RESULT_COLUMN, WIDTH - len(result))
+    t = seconds(operation.t_ns) if when is None else when
+    line = f"{key:>6} {t:>9} {latency:>7}{lateness(operation.latency_ns)} {safe(operation.op)} "
+    column = _RESULT_COLUMN - (WIDTH - width)
+    room = width - len(line) - len(result) - 1
+    line += fields_text(operation.fields, room=room)
+    if len(line) + 1 + len(result) > width and width < WIDTH:
+        line = line[: max(width - len(result) - 1, len(line.partition(operation.op)[0]) + 8)]
+    column = min(column, width - len(result))
     lines = [line.ljust(column - 1)]
-    tags = f"[{', '.join(operation.anomalies)}]" if operation.anomalies else ""
+    shown = meant_anomalies(operation)
+    tags = f"[{', '.join(shown)}]" if shown else ""
     for piece in filter(None, (result, tags)):
-        if len(lines[-1]) + 1 + len(piece) <= WIDTH:
+        if len(lines[-1]) + 1 + len(piece) <= width:
             lines[-1] += f" {piece}"
         else:
-            lines.append(_INDENT + piece)
-    return "\n".join(line.rstrip()[:WIDTH] for line in lines)
+            lines.append(_INDENT[: max(2, 30 - (WIDTH - width))] + piece)
+    return "\n".join(line.rstrip()[:width] for line in lines)
+
+
+def lateness(latency_ns: int | None) -> str:
+    """A mark behind a latency: `!` beyond what Dragonball's client waits for, `*` beyond 50 ms."""
+    if latency_ns is None or latency_ns <= _SLOW_NS:
+        return " "
+    return "!" if latency_ns > LATE_NS else "*"
+
+
+def meant_anomalies(operation: Operation) -> tuple[str, ...]:
+    """Its anomalies for people: a stale load counts only where the reply means one."""
+    means_load = operation.op in ("add_cpu", "del_cpu")
+    return tuple(name for name in operation.anomalies if name != "stale-load" or means_load)
 
 
 HEADING: Final = f"{'req':>6} {'seconds':>9} {'latency':>7}  {'operation':<32} result"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
-from ...capture.records import COMMENT, Mark
+from ...capture.records import COMMENT, Header, Mark
 from ...trace.operations import Operation
 from ...views.json_objects import operation_object
-from ...views.text import WIDTH, operation_text, safe
+from ...views.text import WIDTH, duration, meant_anomalies, operation_text, safe
 from .output import out, out_json
 
 _REMARK = "        # "
+_NARROWEST, _WIDEST = 60, 160
 
 
 def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
@@ -31,10 +35,50 @@ def show_comments(remarks: dict[tuple[int, int], list[str]], operation: Operatio
             out(_REMARK + line)
 
 
-def show_operation(operation: Operation, as_json: bool = False, codes: Sequence[str] = ()) -> None:
+class Lines:
+    """How operations are shown on this terminal: as wide as it is, with times of one kind."""
+
+    def __init__(self, header: Header, first_ns: int, absolute: bool) -> None:
+        self._begin_ns = None
+        if absolute and header.wall_ns is not None:
+            self._begin_ns = header.wall_ns + first_ns
+        self.width = _terminal_width()
+
+    def text(self, operation: Operation) -> str:
+        """One operation."""
+        return operation_text(operation, self.width, self._when(operation))
+
+    def show_waiting(self, operation: Operation, waited_ns: int) -> None:
+        """One operation that waits for its answer."""
+        line = self.text(operation).split("\n")[0].replace("no answer", "waits")
+        out(f"{line}, for {duration(waited_ns)} now"[: self.width], "yellow")
+
+    def _when(self, operation: Operation) -> str | None:
+        if self._begin_ns is None:
+            return None
+        at = datetime.fromtimestamp((self._begin_ns + operation.t_ns) / 1e9, UTC)
+        return at.strftime("%H:%M:%S.%f")
+
+
+def _terminal_width() -> int:
+    """Of the terminal itself, whatever COLUMNS says; elsewhere lines are as ever."""
+    try:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return WIDTH
+    return min(max(width, _NARROWEST), _WIDEST) if width else WIDTH
+
+
+def show_operation(
+    operation: Operation,
+    as_json: bool = False,
+    codes: Sequence[str] = (),
+    lines: Lines | None = None,
+) -> None:
     """One operation as a line of text or JSON."""
     if as_json:
         out_json(operation_object(operation, codes))
     else:
-        colour = "red" if operation.failed else "yellow" if operation.anomalies else None
-        out(operation_text(operation), colour)
+        doubtful = meant_anomalies(operation)
+        colour = "red" if operation.failed else "yellow" if doubtful else None
+        out(lines.text(operation) if lines else operation_text(operation), colour)

@@ -89,7 +89,7 @@ def recorded(
     finally:
         recorder.close()
         if snapshots is not None:
-            snapshots.close()
+            snapshots.say = talk  # what it says from now on comes behind our own end
         account = recorder.account
         if not account.stopped:
             sayer.say(
@@ -146,11 +146,12 @@ def record_sockets(wanted: WantedSockets, kept: Keeping, stop: threading.Event) 
             sockets.between(listen, upstream, wanted.guest_ports)
         for path in wanted.in_place:
             sockets.in_place(path, wanted.guest_ports)
-        stack.callback(each(RunningRecording.close))
         snapshots = None
         if ways.snapshot is not None:
             snapshots = Snapshots(kept.output, parse_time(ways.snapshot), talk)
+            stack.callback(snapshots.close)
             signal.signal(signal.SIGUSR1, lambda *_: snapshots.note_signal())
+        stack.callback(each(RunningRecording.close))
         run = stack.enter_context(recorded(kept, stop, snapshots))
         sockets.begin(run.recorder, faults)
         stack.callback(sockets.stop, STOP_S)
