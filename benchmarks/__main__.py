@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, diagnosis, guest, lab, memory, relays, replay, start, tui
+from . import decoding, diagnosis, guest, lab, logs, memory, relays, replay, start, tui
 
 ALL = {
     "relays": relays.run,
     "guest": guest.run,
     "decoding": decoding.run,
     "diagnosis": diagnosis.run,
+    "logs": logs.run,
     "replay": replay.run,
     "start": start.run,
     "tui": tui.run,

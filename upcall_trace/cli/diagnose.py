@@ -28,7 +28,7 @@ from ..kernel.world import World
 from ..sources.spooled import plain
 from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
-from .support.inputs import by_kind
+from .support.inputs import by_kind, sandboxes
 from .support.options import Named, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 from .support.times import WallMoment, span_options
@@ -58,7 +58,12 @@ _GUESTS_TOLD = 5
 @click.option(
     "--memory", metavar="PID|IMAGE", help="A running VMM's memory, or an image of a guest's."
 )
-@click.option("--sandbox", metavar="ID", help="Only this guest of the logs; a prefix will do.")
+@click.option(
+    "--sandbox",
+    metavar="ID",
+    shell_complete=sandboxes,
+    help="Only this guest of the logs; a prefix will do.",
+)
 @span_options
 @world_options
 @vmm_option

@@ -311,6 +311,8 @@ class ConsoleReader:
 
     def _begin(self, msg_type: MessageType | None, line: LogLine) -> ConsoleOperation:
         self._close_open()
+        if (before := self._current) is not None and before.ret == 0 and before.code is None:
+            del before.lines[1:]  # of what went well one line is enough
         self._dying = None
         operation = ConsoleOperation(msg_type, [line], boot=self._boot)
         if len(self.operations) < _KEPT:
