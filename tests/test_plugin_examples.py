@@ -207,7 +207,7 @@ def test_a_source_that_raises_costs_a_sentence(
         ("(None, Chunk(0, 1, True, b''))", "an offset is no number"),
         ("(0, 'no record')", "no record"),
         ("(0, Chunk('0', 1, True, b''))", "a time is missing"),
-        ("(0, Chunk(0, 1, True, 'text'))", "bytes"),
+        ("(0, Chunk(0, 1, True, 'text'))", "no record"),
         ("(0, Open(0, -1))", "a connection's number is out of range"),
     ],
 )

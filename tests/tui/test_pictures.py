@@ -14,7 +14,8 @@ from .support import ROOT
 
 def test_every_picture_is_made_by_the_script_and_shown_somewhere() -> None:
     made = {f"{picture.name}.svg" for picture in ALL}
-    assert {path.name for path in PICTURES.iterdir()} == made
+    # That of Wireshark has a script of its own, since it needs Wireshark.
+    assert {path.name for path in PICTURES.iterdir()} == made | {"wireshark.png"}
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     assert set(re.findall(r"pictures/([\w-]+\.svg)\)", text)) == made
