@@ -35,7 +35,7 @@ from upcall_trace.capture.records import (
     Record,
     Vmm,
 )
-from upcall_trace.dataset.schema import FINDINGS, OPERATIONS, Column
+from upcall_trace.dataset.schema import FINDINGS, FLEET, OPERATIONS, WHOSE, Column
 from upcall_trace.exports import transcript
 from upcall_trace.trace.indexing import INDEX_VERSION, SEGMENT_BYTES
 from upcall_trace.trace.opening import CHECKED_SIZE, DECODED_SIZE
@@ -296,6 +296,22 @@ def operation_columns() -> str:
 def finding_columns() -> str:
     """The keys of a finding in NDJSON."""
     return _columns(FINDINGS)
+
+
+def fleet_columns() -> str:
+    """The tables of a fleet."""
+    beside = {"operations": "the columns of [tables.md](tables.md)", "findings": "the same"}
+    parts = []
+    for name, columns in FLEET.items():
+        parts.append(f"### {name}\n")
+        if name in beside:
+            parts.append(f"The five columns below, and {beside[name]} for {name}.\n")
+            columns = WHOSE
+        elif name != "problems":
+            parts.append("The first five columns as in `operations`, and:\n")
+            columns = columns[len(WHOSE) :]
+        parts.append(_columns(columns) + "\n")
+    return "\n".join(parts).rstrip("\n")
 
 
 def _columns(columns: Sequence[Column]) -> str:

@@ -212,6 +212,7 @@ BLOCKS: Final[Blocks] = {
     "wings": wings,
     "operation-columns": capture_blocks.operation_columns,
     "finding-columns": capture_blocks.finding_columns,
+    "fleet-columns": capture_blocks.fleet_columns,
     "header": header,
     "messages": messages,
     "loads": loads,

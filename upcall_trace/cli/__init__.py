@@ -45,6 +45,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "split": ("compose", "Write each connection of a capture to a file of its own."),
     "recover": ("compose", "Save what is whole of a damaged capture, with a new index."),
     "bundle": ("bundle", "Pack captures, logs and findings into one archive for an issue."),
+    "fleet": ("fleet", "The captures of many hosts as one dataset, and questions to it."),
     "wireshark": ("wireshark", "The dissector for Wireshark and tshark: install it, or its path."),
     "lab": ("lab", "A disposable live guest: a real kernel in QEMU."),
     "doctor": ("doctor", "Tell what can be captured on this host, and why the rest cannot."),

@@ -1,6 +1,7 @@
 """The columns of the tables of operations and findings: names, types and meanings, once.
 
-CSV, Arrow, Parquet and NDJSON are written from them. docs/tables.md.
+CSV, Arrow, Parquet and NDJSON are written from them, and the tables of a fleet. docs/tables.md,
+docs/fleet.md.
 """
 
 from __future__ import annotations
@@ -73,6 +74,59 @@ FINDINGS: Final = (
     Column("so", "text", "what follows from it"),
     Column("next", "text", "what to do"),
 )
+
+WHOSE: Final = (
+    Column("digest", "text", "SHA-256 of the capture's bytes, as they are stored"),
+    Column("host", "text", "where it was recorded; null when it does not say"),
+    Column("sandbox", "text", "whose guest it is; null when it does not say"),
+    Column("kernel", "text", "the note `kernel` of the capture, or its world's; else null"),
+    Column("arch", "text", "architecture of the guest, or null"),
+)
+"""What stands in front of each row of a fleet's tables but `problems`."""
+CONNECTIONS: Final = (
+    Column("conn", "int", "connection, from 1"),
+    Column("time", "time", "when it was opened, or null"),
+    Column("begins", "text", "what its recorded bytes begin with"),
+    Column("port", "int", "the guest's port, or null"),
+    Column("accepted", "bool", "whether the VMM accepted it, or null"),
+    Column("service", "int", "its service byte, or null"),
+    Column("requests", "int", "requests on it"),
+    Column("replies", "int", "replies on it"),
+    Column("failures", "int", "answered with an error, or not at all"),
+    Column("payload", "int", "bytes of upcall, both ways"),
+    Column("lost", "int", "bytes that are missing"),
+    Column("closed_by_guest", "bool", "whether the guest ended it; null while it is open"),
+    Column("how", "text", "how it was ended, or null"),
+)
+CAPTURES: Final = (
+    Column("url", "text", "where it was found"),
+    Column("source", "text", "what it was recorded from"),
+    Column("started", "time", "its first record's time, or null"),
+    Column("duration_ns", "int", "from its first to its last record"),
+    Column("connections", "int", "connections in it"),
+    Column("operations", "int", "operations in it"),
+    Column("failures", "int", "operations answered with an error, or not at all"),
+    Column("findings", "int", "findings in it"),
+    Column("complete", "bool", "whether it was closed cleanly and all of it is whole"),
+    Column("lost_bytes", "int", "bytes known to be missing"),
+    Column("notes", "text", "its notes, as a JSON object"),
+)
+PROBLEMS: Final = (
+    Column("url", "text", "where it was found"),
+    Column("digest", "text", "SHA-256 of its bytes; null when they could not be read"),
+    Column("problem", "text", "unreachable, unreadable or damaged"),
+    Column("about", "text", "what is wrong with it, in a sentence"),
+)
+FLEET: Final[dict[str, tuple[Column, ...]]] = {
+    "operations": (*WHOSE, *OPERATIONS),
+    "findings": (*WHOSE, *FINDINGS),
+    "connections": (*WHOSE, *CONNECTIONS),
+    "captures": (*WHOSE, *CAPTURES),
+    "problems": PROBLEMS,
+}
+"""The tables of a fleet. Each has the column `day` as well, the folder that a row is in."""
+FLEET_VERSION: Final = 1
+"""Raised whenever a column changes its meaning, or goes."""
 
 Row = dict[str, Any]
 """A value for each column, by name."""

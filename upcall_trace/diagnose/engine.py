@@ -75,7 +75,7 @@ from ..capture.records import (
 from ..kernel.noted_world import noted_world
 from ..kernel.world import World
 from ..trace.decoding import Session
-from ..trace.operations import NoTable
+from ..trace.operations import NoTable, OperationTable
 from .causes import ModelGuest
 from .finding import Cause, Finding, Ref, sure
 from .judging import Judging
@@ -97,6 +97,7 @@ class Diagnosis:
 
     `world` is what the guest looked like at boot, where the user knows; else the one that the
     header notes. `dragonball` says that Dragonball is the client, which decides the consequences.
+    `table` takes the operations of who wants them as well.
     """
 
     def __init__(
@@ -105,11 +106,12 @@ class Diagnosis:
         world: World | None = None,
         dragonball: bool = True,
         console: ConsoleMatcher | None = None,
+        table: OperationTable | None = None,
     ) -> None:
         world = world or noted_world(header.notes)
         if world:
             header = replace(header, arch=world.arch.value)
-        self.session = Session(header, NoTable())
+        self.session = Session(header, NoTable() if table is None else table)
         self.witness: Witness | None = None
         self.events: Sequence[Event] = ()
         """What the last record was taken for."""
