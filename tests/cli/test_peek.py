@@ -162,6 +162,15 @@ def test_a_running_vmm_is_peeked_into() -> None:
         assert told["seen"].endswith("Z")  # since when it is known to wait
 
 
+def test_a_name_from_outside_begins_no_line_and_steers_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "ram\n\x1b]0;owned\x07"
+    path.write_bytes(image("kata_6_1").read_bytes())
+    outcome = run("peek", path)
+    assert outcome.code == ExitCode.EXPECTED
+    assert "\x1b" not in outcome.out + outcome.err
+    assert "ram\\n\\x1b]0;owned\\x07: 2 connection objects" in outcome.out.splitlines()[0]
+
+
 def test_where_nothing_is_it_is_not_green(tmp_path: Path) -> None:
     empty = tmp_path / "ram"
     empty.write_bytes(bytes(1 << 20))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.vantage.guest_memory.cutouts import held, image, packet
-from tests.vantage.guest_memory.vmm_process import vmm_process
+from tests.vantage.guest_memory.vmm_process import resident, vmm_process
 from tests.vantage.guest_memory.whole_guest import BASE, OBJECT, WholeGuest
 from upcall_trace.errors import Unreachable
 from upcall_trace.vantage.guest_memory.assembling import assemble
@@ -24,13 +22,6 @@ MIB = 1 << 20
 
 def look(memory: RunningVmm) -> Assembled:
     return assemble(locate(memory.windows(), memory.aligned), memory.read, memory.ranges)
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process that are there, as the kernel counts them page by page."""
-    found = re.search(r"^Rss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) << 10
 
 
 @pytest.mark.parametrize("kind", ["shared", "private"])

@@ -13,7 +13,7 @@ from dissectors.messages import hello, pci_request
 from tests.guests import wait_until
 from tests.support import records_of
 from tests.vantage.guest_memory.cutouts import held
-from tests.vantage.guest_memory.vmm_process import VmmProcess, vmm_process
+from tests.vantage.guest_memory.vmm_process import VmmProcess, resident, vmm_process
 from upcall_trace.capture.records import Chunk, Close, Mark
 from upcall_trace.trace.opening import load
 from upcall_trace.vantage.guest_memory.processes import RunningVmm
@@ -89,6 +89,17 @@ def test_a_connection_that_begins_later_is_found_by_itself(tmp_path: Path) -> No
                 ask(vmm, conn, at)
                 seen(watcher, conn, 0)
     assert [each.fields["slot"] for each in load(path).operations] == [1, 2, 3]
+
+
+def test_watching_and_searching_leave_a_vmm_as_large_as_it_was(tmp_path: Path) -> None:
+    with vmm_process(512 << 20) as vmm:
+        for at in range(0, 512 << 20, 32 << 20):
+            vmm.fill(at + 5 * PAGE, 7 * PAGE)
+        vmm.put(AT, held(NOTHING, hello().encode()))
+        before = resident(vmm.pid)
+        with watched(vmm, tmp_path / "memory.upcap") as watcher:
+            wait_until(lambda: watcher.report.looks > 1500)
+        assert resident(vmm.pid) == before
 
 
 def test_a_connection_that_gets_a_freed_ones_place_is_found(tmp_path: Path) -> None:

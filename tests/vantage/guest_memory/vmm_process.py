@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,3 +82,10 @@ def vmm_process(
     finally:
         process.kill()
         process.communicate()
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process that are there, as the kernel counts them page by page."""
+    found = re.search(r"^Rss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) << 10

@@ -21,6 +21,7 @@ from ...vantage.guest_memory.images import Image
 from ...vantage.guest_memory.locating import CarvedMessage, CarvedPacket
 from ...vantage.guest_memory.processes import RunningVmm
 from ...views.messages import reply_text, request_text
+from ...views.text import safe
 from .memory_target import now_text
 
 VERSION: Final = 1
@@ -166,7 +167,7 @@ def memory_lines(
     memory: RunningVmm | Image, assembled: Assembled, arch: Arch
 ) -> Iterator[tuple[str, str | None]]:
     """What `peek` prints: lines, each with its colour."""
-    yield f"{memory.name}: {_counted(assembled)}", None
+    yield f"{safe(memory.name)}: {_counted(assembled)}", None
     for conn, told in enumerate(assembled.conversations, 1):
         yield "", None
         yield from _conversation_lines(conn, told, arch)

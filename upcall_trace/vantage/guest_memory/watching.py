@@ -7,11 +7,9 @@ a processor it takes at most, is the user's to say; while nothing crosses it loo
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,7 +45,6 @@ _THOROUGH_PAUSE_NS: Final = 30_000_000_000
 _WHOLE_EVERY: Final = 256
 """So often the object is read though the counts stand still: it may have been freed."""
 _SAMPLES: Final = 1 << 16
-_NICE: Final = -10
 _SLACK: Final = 29
 """PR_SET_TIMERSLACK: a sleep must not last 50 us longer than it was meant to."""
 _OWN_PART: Final = 0.9
@@ -126,8 +123,6 @@ class Watcher:
     def watch(self, stop: threading.Event) -> None:
         """Look until `stop` is set or the VMM is gone; then close what is open."""
         ctypes.CDLL(None).prctl(_SLACK, 1, 0, 0, 0)
-        with suppress(PermissionError):  # of this thread alone, which keeps within its share
-            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
         report = self.report
         began, began_cpu = time.monotonic(), time.thread_time()
         try:
