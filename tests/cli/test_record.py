@@ -24,7 +24,7 @@ from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk
 from upcall_trace.errors import ExitCode
 from upcall_trace.sockets.addresses import is_alive
-from upcall_trace.trace.opening import load
+from upcall_trace.trace.opening import Capture, load
 
 COMMAND = [sys.executable, "-m", "upcall_trace", "record"]
 
@@ -97,6 +97,15 @@ def test_a_signal_ends_the_recording_cleanly(tmp_path: Path, number: signal.Sign
     assert not (tmp_path / "proxy").exists()
 
 
+def when_written(path: Path) -> Capture:
+    """A capture whose recorder was killed, once the process that writes it has ended as well."""
+    until = time.monotonic() + 20
+    while (capture := load(path)).live:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return capture
+
+
 def test_everything_forwarded_a_tenth_of_a_second_before_a_kill_is_there(tmp_path: Path) -> None:
     """Kill -9 at random moments, while four clients ask as fast as they can."""
     rng = random.Random(219)
@@ -128,7 +137,7 @@ def test_everything_forwarded_a_tenth_of_a_second_before_a_kill_is_there(tmp_pat
             running.kill()
             for client in clients:
                 client.join(10)
-        capture = load(directory / "c.upcap")
+        capture = when_written(directory / "c.upcap")
         assert not capture.complete
         seen: dict[int, int] = {}
         for operation in capture.operations:
@@ -195,7 +204,10 @@ def test_in_place_after_a_kill_the_way_back_that_was_printed_works(tmp_path: Pat
         running = Running("--in-place", tmp_path / "vmm", "-o", tmp_path / "c.upcap")
         way_back = running.said[0].rpartition(": ")[2]
         running.kill()
-        assert not is_alive(tmp_path / "vmm")
+        until = time.monotonic() + 10  # for the process that writes to notice, and to end
+        while is_alive(tmp_path / "vmm"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
         subprocess.run(way_back.split(), check=True)
         with Upcall(tmp_path / "vmm") as client:
             client.ask(mmio_request(MessageType.ADD_MMIO, 1 << 20, 0x2000, 5))
