@@ -497,3 +497,18 @@ def test_containerds_copy_of_an_error_is_not_told_again(tmp_path: Path) -> None:
     raw = entries([*INIT, (4000, "resize vcpus: vmm action error: UpcallServerNotReady")])
     assert told(tmp_path, raw + f"ctr: {error}: unknown\n".encode()) == "UP604"
     assert told(tmp_path, f"ctr: {error}: unknown\n".encode()) == "UP604?"
+
+
+def test_lines_of_two_connections_at_one_time_keep_to_their_operations(tmp_path: Path) -> None:
+    """While a CPU does not start, another connection plugs a PCI device."""
+    lines = [
+        "[    3.2] db-dev-mgr: add vcpu number: 2",
+        "[    3.2] db-dev-mgr: adding vcpu apic_id 1",
+        "[    3.3] db-dev-mgr: adding vcpu apic_id 2",
+        "[    4.9] db-dev-mgr: add pci device of busno: 00, devfn: 30",
+        "[   13.4] db-dev-mgr: cpu 2 cannot be added, cpu up failed: -5",
+        "[   13.4] db-dev-mgr: db_devmgr_process : Command run failed, err: -5",
+        "[   13.5] db-dev-mgr: db_devmgr_process : Command run failed, err: -17",
+    ]
+    raw = "".join(f"{line}\n" for line in lines).encode()
+    assert told(tmp_path, raw) == "UP201? UP209? UP301? UP302?"

@@ -211,7 +211,7 @@ class _LogStream:
         start = self.scanner.first or self.start
         told.from_ns = self.first_wall or told.from_ns
         last = [*lines_of(LogEntry(1, self.scanner.last), None)] if self.scanner.last else []
-        told.to_ns = next((ns for line in last if (ns := line.wall_ns)), told.to_ns)
+        told.to_ns = max((ns for line in last if (ns := line.wall_ns)), default=told.to_ns)
         if not (told.understood or told.of_others):
             told.seems = _seems(start, self.log.torn)
         wrong = None
@@ -354,7 +354,7 @@ def _kind(start: bytes, first: Sequence[LogLine]) -> str:
         return "journal"
     if start.lstrip()[:1] == b"{" and any(line.dressed for line in first):
         return "JSON lines"
-    console = sum(line.guest_ns is not None and line.wall_ns is None for line in first)
+    console = sum(line.guest_ns is not None and not line.dressed for line in first)
     if console * 2 > len(first):
         return "console"
     return "syslog" if any(line.program for line in first) else "log"

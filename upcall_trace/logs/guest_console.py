@@ -44,6 +44,9 @@ _REFUSED: Final = {
     said.NO_BUS: (codes.PCI_NO_SUCH_BUS, ENODEV),
     said.NO_SLOT: (codes.PCI_NOTHING_THERE, ENODEV),
 }
+_OF_ADDS: Final = (codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER)
+_AT_ONCE: Final = 7
+"""CPU operations that are remembered as open, of as many connections."""
 _LOST_ITS_ID: Final = -17
 _BUSY: Final = -16
 _OFFLINE_ALREADY: Final = 1
@@ -76,6 +79,8 @@ class ConsoleReader:
         self._current: ConsoleOperation | None = None
         self._oops: list[LogLine] = []
         self._dying: ConsoleOperation | None = None
+        self._cpus_open: list[ConsoleOperation] = []
+        self._last_refused: ConsoleOperation | None = None
         self._served = False
 
     def feed(self, line: LogLine, matches: Iterable[Match]) -> None:
@@ -103,6 +108,7 @@ class ConsoleReader:
         begun = self._begin(MessageType.ADD_CPU if adding else MessageType.DEL_CPU, line)
         begun.count = min(int(match[3]), 255)
         begun.arm = bool(match[1])
+        self._cpus_open = [*self._cpus_open[-_AT_ONCE:], begun]
 
     def _cpu_id(self, line: LogLine, match: Match) -> None:
         if (current := self._open_cpus()) is not None:
@@ -110,21 +116,27 @@ class ConsoleReader:
             self._keep(current, line)
 
     def _cpu_done(self, line: LogLine, match: Match) -> None:
-        current = self._open_cpus()
+        current = self._open_cpus(said=True)
         if current is not None:
             self._keep(current, line)
             if current.code is None:
                 current.ret = 0
 
-    def _refused(self, line: LogLine, code: Code, ret: int) -> None:
+    def _refused(self, line: LogLine, code: Code, ret: int, cpu: int | None = None) -> None:
+        """The line that refuses an operation; others may have begun since it did."""
         current = self._current
-        if current is None or current.msg_type is None or current.oops:
+        if code.family is not Family.PCI:
+            current = self._open_cpus(cpu)
+        elif current is not None and (current.pci is None or current.oops):
+            current = None
+        if current is None:
             # Its first line is in an older part of the log.
-            adding = code in (codes.CPU_ALREADY_KNOWN, codes.NO_CPU_NUMBER)
+            adding = code in _OF_ADDS or cpu is not None
             nameless = MessageType.ADD_CPU if adding else MessageType.DEL_CPU
             current = self._begin(None if code.family is Family.PCI else nameless, line)
         else:
             self._keep(current, line)
+        self._last_refused = current
         if current.msg_type == MessageType.DEL_PCI:
             code = codes.PCI_NO_SUCH_DEVICE
         current.code, current.ret, current.decided_by = code, ret, line
@@ -142,17 +154,16 @@ class ConsoleReader:
             line,
             codes.CPU_LOST_ITS_ID if error == _LOST_ITS_ID else codes.CPU_REFUSED_BY_KERNEL,
             error or EINVAL,
+            int(match[1]),
         )
 
     def _not_up(self, line: LogLine, match: Match) -> None:
         error = int(match[2])
-        self._refused(
-            line, codes.VCPU_NOT_STARTED if error == EIO else codes.UNEXPLAINED_RESULT, error
-        )
-        current = self._current
-        if current is not None and not current.ids:
-            current.msg_type = MessageType.ADD_CPU
-            current.ids.append(int(match[1]) & 0xFF)
+        code = codes.VCPU_NOT_STARTED if error == EIO else codes.UNEXPLAINED_RESULT
+        self._refused(line, code, error, int(match[1]))
+        refused = self._last_refused
+        if refused is not None and not refused.ids:
+            refused.ids.append(int(match[1]) & 0xFF)
 
     def _del_failed(self, line: LogLine, match: Match) -> None:
         error = int(match[1])
@@ -176,6 +187,9 @@ class ConsoleReader:
         """A failed command: the current one's end, or of one that had said nothing before."""
         ret = int(match[1])
         current = self._current
+        refused, self._last_refused = self._last_refused, None
+        if refused is not None and not refused.closed and refused.ret == ret:
+            current = refused
         open_still = (
             current is not None
             and current.msg_type is not None
@@ -266,7 +280,7 @@ class ConsoleReader:
         lines, self._oops = [*self._oops, line], []
         name = match[2]
         current = self._current
-        dying = current if current is not None and is_open(current) else None
+        dying = current if current is not None and is_open(current) else self._open_cpus()
         if name != _OURS:
             if not (dying is not None and name.startswith(_OF_CPUS) and _may_be(dying, name)):
                 return
@@ -299,11 +313,19 @@ class ConsoleReader:
 
     # What they share.
 
-    def _open_cpus(self) -> ConsoleOperation | None:
-        current = self._current
-        if current is None or current.msg_type not in (MessageType.ADD_CPU, MessageType.DEL_CPU):
-            return None
-        return current
+    def _open_cpus(self, cpu: int | None = None, said: bool = False) -> ConsoleOperation | None:
+        """The CPU operation that a line is about: the last one that is open, or has this CPU.
+
+        With `said` also one that was refused: its notification follows.
+        """
+        alive = [
+            each
+            for each in self._cpus_open
+            if is_open(each) or (said and each.code is not None and not each.closed)
+        ]
+        having = [each for each in alive if cpu is not None and cpu in each.ids]
+        chosen = having or alive
+        return chosen[-1] if chosen else None
 
     def _keep(self, operation: ConsoleOperation, line: LogLine) -> None:
         if len(operation.lines) < _LINES:

@@ -111,12 +111,22 @@ def _records(value: Any, around: dict[str, Any], depth: int) -> Iterator[Fields]
     if said is not None:
         yield _fields(said, value, around)
         return
+    if isinstance(value.get("values"), list) and isinstance(value.get("stream"), dict):
+        yield from _of_stream(value["stream"], value["values"])
+        return
     nested = [each for each in value.values() if isinstance(each, (dict, list))]
     found = [f for each in nested for f in _records(each, around | _flat(value), depth + 1)]
     if not found and depth == 0:
         said = "\n".join(_strings(value, 0))
         found = [_fields(said, value, around)] if said else []
     yield from found
+
+
+def _of_stream(labels: dict[str, Any], values: list[Any]) -> Iterator[Fields]:
+    """Lines as Loki gives them: pairs of a time in nanoseconds and a text, under their labels."""
+    for pair in values[:_MANY]:
+        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str):
+            yield _fields(pair[1], {"timestamp": pair[0]}, labels)
 
 
 def _said(value: Mapping[str, Any]) -> str | None:

@@ -31,7 +31,9 @@ _HOST: Final = re.compile(r"(?:^|[ \t])([\w.-]{1,255})[ \t]{1,8}[\w.@-]{1,64}(?:
 _KERNEL: Final = re.compile(r"(?:^|[ \t])([\w.-]{1,255})[ \t]{1,8}kernel: ")
 _STREAM: Final = re.compile(r" (?:stdout|stderr) [FP] ")
 _SHIMS: Final = ("kata", "dragonball", "containerd-shim-kata", "runtime-rs")
-_SANDBOX: Final = re.compile(r"\bsandbox(?:_id|-id|ID)?[=:] ?\"?([\w.-]{2,128})")
+_SANDBOX: Final = re.compile(
+    r"\bsandbox(?:_id|-id|ID)?(?:=\"?|:? \"?(?=[0-9a-f]{12}))([\w.-]{2,128})"
+)
 _SOURCE: Final = re.compile(r"\bsource[=:] ?\"?([\w.-]{2,128})")
 _PID: Final = re.compile(r"\bpid[=:] ?\"?(\d{1,10})\b")
 _SUBSYSTEM: Final = re.compile(r"\bsubsystem[=:] ?\"?([\w.-]{2,64})")
