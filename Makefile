@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tools for releases have an environment of their own: the list of what we ship is without them.
+RELEASE := $(VENV)/release/bin
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab torture bench docs captures man wheel clean
+.PHONY: demo test lint check lab supply lock audit torture bench docs captures man wheel pyz image clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check lab $(VENV)/node/.installed
+test: lint check supply lab $(VENV)/node/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
@@ -29,6 +31,27 @@ lint: $(STAMP)
 
 check: $(STAMP)
 	$(BIN)/mypy
+
+# What is installed may be passed on, is listed in dist/sbom.json, and the workflows are well formed.
+supply: $(STAMP) $(VENV)/release/.installed
+	$(RELEASE)/pip-licenses --python=$(BIN)/python --summary >dist/licences.txt
+	$(RELEASE)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o dist/sbom.json $(BIN)/python
+	$(RELEASE)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml docs/example-workflow.yml
+
+# Known holes in what the lock names. Where no source of advisories answers, that is no pass.
+audit: $(VENV)/release/.installed
+	$(BIN)/python -m tools.audit $(RELEASE)/pip-audit
+
+# Anew after every change of dependencies in pyproject.toml or requirements/node.txt.
+lock: EXPORT := --quiet --frozen --no-header --no-annotate --no-emit-project
+lock:
+	$(PYTHON) -m venv $(VENV)/uv
+	$(VENV)/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	$(VENV)/uv/bin/uv lock --quiet
+	$(VENV)/uv/bin/uv export $(EXPORT) --extra test -o requirements/test.txt
+	$(VENV)/uv/bin/uv export $(EXPORT) --only-group release -o requirements/release.txt
+	$(VENV)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    -c requirements/test.txt requirements/node.txt -o requirements/node-locked.txt
 
 torture: $(STAMP)
 	$(BIN)/python -m pytest -m torture --timeout 3600
@@ -48,12 +71,28 @@ man: $(STAMP)
 	$(BIN)/python -m tools.make_man
 
 wheel: $(STAMP)
-	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+# One file for a node or guest with Python and no pip.
+pyz: $(STAMP) $(VENV)/release/.installed
+	$(BIN)/python -m tools.make_pyz $(RELEASE)/shiv dist/upcall-trace.pyz
+
+# From the distribution's packages; container/build.sh tells what it needs.
+image: pyz
+	container/build.sh dist/upcall-trace.pyz
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
 
-$(STAMP): pyproject.toml
+# Versions and hashes are those of the lock.
+$(STAMP): pyproject.toml requirements/test.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/release/.installed: requirements/release.txt $(STAMP)
+	mkdir -p dist
+	$(PYTHON) -m venv $(VENV)/release
+	$(RELEASE)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/release.txt
 	touch $@
