@@ -9,7 +9,7 @@ here=$(dirname "$(realpath "$0")")
 suite=${SUITE:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mmdebstrap --quiet --variant=essential --include=python3 \
+mmdebstrap --quiet --variant=essential --include=python3,libstdc++6 \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     "$suite" "$work/root.tar"
 cp "$pyz" "$work/upcall-trace.pyz"

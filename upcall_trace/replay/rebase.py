@@ -202,8 +202,10 @@ def _windows(rebase: Rebase, requests: Iterable[Asked], world: World) -> None:
             there = devices[place % len(devices)]
             irq = rebase.irq.get(window[2], window[2])
             rebase.windows[window] = (there.base, window[1], irq)
-        elif found in ("removed", "channel") and (channel if found == "channel" else devices):
-            there = (channel if found == "channel" else devices)[place % len(devices)]
+        elif found in ("removed", "channel") and (
+            alike := channel if found == "channel" else devices
+        ):
+            there = alike[place % len(alike)]
             rebase.windows[window] = (there.base, there.size, there.irq)
 
 

@@ -50,6 +50,8 @@ _START = {
     Begins.MIDDLE: Start.MIDDLE,
     Begins.OTHER: Start.OTHER,
 }
+MOST_LOST = (1 << 63) - 1
+"""Gaps say how large they are, and may lie: their sum stays a number that a file can hold."""
 _ZEROS = bytes(1024)
 _KEPT_OVER = 1024
 """Connections that are over and still remembered, the last ones."""
@@ -342,7 +344,7 @@ class Session:
             case Opaque() if connection.port == self.header.port:
                 connection.payload += len(event.raw)
             case Lost():
-                connection.lost += event.size
+                connection.lost = min(connection.lost + event.size, MOST_LOST)
 
     def _close(self, record: Close) -> Sequence[Event]:
         watch = self._watch(record.conn, record.t_ns)
@@ -363,7 +365,7 @@ class Session:
 
     def _gap(self, record: Gap) -> list[Event]:
         if record.reason != LEFT_OUT:
-            self.lost += record.size
+            self.lost = min(self.lost + record.size, MOST_LOST)
         if record.conn == 0:
             self._file_gaps += 1  # each connection learns of it when it is next seen
             return []
