@@ -94,7 +94,11 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Bytes that were on the wire and are not in the recording; `replies` went with them."""
+    """Bytes that were on the wire and are not in the recording.
+
+    `replies` are the requests whose replies went with them; of requests that a gap took as
+    well, only the first ones.
+    """
 
     to_guest: bool
     size: int

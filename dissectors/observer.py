@@ -27,6 +27,7 @@ would break that order for good, and each has its own remedy:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum, auto
 from itertools import islice
 
@@ -49,7 +50,8 @@ from .messages import decode_reply
 from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
 
 _KEPT_OPEN = 64
-"""Open requests whose messages are kept for decoding their replies; a peer has one or two."""
+"""Open requests whose messages are kept for decoding their replies; a peer has one or two. Of so
+many requests that a gap took, it is told that their replies went, too."""
 _LOST_OPEN = 1 << 16
 """Open requests that gaps can account for; a gap's size is only a number, and may be any."""
 _MAGIC = MAGIC_VERSION.to_bytes(4, "little")
@@ -108,7 +110,8 @@ class Observer:
         self._from = b""
         self._request_buffer = b""
         self._next_number = 0
-        self._open: deque[tuple[int, ServiceRequest | None]] = deque()
+        # With a number for a message, so many requests from that number on were lost.
+        self._open: deque[tuple[int, ServiceRequest | int | None]] = deque()
         self._skip = 0
         self._resync = False
         self._split_number: int | None = None
@@ -223,14 +226,37 @@ class Observer:
         begun = len(self._from)
         due = [
             (number, whole - begun if place == 0 else whole)
-            for place, (number, _) in enumerate(islice(self._open, size // whole + 2))
+            for place, number in enumerate(islice(self._due(), size // whole + 2))
         ]
         return [(-1, self._skip), *due] if self._skip else due
 
     @property
     def open_requests(self) -> tuple[int, ...]:
         """Numbers of the requests that have no reply yet, oldest first."""
-        return tuple(number for number, _ in self._open)
+        return tuple(self._due())
+
+    def _due(self) -> Iterator[int]:
+        for number, message in self._open:
+            if type(message) is int:
+                yield from range(number, number + message)
+            else:
+                yield number
+
+    def _take_due(self, count: int) -> list[int]:
+        """The oldest `count` open requests are over: their numbers, of lost ones the first few."""
+        taken: list[int] = []
+        while count > 0 and self._open:
+            number, message = self._open.popleft()
+            if type(message) is not int:
+                taken.append(number)
+                count -= 1
+                continue
+            over = min(message, count)
+            taken += range(number, number + min(over, _KEPT_OPEN))
+            count -= over
+            if over < message:
+                self._open.appendleft((number + over, message - over))
+        return taken
 
     def _lost_to_guest(self, size: int) -> list[Event]:
         events: list[Event] = []
@@ -246,9 +272,9 @@ class Observer:
             self._to_phase, self._service = _Phase.MIDDLE, DEVICE_MANAGER
         elif self._to_phase is _Phase.MESSAGES and self._service is not None:
             lost_requests = -(-size // self._service.request_size)
-            for _ in range(min(lost_requests, _LOST_OPEN - len(self._open))):
-                self._open.append((self._next_number, None))
-                self._next_number += 1
+            if (count := min(lost_requests, _LOST_OPEN - len(self._open))) > 0:
+                self._open.append((self._next_number, count))
+                self._next_number += count
             self._split_number = None
         events.append(Lost(True, size))
         return events
@@ -276,8 +302,7 @@ class Observer:
                 self._skip = max(0, service.hello_size - missing)
                 missing = max(0, missing - service.hello_size)
             whole, part = divmod(missing, service.reply_size)
-            for _ in range(min(whole + (part > 0), len(self._open))):
-                replies.append(self._open.popleft()[0])
+            replies = self._take_due(whole + (part > 0))
             if part:
                 self._skip = service.reply_size - part
         events.append(Lost(False, size, tuple(replies)))
@@ -299,9 +324,9 @@ class Observer:
             events.append(Incomplete(False, self._from))
             self._from = b""
         if begun or self._open:
-            size = service.reply_size * max(1, len(self._open)) - begun
-            events.append(Lost(False, max(0, size), tuple(number for number, _ in self._open)))
-            self._open.clear()
+            due = sum(kept if type(kept) is int else 1 for _, kept in self._open)
+            size = service.reply_size * max(1, due) - begun
+            events.append(Lost(False, max(0, size), tuple(self._take_due(due))))
 
     def _find_message(self, events: list[Event]) -> None:
         """Pass over what comes before the first message; it may end in a part of the magic."""
@@ -412,4 +437,8 @@ class Observer:
 
     def _reply(self, service: Service, raw: bytes) -> ReplyReceived:
         number, request = self._open.popleft() if self._open else (None, None)
+        if type(request) is int:
+            if number is not None and request > 1:
+                self._open.appendleft((number + 1, request - 1))
+            request = None
         return ReplyReceived(number, service.decode_reply(raw, self._arch, request), raw)
