@@ -49,6 +49,7 @@ from . import (
     plugin_blocks,
     program_blocks,
     replay_blocks,
+    start_blocks,
     testing_blocks,
     tui_blocks,
 )
@@ -224,6 +225,8 @@ BLOCKS: Final[Blocks] = {
     "results": results,
     "transitions": transitions,
     "state-diagram": state_diagram,
+    "operator-log": start_blocks.operator_log,
+    "operator-console": start_blocks.operator_console,
     "show-example": program_blocks.show_example,
     "filter-example": program_blocks.filter_example,
     "info-example": program_blocks.info_example,
