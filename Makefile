@@ -8,12 +8,12 @@ RELEASE := $(VENV)/release/bin
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab supply lock audit torture bench docs captures man wheel pyz image clean
+.PHONY: demo test lint check lab supply lock audit torture bench docs site captures man wheel pyz image clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check supply lab $(VENV)/node/.installed
+test: lint check supply lab $(VENV)/node/.installed $(VENV)/site/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
@@ -24,6 +24,12 @@ lab: $(STAMP)
 $(VENV)/node/.installed: $(STAMP)
 	if command -v npm >/dev/null; then npm install --silent --prefix $(VENV)/node html-validate; fi
 	mkdir -p $(VENV)/node && touch $@
+
+# MkDocs has an environment of its own: nothing that we ship needs it.
+$(VENV)/site/.installed: requirements/site-locked.txt $(STAMP)
+	$(PYTHON) -m venv $(VENV)/site
+	$(VENV)/site/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/site-locked.txt
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -63,6 +69,10 @@ docs: $(STAMP)
 	$(BIN)/python -m tools.generate_docs
 	$(BIN)/python -m tools.make_schemas
 	$(BIN)/python -m tools.make_pictures
+
+# Offline, with strict links; to search in it: python3 -m http.server -d dist/site
+site: $(VENV)/site/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/site/bin/mkdocs build --quiet --strict
 
 captures: $(STAMP)
 	$(BIN)/python -m tools.generate_captures

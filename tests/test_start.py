@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import ROOT, blocks
+from tests.test_docs import blocks
+from tools.generate_docs import ROOT
 
 NUMBERS = re.compile(r"\b\d+(?:\.\d+)?(?:ns|us|ms|s)\b[!*]?|\b\d+\.\d{6}\b")
 """Latencies and times, which differ from run to run."""

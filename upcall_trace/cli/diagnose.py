@@ -62,7 +62,7 @@ _GUESTS_TOLD = 5
     "--sandbox",
     metavar="ID",
     shell_complete=sandboxes,
-    help="Only this guest of the logs; a prefix will do.",
+    help="Only this guest of the logs; a prefix is enough.",
 )
 @span_options
 @world_options
@@ -123,7 +123,7 @@ def diagnose_command(
     """Say why operations failed, what the VMM makes of it, and what to do next.
 
     Give captures, logs, or both; what each file is, is found out by looking. A guest's console
-    tells which of several causes it was, and stands in for a capture that there is not. With the
+    tells which of several causes it was, and stands in for a missing capture. With the
     guest's world (--world) causes that the wire cannot decide become certain. Without, such
     findings say "possibly".
     """

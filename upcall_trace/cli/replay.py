@@ -39,7 +39,7 @@ _PROGRESS_S = 1.0
 
 @click.command("replay")
 @click.argument("capture", type=CAPTURE)
-@click.option("--to", "address", metavar="ADDRESS", required=True, help="Whom to send it to.")
+@click.option("--to", "address", metavar="ADDRESS", required=True, help="The guest to send it to.")
 @click.option("--live", is_flag=True, help="Send it; without this there is only the plan.")
 @click.option("--allow", multiple=True, type=click.Choice(list(DANGERS)), metavar="CODE",
               help="Begin in spite of this danger, as the plan names it.")  # fmt: skip

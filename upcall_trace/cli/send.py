@@ -43,7 +43,7 @@ refuses or says nothing.
 
 
 @click.command("send", help=_HELP, context_settings={"ignore_unknown_options": True})
-@click.option("--to", "address", metavar="ADDRESS", required=True, help="Whom to send it to.")
+@click.option("--to", "address", metavar="ADDRESS", required=True, help="The guest to send it to.")
 @click.option(
     "--port", type=click.IntRange(0, 0xFFFFFFFF), default=UPCALL_PORT, show_default=True,
     help="Port in the CONNECT line.",
