@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from upcall_trace.tui.app import Browser
 from upcall_trace.tui.data.settings import Settings
-from upcall_trace.tui.screens.work import Given, Work
+from upcall_trace.tui.screens.capture_screen import CaptureScreen
+from upcall_trace.tui.screens.work import Given
 
 from .generate_docs import ROOT
 
@@ -50,7 +51,7 @@ async def take(picture: Picture) -> str:
             for _ in range(_PATIENCE):
                 await pilot.pause(0.01)
                 screen = app.screen
-                if isinstance(screen, Work) and screen.is_at_rest:
+                if isinstance(screen, CaptureScreen) and screen.is_at_rest:
                     break
         await pilot.pause(0.2)
         return app.export_screenshot(title=f"upcall-trace tui {path.name}")

@@ -15,6 +15,7 @@ from textual.widget import Widget
 
 from upcall_trace.tui.app import Browser
 from upcall_trace.tui.data.settings import Settings
+from upcall_trace.tui.screens.capture_panes import CapturePanes
 from upcall_trace.tui.screens.capture_screen import CaptureScreen
 from upcall_trace.tui.screens.work import Given
 
@@ -51,9 +52,14 @@ class Driven:
         return [s for s in self.app.screen_stack if isinstance(s, CaptureScreen)]
 
     @property
+    def panes(self) -> CapturePanes:
+        """What that screen shows."""
+        return self.screen.panes
+
+    @property
     def said(self) -> str:
         """The sentence in the bottom line."""
-        return self.screen.said
+        return self.panes.said
 
     async def press(self, *keys: str) -> None:
         """Press keys, and wait for what follows from each of them."""
@@ -83,7 +89,7 @@ class Driven:
             busy |= any(
                 not s.is_at_rest for s in self.app.screen_stack if isinstance(s, CaptureScreen)
             )
-            if self.screens and self.screen.recording.live:
+            if self.screens and self.panes.recording.live:
                 busy = False  # it never comes to rest
             quiet = 0 if busy else quiet + 1
             if quiet >= _QUIET:

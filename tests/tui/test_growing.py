@@ -45,7 +45,7 @@ def test_a_recording_is_followed_paused_and_gone_on_with(tmp_path: Path) -> None
         await browser.until("1 operations")
         add(2, -17)
         await browser.until("UP301")
-        assert browser.screen.ladder.cursor == browser.screen.ladder.count() - 1
+        assert browser.panes.ladder.cursor == browser.panes.ladder.count() - 1
         await browser.pilot.press("p")
         add(3, -17)
         await browser.until("paused")
@@ -55,13 +55,13 @@ def test_a_recording_is_followed_paused_and_gone_on_with(tmp_path: Path) -> None
         await browser.pilot.press("F", "g")
         add(4, 0)
         await browser.until("4 operations")
-        assert browser.screen.ladder.cursor == 0
+        assert browser.panes.ladder.cursor == 0
         await browser.pilot.press("m", "a")
         await browser.pilot.press("j", "m", "a")
         await browser.until("kept beside it")
         recorder.close()
         for _ in range(2000):
-            if browser.screen.recording.ended and browser.screen.walked[2]:
+            if browser.panes.recording.ended and browser.panes.walked[2]:
                 break
             await browser.pilot.pause(0.01)
         assert "recording" not in browser.lines()[0]
@@ -74,7 +74,7 @@ def test_what_is_found_is_what_diagnose_finds(golden: Path) -> None:
     expected = diagnose(golden).findings
 
     async def script(browser: Driven) -> None:
-        recording = browser.screen.recording
+        recording = browser.panes.recording
         found = [f for row in range(len(recording)) for f in recording.findings.of_row(row)]
         for conn in [None, *recording.places]:
             found += recording.findings.of_connection(conn)
@@ -87,8 +87,8 @@ def test_what_is_found_is_what_diagnose_finds(golden: Path) -> None:
 
 def test_connections_without_operations_are_lines_of_their_own() -> None:
     async def script(browser: Driven) -> None:
-        assert browser.screen.ladder.count()
-        assert browser.screen.ladder.row is None
+        assert browser.panes.ladder.count()
+        assert browser.panes.ladder.row is None
         await browser.press("right_square_bracket")
         assert "UP103 malformed-connect-line at connection 2" in browser.text()
         await browser.press("4")
@@ -189,7 +189,7 @@ def test_a_moment_far_into_a_long_connection_is_told_from_a_kept_place(tmp_path:
 
     async def script(browser: Driven) -> None:
         await browser.press("G", "k", "k")
-        moment = browser.screen.moment
+        moment = browser.panes.moment
         assert moment is not None
         assert moment.row == 5999
         assert moment.reply is not None

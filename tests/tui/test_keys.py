@@ -25,9 +25,9 @@ STALE = CAPTURES / "stale_results.upcap"
 
 def key_of(browser: Driven) -> str:
     """What the cursor is on, as `conn.request`, with `<` on a reply."""
-    operation, place = browser.screen.operation, browser.screen.ladder.place
+    operation, place = browser.panes.operation, browser.panes.ladder.place
     if operation is None or place is None:
-        return f"connection {browser.screen.ladder.connection}"
+        return f"connection {browser.panes.ladder.connection}"
     return f"{operation.conn}.{operation.request}" + ("<" if place.shows else "")
 
 
@@ -82,15 +82,15 @@ def test_a_filter_is_completed_checked_while_it_is_typed_and_kept() -> None:
         await browser.type("op == del_c")
         assert "did you mean" in browser.lines()[-1]
         await browser.press("tab")
-        assert browser.screen.prompt.line.value == "op == del_cpu"
+        assert browser.panes.prompt.line.value == "op == del_cpu"
         assert "5 of 11 match" in browser.lines()[-1]
         await browser.type(" and ret <")
         await browser.press("enter")
         assert "missing at the end" in browser.lines()[-1]
         await browser.type(" 0")
         await browser.press("enter")
-        assert browser.screen.ladder.arranged.matches == 2
-        assert browser.screen.ladder.count() == 4
+        assert browser.panes.ladder.arranged.matches == 2
+        assert browser.panes.ladder.count() == 4
         assert "2 of 11 match op == del_cpu and ret < 0" in browser.lines()[0]
         await browser.press("n")
         assert key_of(browser) == "1.8"
@@ -99,70 +99,70 @@ def test_a_filter_is_completed_checked_while_it_is_typed_and_kept() -> None:
         await browser.press("N")
         assert key_of(browser) == "1.7"
         await browser.press("h")
-        assert browser.screen.ladder.count() == 22
+        assert browser.panes.ladder.count() == 22
         await browser.press("n", "n")
         assert key_of(browser) == "1.8"
         await browser.press("h", "slash", "escape")
-        assert browser.screen.ladder.arranged.matches == 2
+        assert browser.panes.ladder.arranged.matches == 2
         await browser.press("slash", "ctrl+u", "enter")
-        assert browser.screen.ladder.count() == 24
+        assert browser.panes.ladder.count() == 24
 
     drive(script, CPUS)
 
 
 def test_into_panes_and_out_again() -> None:
     async def script(browser: Driven) -> None:
-        screen = browser.screen
+        panes = browser.panes
         await browser.press("enter")
-        assert browser.is_at(screen.detail.fields)
+        assert browser.is_at(panes.detail.fields)
         await browser.press("enter")
-        assert browser.is_at(screen.detail.hex)
+        assert browser.is_at(panes.detail.hex)
         await browser.press("escape")
-        assert browser.is_at(screen.detail.fields)
+        assert browser.is_at(panes.detail.fields)
         await browser.press("escape")
-        assert browser.is_at(screen.ladder)
+        assert browser.is_at(panes.ladder)
         await browser.press("escape")
-        assert browser.is_at(screen.sessions)
+        assert browser.is_at(panes.sessions)
         for number, pane in enumerate(
-            (screen.sessions, screen.ladder, screen.finding, screen.detail.fields, screen.state,
-             screen.statistics, screen.log_pane), start=1,
+            (panes.sessions, panes.ladder, panes.finding, panes.detail.fields, panes.state,
+             panes.statistics, panes.log_pane), start=1,
         ):  # fmt: skip
             await browser.press(str(number))
             assert browser.is_at(pane)
             assert pane.region.height > 0
         await browser.press("2", "z")
-        assert screen.maximized is screen.ladder
+        assert browser.screen.maximized is panes.ladder
         await browser.press("escape")
-        assert screen.maximized is None
+        assert browser.screen.maximized is None
         await browser.press("tab")
-        assert browser.is_at(screen.log_pane)
+        assert browser.is_at(panes.log_pane)
         await browser.press("shift+tab")
-        assert browser.is_at(screen.ladder)
+        assert browser.is_at(panes.ladder)
 
     drive(script, CPUS, size=(80, 24))
 
 
 def test_a_connection_is_chosen_and_others_are_context() -> None:
     async def script(browser: Driven) -> None:
-        screen = browser.screen
+        panes = browser.panes
         await browser.press("1", "j", "j", "enter")
-        assert browser.is_at(screen.ladder)
-        assert screen.ladder.arranged.wanted.conn == 2
+        assert browser.is_at(panes.ladder)
+        assert panes.ladder.arranged.wanted.conn == 2
         assert key_of(browser) == "connection 2"
-        assert screen.ladder.count() == 12
+        assert panes.ladder.count() == 12
         await browser.press("o")
-        assert screen.ladder.count() == 6
+        assert panes.ladder.count() == 6
         await browser.press("o", "escape", "escape")
-        assert screen.ladder.arranged.wanted.conn is None
+        assert panes.ladder.arranged.wanted.conn is None
 
     drive(script, OOPS)
 
 
 def test_the_cursors_of_fields_and_bytes_are_linked() -> None:
     async def script(browser: Driven) -> None:
-        screen = browser.screen
+        panes = browser.panes
         await browser.press("right_square_bracket", "right_square_bracket", "enter")
-        fields, hexes = screen.detail.fields, screen.detail.hex
+        fields, hexes = panes.detail.fields, panes.detail.hex
         assert [field.name for field in fields.fields][4:] == ["ret", "padding"]
         await browser.press("j", "j", "j", "j")
         assert (hexes.byte, hexes.span) == (16, 4)
@@ -182,8 +182,8 @@ def test_stale_bytes_are_told_with_the_request_that_left_them() -> None:
         await browser.press("right_square_bracket", "right_square_bracket", "right_square_bracket")
         assert key_of(browser) == "1.3<"
         await browser.press("enter", "j", "j", "j", "j")
-        assert browser.screen.detail.fields.fields[4].kinds == ("stale",)
-        assert "stale, of reply 2" in str(browser.screen.detail.border_subtitle)
+        assert browser.panes.detail.fields.fields[4].kinds == ("stale",)
+        assert "stale, of reply 2" in str(browser.panes.detail.border_subtitle)
 
     drive(script, STALE)
 
@@ -191,7 +191,7 @@ def test_stale_bytes_are_told_with_the_request_that_left_them() -> None:
 def test_times() -> None:
     async def script(browser: Driven) -> None:
         def clock() -> Clock:
-            return browser.screen.ladder.clock
+            return browser.panes.ladder.clock
 
         assert "10.108038" in browser.text()
         await browser.press("t")
@@ -211,7 +211,7 @@ def test_two_operations_are_compared() -> None:
         await browser.press("d")
         assert "pick two" in browser.said
         await browser.press("space", "j", "j", "space")
-        assert browser.screen.ladder.picked == [0, 1]
+        assert browser.panes.ladder.picked == [0, 1]
         await browser.press("d")
         assert isinstance(browser.app.screen, CompareScreen)
         text = browser.text()
@@ -219,7 +219,7 @@ def test_two_operations_are_compared() -> None:
         assert "ok apic_index=1" in text
         assert "≠ apic_ids" not in text
         await browser.press("escape", "space")
-        assert browser.screen.ladder.picked == [0]
+        assert browser.panes.ladder.picked == [0]
 
     drive(script, CPUS)
 
@@ -324,12 +324,12 @@ def test_evidence_leads_to_what_it_is_about() -> None:
     async def script(browser: Driven) -> None:
         await browser.press("right_square_bracket", "right_square_bracket", "3")
         assert key_of(browser) == "1.2<"
-        finding = browser.screen.finding
+        finding = browser.panes.finding
         while finding.evidence is None:
             await browser.press("j")
         await browser.press("enter")
         assert key_of(browser) == "1.1<"
-        assert browser.screen.focused is browser.screen.ladder
+        assert browser.screen.focused is browser.panes.ladder
 
     drive(script, STALE)
 
@@ -372,19 +372,19 @@ def test_no_two_bindings_share_a_key_and_all_have_names() -> None:
 
 def test_the_mouse_moves_goes_in_and_picks_a_time() -> None:
     async def script(browser: Driven) -> None:
-        ladder = browser.screen.ladder
+        ladder = browser.panes.ladder
         await browser.pilot.click(ladder, offset=(30, 5))
         await browser.settle()
         assert ladder.cursor == 3
         await browser.pilot.click(ladder, offset=(30, 6), times=2)
         await browser.settle()
         assert ladder.cursor == 4
-        assert browser.is_at(browser.screen.detail.fields)
-        hexes = browser.screen.detail.hex
+        assert browser.is_at(browser.panes.detail.fields)
+        hexes = browser.panes.detail.hex
         await browser.pilot.click(hexes, offset=(7 + 3 * 2, 1))
         await browser.settle()
         assert hexes.byte == hexes.row_size + 2
-        await browser.pilot.click(browser.screen.timeline, offset=(99, 0))
+        await browser.pilot.click(browser.panes.timeline, offset=(99, 0))
         await browser.settle()
         assert (ladder.row or 0) > 5
 

@@ -10,6 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.timer import Timer
+from textual.widget import Widget
 
 from dissectors.constants import Arch
 
@@ -19,7 +20,7 @@ from ...trace.filters import parse
 from ...trace.opening import Capture
 from ...trace.operations import Operation
 from ...views.text import fields_text, result_text, safe
-from ..data.browsed import Wanted
+from ..data.browsed import BrowsedCapture, Wanted
 from ..data.line_order import Shows
 from ..data.marks import marks_beside
 from ..data.walk import Moment
@@ -47,15 +48,25 @@ _OPEN: Final = 64
 _BESIDE: Final = ("finding", "detail", "state", "statistics", "log")
 
 
-class CapturePanes(Work):
+class CapturePanes(Widget):
     """Sessions and ladder, and beside or below them what is known at the cursor."""
 
-    CSS_PATH = "capture.tcss"
-    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (140, "-wide"), (220, "-very-wide")]  # noqa: RUF012
-    VERTICAL_BREAKPOINTS = [(0, "-flat"), (16, "-short"), (40, "-tall")]  # noqa: RUF012
-
     def __init__(self, given: Given) -> None:
-        super().__init__(given)
+        super().__init__(id="panes")
+        self.given = given
+        self.recording = recording = BrowsedCapture(given.path)
+        self.work = Work(given, recording, told=self)
+        self.top = Bar(id="top")
+        self.timeline = Timeline(recording)
+        self.sessions = Sessions(recording)
+        self.ladder = Ladder(recording)
+        self.finding = FindingPane()
+        self.detail = Detail()
+        self.state = StatePane()
+        self.statistics = StatisticsPane()
+        self.log_pane = LogPane()
+        self.prompt = Prompt()
+        self.bottom = Bar(id="bottom")
         self.following = False
         self.paused = False
         self.held: list[Work.Read] = []
@@ -67,45 +78,36 @@ class CapturePanes(Work):
         self._told_key: object = None
 
     def compose(self) -> ComposeResult:
-        yield Bar(id="top")
-        yield Timeline(self.recording)
+        yield self.top
+        yield self.timeline
         with Container(id="main"):
             with Container(id="left"):
-                yield Sessions(self.recording)
-                yield Ladder(self.recording)
+                yield self.sessions
+                yield self.ladder
             with Container(id="right"):
                 with Container(id="why"):
-                    yield FindingPane()
-                    yield Detail()
+                    yield self.finding
+                    yield self.detail
                 with Container(id="more"):
-                    yield StatePane()
-                    yield StatisticsPane()
-                    yield LogPane()
-        yield Prompt()
-        yield Bar(id="bottom")
+                    yield self.state
+                    yield self.statistics
+                    yield self.log_pane
+        yield self.prompt
+        yield self.bottom
 
     def on_mount(self) -> None:
-        self.sessions = self.query_one(Sessions)
-        self.ladder = self.query_one(Ladder)
-        self.finding = self.query_one(FindingPane)
-        self.detail = self.query_one(Detail)
-        self.state = self.query_one(StatePane)
-        self.statistics = self.query_one(StatisticsPane)
-        self.log_pane = self.query_one(LogPane)
-        self.timeline = self.query_one(Timeline)
-        self.prompt = self.query_one(Prompt)
         self.show_pane("finding")
         self.recording.own_marks = marks_beside(self.given.path)
-        self._tell_top()
-        self.start_reading()
+        self.tell_top()
+        self.work.start_reading()
 
     # What comes from the workers.
 
     @on(Work.Read)
-    def _read_more(self, event: Work.Read) -> None:
+    def read_more(self, event: Work.Read) -> None:
         if self.paused:
             self.held.append(event)
-            self._tell_top()
+            self.tell_top()
             return
         found = event.found
         if isinstance(found, Capture):
@@ -117,33 +119,33 @@ class CapturePanes(Work):
         if self.given.filter is not None:
             wanted = replace(wanted, filter=parse(self.given.filter), hiding=True)
             self.given = replace(self.given, filter=None)
-        self.lay(wanted)
+        self.work.lay(wanted)
         now = time.monotonic()
         # What is counted over all operations waits until the first ones are on the screen.
         shown = self.ladder.count() > 0 or not len(self.recording)
         if shown and (self.recording.ended or now - self._summed_s >= _SUM_EVERY_S):
             self._summed_s = now
-            self.sum_up()
+            self.work.sum_up()
         self.ladder.remark()
-        self._tell_top()
+        self.tell_top()
 
     @on(Work.Laid)
     def _lines_are_there(self, event: Work.Laid) -> None:
         before = self.ladder.place
         empty = not self.ladder.count()
         self.ladder.take(event.arranged, self.following and not self.paused)
-        self.laid()
+        self.work.laid()
         if empty and self.ladder.count():
             self._begin()
             self.call_after_refresh(self.timeline.measure)
-            self.call_after_refresh(self.sum_up)
+            self.call_after_refresh(self.work.sum_up)
         else:
             self.timeline.measure()
         if empty or self.ladder.place != before:
             self._look()
-        self._tell_top()
-        if self.walk is None:
-            self.call_after_refresh(self.start_walking)
+        self.tell_top()
+        if self.work.walk is None:
+            self.call_after_refresh(self.work.start_walking)
 
     def _begin(self) -> None:
         """On the first operation, unless connections that have none come before it."""
@@ -153,7 +155,7 @@ class CapturePanes(Work):
 
     @on(Work.Summed)
     def _sums_are_there(self, event: Work.Summed) -> None:
-        self.summed()
+        self.work.summed()
         self.sessions.take(event.connections)
         self.statistics.take(event.kinds)
         self.timeline.measure()
@@ -170,12 +172,12 @@ class CapturePanes(Work):
                 self.ladder.refresh()
             self.sessions.refresh()
             self.timeline.refresh()
-        self._tell_findings()
+        self.tell_findings()
         if waited or event.ended:
             self._settle()
         if event.ended:
             self._align_log()
-        self._tell_top()
+        self.tell_top()
 
     @on(Work.Arrived)
     def _moment_is_there(self, event: Work.Arrived) -> None:
@@ -199,7 +201,7 @@ class CapturePanes(Work):
         self.say(event.text)
         if event.trouble:
             self.recording.live = False
-            self._tell_top()
+            self.tell_top()
 
     def show_pane(self, name: str) -> None:
         """Where not all panes fit beside the ladder, show this one."""
@@ -215,7 +217,7 @@ class CapturePanes(Work):
     @property
     def wanted(self) -> Wanted:
         """What the ladder is to show, or already does."""
-        return self.wished or self.ladder.arranged.wanted
+        return self.work.wished or self.ladder.arranged.wanted
 
     @property
     def operation(self) -> Operation | None:
@@ -230,11 +232,11 @@ class CapturePanes(Work):
 
     def _look(self) -> None:
         """The cursor is somewhere else: tell at once what is known, and look up the rest."""
-        if self.walk is not None:
-            self.walk.rest()
+        if self.work.walk is not None:
+            self.work.walk.rest()
         place = self.ladder.place
         key = (place, self.ladder.connection)
-        self._tell_findings()
+        self.tell_findings()
         self._see()
         if key != self._told_key:
             self._told_key = key
@@ -253,13 +255,13 @@ class CapturePanes(Work):
     @property
     def is_at_rest(self) -> bool:
         """Whether everything about the capture, and about the cursor, is on the screen."""
-        return self._settling is None and super().is_at_rest
+        return self._settling is None and self.work.is_at_rest
 
     def _look_closer(self) -> None:
         self._settling = None
         row = self.ladder.row
         if row is not None:
-            self.look_around(row)
+            self.work.look_around(row)
 
     def _sees(self, first: int, end: int) -> bool:
         """Whether the ladder shows any operation from `first` up to `end`."""
@@ -275,9 +277,9 @@ class CapturePanes(Work):
             t_ns = int(self.recording.operations.column("t_ns")[row]) - self.recording.first_ns
             self.log_pane.follow(t_ns)
 
-    def _tell_findings(self) -> None:
+    def tell_findings(self) -> None:
         recording, row = self.recording, self.ladder.row
-        if self.focused is self.sessions and self.sessions.cursor:
+        if self.screen.focused is self.sessions and self.sessions.cursor:
             conn: int | None = recording.connections[self.sessions.cursor - 1].number
             row = None
         else:
@@ -361,7 +363,7 @@ class CapturePanes(Work):
         self.state.say("On an operation, this tells what the guest had.")
 
     def _align_log(self) -> None:
-        offset = self.walk.clock_offset_ns if self.walk else None
+        offset = self.work.walk.clock_offset_ns if self.work.walk else None
         since = None if offset is None else offset - self.recording.first_ns
         self.log_pane.align(self.recording.wall_ns, since)
         self._see()
@@ -371,9 +373,9 @@ class CapturePanes(Work):
     def say(self, text: str) -> None:
         """A sentence in the bottom line, until the next key."""
         self.said = safe(text)
-        self._tell_bottom()
+        self.tell_bottom()
 
-    def _tell_top(self) -> None:
+    def tell_top(self) -> None:
         recording = self.recording
         arranged = self.ladder.arranged
         pieces: Line = [Styled(f" {safe(self.given.path.name)} ", "key")]
@@ -397,7 +399,7 @@ class CapturePanes(Work):
             pieces.append(Styled(f" ! {recording.trouble}", "warning"))
         pieces.append(Styled(f" · time {self.ladder.clock.value}", "dim"))
         pieces.append(Styled(self._progress(), "dim"))
-        self.query_one("#top", Bar).show(pieces)
+        self.top.show(pieces)
 
     def _progress(self) -> str:
         passed, _, ended = self.walked
@@ -407,18 +409,17 @@ class CapturePanes(Work):
             return ""
         return f" · diagnosed {100 * passed // max(len(self.recording), 1)} %"
 
-    def _tell_bottom(self) -> None:
-        bar = self.query_one("#bottom", Bar)
+    def tell_bottom(self) -> None:
         if self.said:
-            bar.show([Styled(f" {self.said}", "key")])
+            self.bottom.show([Styled(f" {self.said}", "key")])
         else:
-            bar.show(self.hints())
+            self.bottom.show(self.hints())
 
     def hints(self) -> Line:
         """The keys to know first, for the pane that has the focus."""
         shown = {
             active.binding.id: active.binding
-            for active in reversed(self.active_bindings.values())
+            for active in reversed(self.screen.active_bindings.values())
             if active.binding.show and active.enabled
         }
         pieces: Line = []

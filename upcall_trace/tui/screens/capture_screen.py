@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
+from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.screen import Screen
 from textual.widget import Widget
 
 from ...capture.records import COMMENT, Mark
@@ -26,26 +28,48 @@ from .capture_keys import CAPTURE_KEYS
 from .capture_panes import CapturePanes
 from .compare import CompareScreen
 from .replaying import ReplayScreen
+from .work import Given
 
 
-class CaptureScreen(CapturePanes):
-    """Sessions and ladder, and beside or below them what is known at the cursor."""
+class CaptureScreen(Screen[None], inherit_bindings=False):
+    """The panes of one capture, and the keys."""
 
+    CSS_PATH = "capture.tcss"
+    AUTO_FOCUS = "#ladder"
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (140, "-wide"), (220, "-very-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-flat"), (16, "-short"), (40, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [*CAPTURE_KEYS]
 
+    def __init__(self, given: Given) -> None:
+        super().__init__()
+        self.given = given
+        self.panes = panes = CapturePanes(given)
+        self.recording = panes.recording
+        self.sessions, self.ladder = panes.sessions, panes.ladder
+        self.prompt = panes.prompt
+        self._work = panes.work
+
+    def compose(self) -> ComposeResult:
+        yield self.panes
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether everything about the capture, and about the cursor, is on the screen."""
+        return self.panes.is_at_rest
+
     def on_key(self, event: events.Key) -> None:
-        if self.said:
-            self.say("")
+        if self.panes.said:
+            self.panes.say("")
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         self._fit_to(event.widget)
-        self._tell_findings()
-        self._tell_bottom()
+        self.panes.tell_findings()
+        self.panes.tell_bottom()
 
     def _fit_to(self, focused: Widget) -> None:
         """Where there is room for one pane only, it is the one with the focus."""
-        self.set_class(focused is self.sessions, "-at-sessions")
-        self.set_class(focused in self.query("#right LineView"), "-at-right")
+        self.panes.set_class(focused is self.sessions, "-at-sessions")
+        self.panes.set_class(focused in self.query("#right LineView"), "-at-right")
 
     # Into a pane, and out of it.
 
@@ -54,7 +78,7 @@ class CaptureScreen(CapturePanes):
         pane = self.query_one(f"#{name}", LineView)
         self._fit_to(pane)
         if pane not in (self.sessions, self.ladder):
-            self.show_pane("detail" if isinstance(pane.parent, Detail) else name)
+            self.panes.show_pane("detail" if isinstance(pane.parent, Detail) else name)
         self.set_focus(pane)  # now: the next key may be here already
 
     def action_zoom(self) -> None:
@@ -71,18 +95,18 @@ class CaptureScreen(CapturePanes):
             self._choose_session()
         elif event.pane is self.ladder:
             self.action_pane("fields")
-        elif event.pane is self.finding:
+        elif event.pane is self.panes.finding:
             self._go_to_evidence()
-        elif event.pane is self.log_pane and self.log_pane.t_ns is not None:
-            self._go_to_time(self.log_pane.t_ns)
-        elif event.pane is self.detail.fields:
+        elif event.pane is self.panes.log_pane and self.panes.log_pane.t_ns is not None:
+            self._go_to_time(self.panes.log_pane.t_ns)
+        elif event.pane is self.panes.detail.fields:
             self.action_pane("hex")
 
     @on(LineView.Left)
     def _left(self, event: LineView.Left) -> None:
         if self.maximized is not None:
             self.minimize()
-        elif event.pane is self.detail.hex:
+        elif event.pane is self.panes.detail.hex:
             self.action_pane("fields")
         elif event.pane is self.ladder:
             self.action_pane("sessions")
@@ -91,20 +115,20 @@ class CaptureScreen(CapturePanes):
         elif self.sessions.chosen is not None:
             self.sessions.move_to(0)
             self._choose_session(go_in=False)
-        elif self.wanted.filter is not None:
-            self.lay(dataclasses.replace(self.wanted, filter=None))
+        elif self.panes.wanted.filter is not None:
+            self._work.lay(dataclasses.replace(self.panes.wanted, filter=None))
 
     @on(LineView.Moved)
     def _moved_elsewhere(self, event: LineView.Moved) -> None:
         if event.pane is self.sessions:
-            self._tell_findings()
+            self.panes.tell_findings()
 
     def _choose_session(self, go_in: bool = True) -> None:
         number = self.sessions.cursor
         conn = self.recording.connections[number - 1].number if number else None
         self.sessions.chosen = conn
         self.sessions.refresh()
-        self.lay(dataclasses.replace(self.wanted, conn=conn))
+        self._work.lay(dataclasses.replace(self.panes.wanted, conn=conn))
         if conn is not None:
             first = self.recording.rows.first_row(conn)
             if not self.ladder.go_to_connection(conn) and first is not None:
@@ -113,7 +137,7 @@ class CaptureScreen(CapturePanes):
             self.action_pane("ladder")
 
     def _go_to_evidence(self) -> None:
-        evidence = self.finding.evidence
+        evidence = self.panes.finding.evidence
         if evidence is None:
             return
         if evidence.conn is not None:
@@ -122,14 +146,14 @@ class CaptureScreen(CapturePanes):
                 row = self.recording.rows.row(evidence.conn, evidence.request)
             there = self.ladder.go(row) if row is not None else False
             if not there and not self.ladder.go_to_connection(evidence.conn):
-                self.say("that is not shown: take the filter away")
+                self.panes.say("that is not shown: take the filter away")
             else:
                 self.action_pane("ladder")
         elif evidence.line is not None:
-            if self.log_pane.go(evidence.source, evidence.line):
+            if self.panes.log_pane.go(evidence.source, evidence.line):
                 self.action_pane("log")
             else:
-                self.say("that line of the log is not here")
+                self.panes.say("that line of the log is not here")
 
     def _go_to_time(self, t_ns: int) -> None:
         operations = self.recording.operations
@@ -149,25 +173,25 @@ class CaptureScreen(CapturePanes):
 
     def action_filter(self) -> None:
         """Type an expression; what does not match is left out."""
-        wanted = self.wanted.filter
+        wanted = self.panes.wanted.filter
         self.prompt.ask(Asks.FILTER, wanted.text if wanted else "")
 
     def action_match(self, step: int) -> None:
         """Go to the next operation that matches, or back."""
         if not self.ladder.go_to_match(step):
-            self.say("no more matches")
+            self.panes.say("no more matches")
 
     def action_hide(self) -> None:
         """Leave out what does not match, or only dim it."""
-        wanted = self.wanted
-        self.lay(dataclasses.replace(wanted, hiding=not wanted.hiding))
-        self.say("what does not match is " + ("dimmed" if wanted.hiding else "left out"))
+        wanted = self.panes.wanted
+        self._work.lay(dataclasses.replace(wanted, hiding=not wanted.hiding))
+        self.panes.say("what does not match is " + ("dimmed" if wanted.hiding else "left out"))
 
     def action_others(self) -> None:
         """Show other connections beside the chosen one, or leave them out."""
-        wanted = self.wanted
-        self.lay(dataclasses.replace(wanted, context=not wanted.context))
-        self.say("other connections are " + ("left out" if wanted.context else "dimmed"))
+        wanted = self.panes.wanted
+        self._work.lay(dataclasses.replace(wanted, context=not wanted.context))
+        self.panes.say("other connections are " + ("left out" if wanted.context else "dimmed"))
 
     def action_failure(self, step: int) -> None:
         """Go to the next error, or back."""
@@ -182,8 +206,8 @@ class CaptureScreen(CapturePanes):
             if self.focused is self.sessions:
                 self.action_pane("ladder")
             return
-        soon = "" if self.walked[2] else " so far; the diagnosis goes on"
-        self.say(f"no more {what} {'below' if step > 0 else 'above'}{soon}")
+        soon = "" if self.panes.walked[2] else " so far; the diagnosis goes on"
+        self.panes.say(f"no more {what} {'below' if step > 0 else 'above'}{soon}")
 
     @on(Prompt.Typed)
     def _typed(self, event: Prompt.Typed) -> None:
@@ -191,7 +215,7 @@ class CaptureScreen(CapturePanes):
             self.prompt.remark("")
             return
         try:
-            self.count_matches(parse(event.text))
+            self._work.count_matches(parse(event.text))
         except BadFilter as error:
             self.prompt.remark(f"{error.position + 1}: {safe(error.why)}", wrong=True)
 
@@ -208,14 +232,14 @@ class CaptureScreen(CapturePanes):
             self.prompt.remark(f"{error.position + 1}: {safe(error.why)}", wrong=True)
             return
         except UserError as error:
-            self.say(str(error))
+            self.panes.say(str(error))
         self.prompt.close()
         self.set_focus(self.ladder)
 
     def _take_answer(self, asks: Asks, text: str) -> None:
         if asks is Asks.FILTER:
             wanted = parse(text) if text.strip() else None
-            self.lay(dataclasses.replace(self.wanted, filter=wanted))
+            self._work.lay(dataclasses.replace(self.panes.wanted, filter=wanted))
         elif asks is Asks.MARK:
             self._mark(text, "")
         elif asks is Asks.COMMENT and text.strip():
@@ -224,7 +248,7 @@ class CaptureScreen(CapturePanes):
             self._jump(text)
         elif asks is Asks.EXPORT:
             wish = self.ladder.order.rows
-            self.write_out(Path(text).expanduser(), wish)
+            self._work.write_out(Path(text).expanduser(), wish)
 
     # Marks and comments.
 
@@ -241,22 +265,22 @@ class CaptureScreen(CapturePanes):
         self.prompt.ask(Asks.JUMP)
 
     def _ask_about_operation(self, asks: Asks) -> None:
-        if self.operation is None:
-            self.say("only operations can be marked; this line is none")
+        if self.panes.operation is None:
+            self.panes.say("only operations can be marked; this line is none")
         else:
             self.prompt.ask(asks)
 
     def _mark(self, name: str, text: str) -> None:
-        operation = self.operation
+        operation = self.panes.operation
         if operation is None:
             return
         mark = Mark(time.time_ns(), operation.conn, operation.request, name, text)
         place = save(self.given.path, mark)
         self.recording.own_marks.append(mark)
         self.ladder.remark()
-        self._tell_findings()
+        self.panes.tell_findings()
         aside = "" if place == self.given.path else f" beside it, in {place.name}"
-        self.say(f"kept in the capture{aside}" if not aside else f"kept{aside}")
+        self.panes.say(f"kept in the capture{aside}" if not aside else f"kept{aside}")
 
     def _jump(self, letter: str) -> None:
         for mark in reversed(list(self.recording.all_marks())):
@@ -279,12 +303,14 @@ class CaptureScreen(CapturePanes):
         else:
             picked[:] = [*picked[-1:], row]
         self.ladder.refresh()
-        self.say(f"{len(picked)} of 2 picked" + ("; d compares them" if len(picked) == 2 else ""))
+        self.panes.say(
+            f"{len(picked)} of 2 picked" + ("; d compares them" if len(picked) == 2 else "")
+        )
 
     def action_compare(self) -> None:
         """Show the two picked operations side by side."""
         if len(self.ladder.picked) != 2:
-            self.say("pick two operations first, with space")
+            self.panes.say("pick two operations first, with space")
             return
         operations = self.recording.operations
         self.app.push_screen(
@@ -293,9 +319,9 @@ class CaptureScreen(CapturePanes):
 
     def action_copy(self) -> None:
         """Copy the operation as a send command."""
-        operation = self.operation
+        operation = self.panes.operation
         if operation is None:
-            self.say("only operations can be copied; this line is none")
+            self.panes.say("only operations can be copied; this line is none")
             return
         operations = self.recording.operations
         layout = operations.layout(operation.row)
@@ -303,18 +329,18 @@ class CaptureScreen(CapturePanes):
         try:
             line = send_line(operation, layout, msg_size, self.given.address or ANYBODY)
         except WrongUsage as error:
-            self.say(str(error))
+            self.panes.say(str(error))
             return
         self.app.copy_to_clipboard(line)
-        self.say(f"copied: {line}")
+        self.panes.say(f"copied: {line}")
 
     def action_replay(self, step: bool) -> None:
         """Show the plan for sending the capture again from here on; nothing is sent by that."""
-        operation, replays = self.operation, getattr(self.app, "replays", None)
+        operation, replays = self.panes.operation, getattr(self.app, "replays", None)
         if operation is None:
-            self.say("only operations can be sent again; this line is none")
+            self.panes.say("only operations can be sent again; this line is none")
         elif replays is None or self.recording.live:
-            self.say("a capture that still grows is not sent again")
+            self.panes.say("a capture that still grows is not sent again")
         else:
             place = operation.conn, operation.request
             address = self.given.address or ""
@@ -332,26 +358,26 @@ class CaptureScreen(CapturePanes):
         following = self.ladder.clock.following
         self.ladder.clock = following
         self.ladder.refresh()
-        self._tell_top()
+        self.panes.tell_top()
         if following.name == "ABSOLUTE" and self.recording.wall_ns is None:
-            self.say("the capture does not know its date; times are since the start")
+            self.panes.say("the capture does not know its date; times are since the start")
 
     def action_follow(self) -> None:
         """Stay at the end of a capture that grows, or do not."""
-        if not self.following and not self.recording.live:
+        if not self.panes.following and not self.recording.live:
             self.ladder.action_last()
-            self.say("the capture is complete: it does not grow any more")
+            self.panes.say("the capture is complete: it does not grow any more")
             return
-        self.following = not self.following
-        if self.following:
+        self.panes.following = not self.panes.following
+        if self.panes.following:
             self.ladder.action_last()
-        self._tell_top()
+        self.panes.tell_top()
 
     def action_pause(self) -> None:
         """Hold the view; what is recorded meanwhile comes when it goes on."""
-        self.paused = not self.paused
-        if not self.paused:
-            held, self.held = self.held, []
+        self.panes.paused = not self.panes.paused
+        if not self.panes.paused:
+            held, self.panes.held = self.panes.held, []
             for event in held:
-                self._read_more(event)
-        self._tell_top()
+                self.panes.read_more(event)
+        self.panes.tell_top()

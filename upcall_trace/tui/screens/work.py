@@ -1,4 +1,4 @@
-"""What runs behind a capture's screen. Workers only post these messages; the screen has the state.
+"""What runs behind a capture's screen. Workers only post messages to the widget that shows it.
 
 Every worker looks now and then whether it is still wanted.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from textual.message import Message
-from textual.screen import Screen
+from textual.widget import Widget
 from textual.worker import Worker, get_current_worker
 
 from ...diagnose.log_inputs import Logs, read_logs
@@ -49,10 +49,8 @@ class Given:
     """What is shown first, as an expression."""
 
 
-class Work(Screen[None], inherit_bindings=False):
-    """A screen with a capture behind it."""
-
-    AUTO_FOCUS = "#ladder"
+class Work:
+    """The work on one capture, whose results are posted to `told`."""
 
     class Read(Message):
         """There is a capture, or more of one."""
@@ -115,10 +113,10 @@ class Work(Screen[None], inherit_bindings=False):
             self.text = text
             self.trouble = trouble
 
-    def __init__(self, given: Given) -> None:
-        super().__init__()
-        self.given = given
-        self.recording = BrowsedCapture(given.path)
+    def __init__(self, given: Given, recording: BrowsedCapture, told: Widget) -> None:
+        self._given = given
+        self._recording = recording
+        self._told = told
         self.walk: Walk | None = None
         self._laying: Wanted | None = None
         self._lay_again: Wanted | None = None
@@ -133,7 +131,7 @@ class Work(Screen[None], inherit_bindings=False):
         """Diagnose, unless that has begun; to be called when operations are on the screen."""
         if self.walk is not None:
             return
-        self.walk = Walk(self.given.path, self.given.world, self._tell)
+        self.walk = Walk(self._given.path, self._given.world, self._tell)
         self._start("walk", self._walk)
 
     def lay(self, wanted: Wanted) -> None:
@@ -171,23 +169,23 @@ class Work(Screen[None], inherit_bindings=False):
 
     def look_around(self, row: int) -> None:
         """Find out what is known around an operation."""
-        self._start("moment", partial(self._look_around, row, self.recording.operations))
+        self._start("moment", partial(self._look_around, row, self._recording.operations))
 
     def count_matches(self, wanted: Filter) -> None:
         """Count what a filter would match."""
-        self._start("count", partial(self._count, wanted, self.recording.operations))
+        self._start("count", partial(self._count, wanted, self._recording.operations))
 
     def write_out(self, target: Path, rows: Rows | None) -> None:
         """Export operations, with None all of them."""
-        self._start("export", partial(self._export, target, self.recording.operations, rows))
+        self._start("export", partial(self._export, target, self._recording.operations, rows))
 
     @property
     def is_at_rest(self) -> bool:
         """Whether no work is being done."""
-        return all(worker.is_finished for worker in self.workers)
+        return all(worker.is_finished for worker in self._told.workers)
 
     def _start(self, group: str, work: Callable[[], None]) -> Worker[None]:
-        return self.run_worker(
+        return self._told.run_worker(
             partial(self._guarded, work), group=group, exclusive=True, thread=True
         )
 
@@ -195,14 +193,14 @@ class Work(Screen[None], inherit_bindings=False):
         try:
             work()
         except UserError as error:
-            self.post_message(self.Said(safe(str(error)), trouble=True))
+            self._told.post_message(self.Said(safe(str(error)), trouble=True))
         except OSError as error:
-            self.post_message(self.Said(safe(error.strerror or str(error)), trouble=True))
+            self._told.post_message(self.Said(safe(error.strerror or str(error)), trouble=True))
 
     def _read(self) -> None:
         worker = get_current_worker()
         read(
-            self.given.path,
+            self._given.path,
             self._show,
             lambda: worker.is_cancelled,
         )
@@ -212,29 +210,29 @@ class Work(Screen[None], inherit_bindings=False):
             operations = found.operations  # read here, not when the screen wants them
             with ThreadPoolExecutor(_READERS) as readers:
                 list(readers.map(operations.column, operations.names()))
-        self.post_message(self.Read(found))
+        self._told.post_message(self.Read(found))
 
     def _walk(self) -> None:
-        worker, given = get_current_worker(), self.given
+        worker, given = get_current_worker(), self._given
         logs = Logs()
         if given.console or given.vmm_log:
             sources = ((given.console, "console"), (given.vmm_log, "vmm-log"))
             lines = [read_log(path, name) for path, name in sources if path is not None]
-            self.post_message(self.LogsRead(lines))
+            self._told.post_message(self.LogsRead(lines))
             logs = read_logs(given.console, given.vmm_log)
         assert self.walk is not None  # it was made before the worker
         self.walk.run(logs, lambda: worker.is_cancelled)
 
     def _tell(self, told: WalkProgress) -> None:
         batch = Batch.of(told.findings) if told.findings else None
-        self.post_message(self.Walked(batch, told))
+        self._told.post_message(self.Walked(batch, told))
 
     def _lay(self, wanted: Wanted) -> None:
-        self.post_message(self.Laid(arrange(self.recording, wanted)))
+        self._told.post_message(self.Laid(arrange(self._recording, wanted)))
 
     def _sum(self) -> None:
-        operations = self.recording.operations
-        self.post_message(self.Summed(by_connection(operations), by_operation(operations)))
+        operations = self._recording.operations
+        self._told.post_message(self.Summed(by_connection(operations), by_operation(operations)))
 
     def _look_around(self, row: int, operations: Operations) -> None:
         worker = get_current_worker()
@@ -243,14 +241,14 @@ class Work(Screen[None], inherit_bindings=False):
         if walk is not None:
             moment = walk.moment(operations, row, lambda: worker.is_cancelled)
         if not worker.is_cancelled:
-            self.post_message(self.Arrived(row, moment))
+            self._told.post_message(self.Arrived(row, moment))
 
     def _count(self, wanted: Filter, operations: Operations) -> None:
-        self.post_message(self.Counted(wanted.text, int(wanted.mask(operations).sum())))
+        self._told.post_message(self.Counted(wanted.text, int(wanted.mask(operations).sum())))
 
     def _export(self, target: Path, operations: Operations, rows: Rows | None) -> None:
         worker = get_current_worker()
-        count = export(self.given.path, target, operations, rows, lambda: worker.is_cancelled)
-        self.post_message(
+        count = export(self._given.path, target, operations, rows, lambda: worker.is_cancelled)
+        self._told.post_message(
             self.Said(f"{safe(str(target))}: {count} operations written", trouble=False)
         )
