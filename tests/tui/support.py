@@ -86,6 +86,8 @@ class Driven:
                 return
             await self.pilot.pause(0.0)
             busy = any(node.message_queue_size for node in self._nodes())
+            screen = self.app.screen  # calls after a refresh wait for the screen's timer
+            busy |= bool(screen._callbacks) or screen._layout_required
             busy |= any(
                 not s.is_at_rest for s in self.app.screen_stack if isinstance(s, CaptureScreen)
             )
