@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import has_index
 from upcall_trace.capture.records import COMMENT
+from upcall_trace.trace.filters import BadFilter, parse
 from upcall_trace.trace.opening import load
 from upcall_trace.tui.app import Browser
 from upcall_trace.tui.data.settings import Settings
@@ -108,6 +109,53 @@ def test_a_filter_is_completed_checked_while_it_is_typed_and_kept() -> None:
         assert browser.panes.ladder.count() == 24
 
     drive(script, CPUS)
+
+
+@pytest.mark.parametrize(
+    "text", ["latency>1ms", "latency > 1m", "mmio_base == 0xc", "ret in 0..2a"]
+)
+def test_tab_inserts_nothing_after_a_number(text: str) -> None:
+    async def script(browser: Driven) -> None:
+        await browser.press("slash")
+        await browser.type(text)
+        await browser.press("tab")
+        assert browser.panes.prompt.line.value == text
+
+    drive(script, CPUS)
+
+
+def test_what_is_wrong_with_a_filter_is_whole_on_a_narrow_screen() -> None:
+    async def script(browser: Driven) -> None:
+        await browser.press("slash")
+        await browser.type("op == del_cpux")
+        error, lines = wrong("op == del_cpux"), browser.lines()
+        assert len(error) > 40
+        assert error in " ".join(" ".join(lines[-3:]).split())
+        assert "did you mean" in error
+        await browser.press("backspace")
+        assert "filter: op == del_cpu" in browser.lines()[-1]
+        assert "5 of 11 match" in browser.lines()[-1]
+
+    drive(script, CPUS, size=(80, 24))
+
+
+def wrong(text: str) -> str:
+    """What is wrong with a filter, as the line says it."""
+    with pytest.raises(BadFilter) as caught:
+        parse(text)
+    return f"{caught.value.position + 1}: {caught.value.why}"
+
+
+def test_a_typed_name_takes_the_place_of_the_proposed_one(tmp_path: Path) -> None:
+    async def script(browser: Driven) -> None:
+        await browser.press("x")
+        assert browser.panes.prompt.line.value == "cpu_lifecycle.txt"
+        await browser.type(str(tmp_path / "mine.txt"))
+        assert browser.panes.prompt.line.value == str(tmp_path / "mine.txt")
+        await browser.press("enter")
+
+    drive(script, CPUS)
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_into_panes_and_out_again() -> None:

@@ -120,6 +120,13 @@ def test_a_person_looks_into_a_recording(tmux: Tmux) -> None:
     assert "sessions" not in tmux.screen()
 
 
+def test_a_size_in_the_environment_does_no_harm(tmux: Tmux) -> None:
+    tmux.type("export COLUMNS=40 LINES=9; " + typed(golden("guest_oops")))
+    screen = tmux.wait("1 sessions", "4 operations", "3 finding", "palette")
+    assert max(map(len, screen.splitlines())) == 100
+    tmux.type("q")
+
+
 def test_a_terminal_that_shrinks_and_goes_away(tmux: Tmux) -> None:
     tmux.type("exec " + typed(golden("guest_oops")))
     tmux.wait("4 operations", "failures")

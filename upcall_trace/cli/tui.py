@@ -85,6 +85,7 @@ def tui_command(
     from ..tui.screens.work import Given
 
     settings = read_settings(settings_path())
+    _use_the_terminals_size()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if not record and memory is None:
         given = None
@@ -103,6 +104,12 @@ def tui_command(
         given = Given(path, console, vmm_log, world, address)
         stop = Browser(given, settings, recording=True, replays=replays_of).run()
         return recorder.leave(stop=bool(stop))
+
+
+def _use_the_terminals_size() -> None:
+    """Some shells export the size that they had once; textual would draw for that one."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
 
 
 def _logs_alone(capture: Path | None, console: Path | None, vmm_log: Path | None) -> list[Path]:

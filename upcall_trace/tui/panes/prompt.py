@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
+from textual.containers import Container, Horizontal
 from textual.content import Content
 from textual.message import Message
 from textual.suggester import Suggester
@@ -19,8 +19,9 @@ from dissectors.constants import ERRNO_NAMES
 
 from ...trace.filters import FLAGS, known_fields, known_operations
 
-_WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*$")
-_AFTER: Final = re.compile(r"(op|errno)\s*(?:==|!=|=|in\s*\()\s*(?:[\w\s]*,\s*)*[A-Za-z_]*$")
+_WORD: Final = re.compile(r"(?<![\w.-])[A-Za-z_][A-Za-z0-9_-]*$")
+"""A word of its own: not the unit of a number, nor a digit of a hexadecimal one."""
+_AFTER: Final = re.compile(r"\b(op|errno)\s*(?:==|!=|=|in\s*\()\s*(?:[\w\s]*,\s*)*[A-Za-z_]*$")
 _COMPARED: Final = re.compile(r"[=<>]\s*[A-Za-z_]*$")
 _JOINS: Final = ("and", "or", "not", "in")
 
@@ -75,8 +76,8 @@ class _Line(Input):
         self.post_message(Prompt.Cancelled())
 
 
-class Prompt(Horizontal):
-    """Asks one thing at a time."""
+class Prompt(Container):
+    """Asks one thing at a time. A remark that is too long to stand behind the line is below it."""
 
     class About(Message):
         """What the prompt is for, and its text."""
@@ -101,8 +102,9 @@ class Prompt(Horizontal):
         self._suggester = _Completing()
 
     def compose(self) -> ComposeResult:
-        yield Static("", id="prompt-label", markup=False)
-        yield _Line(id="prompt-line", compact=True, select_on_focus=False)
+        with Horizontal(id="prompt-asked"):
+            yield Static("", id="prompt-label", markup=False)
+            yield _Line(id="prompt-line", compact=True, select_on_focus=False)
         yield Static("", id="prompt-remark", markup=False)
 
     @staticmethod
@@ -125,6 +127,8 @@ class Prompt(Horizontal):
         with line.prevent(Input.Changed):
             line.value = text
         line.cursor_position = len(text)
+        if asks is Asks.EXPORT:  # a proposal: what is typed takes its place
+            line.select_all()
         self.remark("")
         self.screen.add_class("-asking")
         self.screen.set_focus(line)  # now: the next key may be here already
@@ -135,7 +139,8 @@ class Prompt(Horizontal):
         self.screen.remove_class("-asking")
 
     def remark(self, text: str, wrong: bool = False) -> None:
-        """Say something behind the line."""
+        """Say something behind the line, or below it."""
+        self.set_class(len(text) > self.screen.size.width // 2 - 2, "-long")
         remark = self.query_one("#prompt-remark", Static)
         remark.update(Content(text))
         remark.set_class(wrong, "-wrong")
