@@ -179,9 +179,9 @@ def test_into_panes_and_out_again() -> None:
             assert browser.is_at(pane)
             assert pane.region.height > 0
         await browser.press("2", "z")
-        assert browser.screen.maximized is panes.ladder
+        assert panes.zoomed is panes.ladder
         await browser.press("escape")
-        assert browser.screen.maximized is None
+        assert panes.zoomed is None
         await browser.press("tab")
         assert browser.is_at(panes.log_pane)
         await browser.press("shift+tab")

@@ -122,7 +122,7 @@ def test_a_person_looks_into_a_recording(tmux: Tmux) -> None:
 
 def test_a_size_in_the_environment_does_no_harm(tmux: Tmux) -> None:
     tmux.type("export COLUMNS=40 LINES=9; " + typed(golden("guest_oops")))
-    screen = tmux.wait("1 sessions", "4 operations", "3 finding", "palette")
+    screen = tmux.wait("1 sessions", "4 operations", "3 finding")
     assert max(map(len, screen.splitlines())) == 100
     tmux.type("q")
 

@@ -91,6 +91,7 @@ def tui_command(
         given = None
         if capture is not None and not logs:
             asked = in_span(capture, None, since, until)
+            _check_logs(console, vmm_log)
             given = Given(_checked(capture), console, vmm_log, world, filter=asked)
         span = Span(since.ns if since else None, until.ns if until else None)
         Browser(given, settings, replays=replays_of, logs=logs, span=span).run()
@@ -155,6 +156,15 @@ def _print(
         expression=None, since=since, until=until, verdicts=False, follow=False,
     )  # fmt: skip
     return code
+
+
+def _check_logs(*paths: Path | None) -> None:
+    """The same for logs. A log beside a recording may come later, and is told on the screen."""
+    from ..logs.lines import read_lines
+
+    for path in paths:
+        if path is not None:
+            next(read_lines(path), None)
 
 
 def _checked(path: Path) -> Path:

@@ -18,6 +18,8 @@ from ...diagnose.finding import Finding
 
 _NOWHERE: Final = -1
 _LEVEL: Final = 1
+Group = tuple[str | None, int]
+"""A guest, and the number of a failure of it that has several possible causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Batch:
     """(connection, request) of each, -1 for none."""
     severities: bytes
     codes: list[str]
+    groups: list[Group | None]
+    """Of each, whose alternative it is; None for what stands alone."""
     packed: bytes = field(repr=False)
 
     @staticmethod
@@ -43,6 +47,7 @@ class Batch:
             ],
             bytes(finding.severity for finding in findings),
             [finding.code for finding in findings],
+            [None if f.group is None else (f.sandbox, f.group) for f in findings],
             zlib.compress(pickle.dumps(list(findings)), _LEVEL),
         )
 
@@ -51,7 +56,10 @@ class Batch:
 
 
 class FindingStore:
-    """All findings so far. `worst` has the highest severity at each row, 0 for none."""
+    """All findings so far. `worst` has the highest severity at each row, 0 for none.
+
+    `counts` has the findings of each severity; alternatives of one failure count once.
+    """
 
     def __init__(self) -> None:
         self.worst: NDArray[np.uint8] = np.zeros(0, np.uint8)
@@ -65,8 +73,9 @@ class FindingStore:
         self._size = 0
         self._whole: dict[int, int] = {}
         """Of each connection, the severity of what concerns it as a whole."""
-        self._first: dict[int, tuple[bool, int, int]] = {}
-        """Of each connection, (no failure, row, number) of the finding to name first."""
+        self._first: dict[int, tuple[int, int, int]] = {}
+        """Of each connection, (weight, row, number) of the finding to name first."""
+        self._groups: set[Group] = set()
 
     def __len__(self) -> int:
         return self._size
@@ -86,23 +95,27 @@ class FindingStore:
         self._size += len(batch)
         self._rows = _with_room(self._rows, self._size)
         self._conns = _with_room(self._conns, self._size)
-        for number, ((conn, request), severity) in enumerate(
-            zip(batch.places, batch.severities, strict=True), start=begin
+        for number, ((conn, request), severity, group) in enumerate(
+            zip(batch.places, batch.severities, batch.groups, strict=True), start=begin
         ):
             row = row_of(conn, request) if request != _NOWHERE else None
             self._rows[number] = _NOWHERE if row is None else row
             self._conns[number] = conn
-            self.counts[Severity(severity)] += 1
+            if group is None or group not in self._groups:
+                self.counts[Severity(severity)] += 1
+            if group is not None:
+                self._groups.add(group)
             if row is not None:
                 self.worst[row] = max(self.worst[row], severity)
             elif conn != _NOWHERE:
                 self._whole[conn] = max(self._whole.get(conn, 0), severity)
-            rank = (severity < Severity.ERROR, _NOWHERE if row is None else row, number)
+            weight = min(severity, Severity.ERROR)  # of failures the first, however bad
+            rank = (-weight, _NOWHERE if row is None else row, number)
             if conn not in self._first or rank < self._first[conn]:
                 self._first[conn] = rank
 
     def of_row(self, row: int) -> list[Finding]:
-        """What was found about an operation, causes first."""
+        """What was found about an operation: the worst first, of those causes first."""
         return self._told(np.flatnonzero(self._rows[: self._size] == row).tolist())
 
     def codes_of(self, row: int) -> list[str]:
@@ -133,7 +146,7 @@ class FindingStore:
         return None if first is None else next(iter(self._told([first[2]])), None)
 
     def _told(self, numbers: Sequence[int]) -> list[Finding]:
-        return sorted(self._unpacked(numbers), key=sort_key)
+        return sorted(self._unpacked(numbers), key=lambda f: (-f.severity, *sort_key(f)))
 
     def _unpacked(self, numbers: Sequence[int]) -> Iterator[Finding]:
         open_batch, findings = _NOWHERE, []

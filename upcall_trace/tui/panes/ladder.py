@@ -13,7 +13,15 @@ from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted
 from ..data.line_order import Line as Place
 from ..data.line_order import Order, Shows
-from .ladder_lines import Beside, Clock, connection_line, heading, operation_line, time_text
+from .ladder_lines import (
+    Beside,
+    Clock,
+    connection_line,
+    heading,
+    operation_line,
+    time_room,
+    time_text,
+)
 from .line_view import LineView, plain
 from .styled import Line
 
@@ -181,7 +189,7 @@ class Ladder(LineView):
         return len(self.order)
 
     def heading(self, width: int) -> Line | None:
-        return heading(width)
+        return heading(width, time_room(self.clock, self.recording.wall_ns))
 
     def line(self, number: int, width: int) -> Line:
         place = self.order.line(number)
@@ -198,6 +206,7 @@ class Ladder(LineView):
         findings = self.recording.findings
         beside = Beside(
             time="" if is_reply else self._time(operations, operation),
+            room=time_room(self.clock, self.recording.wall_ns),
             severity=int(findings.worst[place.at]) if tells else 0,
             codes=findings.codes_of(place.at) if is_reply else (),
             sign=" " if is_reply else self._sign(operation),
@@ -228,6 +237,7 @@ class Ladder(LineView):
             width,
             Beside(
                 time=time_text(self.clock, t_ns, t_ns, self.recording.wall_ns),
+                room=time_room(self.clock, self.recording.wall_ns),
                 severity=findings.severity_of_connection(connection.number) if opens else 0,
                 codes=[finding.code for finding in told],
                 context=chosen is not None and chosen != connection.number,

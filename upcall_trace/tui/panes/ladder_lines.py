@@ -19,6 +19,7 @@ from .styled import SEVERITY_LOOKS, SIGNS, Line, Styled, cut, deadline
 
 GUTTER: Final = 4
 _TIME: Final = 13
+_WHOLE_TIME: Final = 28
 _LEAST_LANE: Final = 16
 _WIDEST_LANE: Final = 110
 _BEGAN: Final = {
@@ -52,8 +53,13 @@ def time_text(clock: Clock, t_ns: int, before_ns: int, wall_ns: int | None) -> s
             moment = datetime.fromtimestamp((wall_ns + t_ns) // 1_000_000_000, UTC)
         except (OverflowError, ValueError, OSError):
             return "?"
-        return f"{moment:%H:%M:%S}.{(wall_ns + t_ns) // 1000 % 1_000_000:06d}"[:_TIME]
+        return f"{moment:%Y-%m-%d %H:%M:%S}.{(wall_ns + t_ns) // 1000 % 1_000_000:06d}Z"
     return seconds(t_ns)
+
+
+def time_room(clock: Clock, wall_ns: int | None) -> int:
+    """Columns for a time, with a blank: a date is never cut."""
+    return _WHOLE_TIME if clock is Clock.ABSOLUTE and wall_ns is not None else _TIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,8 @@ class Beside:
     """What the browser adds to a line: its time as text, what was found, the user's marks."""
 
     time: str
+    room: int = _TIME
+    """Columns for the time."""
     severity: int = 0
     codes: Sequence[str] = ()
     sign: str = " "
@@ -70,10 +78,10 @@ class Beside:
     """Of another connection than the chosen one, or not matching."""
 
 
-def heading(width: int) -> Line:
-    """The line above the ladder."""
-    text = f"{'req':>{GUTTER + _key(width) - 1}} {'time':>{_TIME - 1}} "
-    return [Styled(f"{text}VMM{'guest':>{_lane(width) - 1}}", "heading")]
+def heading(width: int, room: int) -> Line:
+    """The line above the ladder, with `room` columns for times."""
+    text = f"{'req':>{GUTTER + _key(width) - 1}} {'time':>{room - 1}} "
+    return [Styled(f"{text}VMM{'guest':>{_lane(width, room) - 1}}", "heading")]
 
 
 def operation_line(shows: Shows, operation: Operation, width: int, beside: Beside) -> Line:
@@ -88,8 +96,8 @@ def _key(width: int) -> int:
     return 7 if width < 96 else 12
 
 
-def _lane(width: int) -> int:
-    return min(max(width - GUTTER - _key(width) - _TIME - 2, _LEAST_LANE), _WIDEST_LANE)
+def _lane(width: int, room: int) -> int:
+    return min(max(width - GUTTER - _key(width) - room - 2, _LEAST_LANE), _WIDEST_LANE)
 
 
 def _gutter(beside: Beside) -> list[Styled]:
@@ -115,7 +123,7 @@ def _laned(middle: Line, fill: str, end: Line, lane: int) -> Line:
 
 
 def _request(operation: Operation, width: int, beside: Beside) -> Line:
-    lane = _lane(width)
+    lane = _lane(width, beside.room)
     plain = "dim" if beside.context else ""
     key = f"{operation.conn}.{operation.request}"
     name = safe(operation.op)
@@ -124,13 +132,13 @@ def _request(operation: Operation, width: int, beside: Beside) -> Line:
     return [
         *_gutter(beside),
         Styled(f"{cut(key, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
-        Styled(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
+        Styled(f"{cut(beside.time, beside.room - 1):>{beside.room - 1}} ", plain or "dim"),
         *_laned([Styled("├─", "dim"), Styled(said, plain)], "─", [Styled("►│", "dim")], lane),
     ]
 
 
 def _reply(operation: Operation, width: int, beside: Beside) -> Line:
-    lane = _lane(width)
+    lane = _lane(width, beside.room)
     plain = "dim" if beside.context else ""
     latency, late = "", None
     if operation.latency_ns is not None:
@@ -150,7 +158,7 @@ def _reply(operation: Operation, width: int, beside: Beside) -> Line:
     return [
         *_gutter(beside),
         Styled(f"{sign:>{_key(width) - 1}} ", plain or (late.look if late else "")),
-        Styled(f"{latency:>{_TIME - 1}} ", plain or (late.look if late else "dim")),
+        Styled(f"{latency:>{beside.room - 1}} ", plain or (late.look if late else "dim")),
         *_laned([Styled("│", "dim"), Styled(f"{arrow} {result} ", look)], fill, end, lane),
     ]
 
@@ -169,12 +177,12 @@ def connection_line(shows: Shows, connection: Connection, width: int, beside: Be
     return [
         *_gutter(beside),
         Styled(f"{cut(name, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
-        Styled(f"{cut(beside.time, _TIME - 1):>{_TIME - 1}} ", plain or "dim"),
+        Styled(f"{cut(beside.time, beside.room - 1):>{beside.room - 1}} ", plain or "dim"),
         *_laned(
             [Styled("│", "dim"), Styled(f" {said} ", look)],
             "·",
             [Styled(notes, plain or SEVERITY_LOOKS.get(severity, "")), Styled("│", "dim")],
-            _lane(width),
+            _lane(width, beside.room),
         ),
     ]
 

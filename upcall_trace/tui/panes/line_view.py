@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
 from textual.binding import Binding, BindingType
@@ -33,9 +34,12 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
         Binding("pagedown,ctrl+f", "page(1)", "Down a page", id="page_down", show=False),
         Binding("home,g", "first", "First line", id="first", show=False),
         Binding("end,G", "last", "Last line", id="last", show=False),
+        Binding("left", "across(-1)", "Scroll left", id="scroll_left", show=False,
+                tooltip="What is longer than the pane is wide"),
+        Binding("right", "across(1)", "Scroll right", id="scroll_right", show=False),
         Binding("enter", "choose", "Go into it", id="enter"),
         Binding("escape", "leave", "Back out", id="escape", show=False),
-    ]
+    ]  # fmt: skip
 
     class OfPane(Message):
         """Something that a pane says."""
@@ -56,6 +60,8 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
     def __init__(self, *, id: str) -> None:  # noqa: A002  # textual's name
         super().__init__(id=id)
         self.cursor = 0
+        self.across = 0
+        """Columns that are scrolled out at the left; the cursor's own is not."""
 
     def count(self) -> int:
         """How many lines there are."""
@@ -112,6 +118,18 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
     def action_page(self, step: int) -> None:
         self.move_to(self.cursor + step * max(self.page - 1, 1))
 
+    def action_across(self, step: int) -> None:
+        """Scroll by half the width, as far as the longest line that can be seen."""
+        width = self.scrollable_content_region.width
+        top = self.scroll_offset.y
+        seen = range(top, min(top + self.page, self.count()))
+        longest = max(
+            (cell_len("".join(p.text for p in self.line(n, width))) for n in seen), default=0
+        )
+        across = min(self.across + step * max(width // 2, 1), longest - width)
+        self.across = max(across, 0)
+        self.refresh()
+
     def action_first(self) -> None:
         self.move_to(0)
 
@@ -162,7 +180,10 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
             if under and place == 0 and text[:1] == " ":
                 text = ("▌" if self.has_focus else "▏") + text[1:]  # to be seen without colour
             segments.append(Segment(text, base + look(self.app, piece.kind)))
-        return Strip(Segment.simplify(segments)).adjust_cell_length(width, base)
+        strip = Strip(Segment.simplify(segments))
+        if self.across:
+            strip = Strip.join([strip.crop(0, 1), strip.crop(1 + self.across, strip.cell_length)])
+        return strip.adjust_cell_length(width, base)
 
     def as_text(self) -> list[str]:
         """The lines that can be seen, as plain text; for tests and for export."""

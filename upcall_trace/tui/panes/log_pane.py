@@ -17,7 +17,12 @@ _KEPT: Final = 100_000
 _SHOWN: Final = 2000
 """Characters of a line at most; nobody reads further across."""
 _TIME: Final = 13
-_SOURCES: Final = {"vmm-log": ("vmm", "link"), "console": ("guest", "heading")}
+_TROUBLE: Final = "!"
+_SOURCES: Final = {
+    "vmm-log": ("vmm", "link"),
+    "console": ("guest", "heading"),
+    _TROUBLE: (_TROUBLE, "error"),
+}
 """How lines beside a capture are marked; those of logs alone have their numbers."""
 
 
@@ -38,6 +43,11 @@ def read_log(path: Path, source: str) -> list[LogRow]:
         LogRow(source, line.number, safe(line.text[:_SHOWN]), line.guest_ns, line.wall_ns)
         for line in islice(lines, _KEPT)
     ]
+
+
+def trouble_row(why: str) -> LogRow:
+    """Stands in the place of a log that cannot be read."""
+    return LogRow(_TROUBLE, 0, safe(why), None, None)
 
 
 class LogPane(LineView):
@@ -101,7 +111,7 @@ class LogPane(LineView):
             Styled(" "),
             Styled(f"{name:<6}", look),
             Styled(f"{cut(time, _TIME - 1):>{_TIME - 1}} ", "dim"),
-            Styled(line.text[:width]),
+            Styled(line.text),
         ]
 
 

@@ -16,6 +16,7 @@ from dissectors.constants import Arch
 
 from ...codes import Severity
 from ...diagnose.finding import Finding
+from ...kernel.noted_world import lacking_world
 from ...trace.filters import parse
 from ...trace.opening import Capture
 from ...trace.operations import Operation
@@ -75,6 +76,9 @@ class CapturePanes(Widget):
         self.walked = (0, 0, False)
         self._summed_s = 0.0
         self.said = ""
+        self.lacks: list[str] = []
+        """What is needed to tell all, and is not there."""
+        self.zoomed: Widget | None = None
         self._told_key: object = None
 
     def compose(self) -> ComposeResult:
@@ -110,11 +114,14 @@ class CapturePanes(Widget):
             self.tell_top()
             return
         found = event.found
+        known = self.recording.header.notes
         if isinstance(found, Capture):
             self.recording.take_whole(found)
         else:
             self.following |= found.live and not self.recording.live and not found.first
             self.recording.take_grown(found)
+        if self.recording.header.notes != known:
+            self._look_for_world()
         wanted = self.wanted
         if self.given.filter is not None:
             wanted = replace(wanted, filter=parse(self.given.filter), hiding=True)
@@ -128,6 +135,13 @@ class CapturePanes(Widget):
             self.work.sum_up()
         self.ladder.remark()
         self.tell_top()
+
+    def _look_for_world(self) -> None:
+        lacking = lacking_world(self.recording.header.notes)
+        if lacking and self.given.world is None:
+            told = f"the guest is taken for a default pod: {lacking}; --world FILE tells"
+            self.state.border_title = "5 guest state, as of a default pod: no world is known"
+            self.post_message(Work.Lacks("world", told))
 
     @on(Work.Laid)
     def _lines_are_there(self, event: Work.Laid) -> None:
@@ -202,6 +216,21 @@ class CapturePanes(Widget):
         if event.trouble:
             self.recording.live = False
             self.tell_top()
+
+    @on(Work.Lacks)
+    def _something_lacks(self, event: Work.Lacks) -> None:
+        self.lacks.append(event.what)
+        self.say(event.why)
+        self.tell_top()
+
+    def zoom(self, pane: Widget | None) -> None:
+        """Give a pane all the room between the lines at top and bottom, with None take it back."""
+        self.zoomed = pane
+        around = [] if pane is None else [*pane.ancestors_with_self]
+        for each in self.query("#timeline, #main, #main Container, LineView, Detail"):
+            inside = pane is not None and pane in each.ancestors
+            each.set_class(each in around, "-zoomed")
+            each.set_class(pane is not None and each not in around and not inside, "-away")
 
     def show_pane(self, name: str) -> None:
         """Where not all panes fit beside the ladder, show this one."""
@@ -395,6 +424,7 @@ class CapturePanes(Widget):
             pieces.append(Styled(" ‖ paused", "late"))
         if self.following:
             pieces.append(Styled(" ↓ following", "ok"))
+        pieces += [Styled(f" ! no {what}", "warning") for what in self.lacks]
         if recording.trouble:
             pieces.append(Styled(f" ! {recording.trouble}", "warning"))
         pieces.append(Styled(f" · time {self.ladder.clock.value}", "dim"))

@@ -48,6 +48,8 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         self.sessions, self.ladder = panes.sessions, panes.ladder
         self.prompt = panes.prompt
         self._work = panes.work
+        self._last: LineView = panes.ladder
+        """The pane that has the focus, or had it last."""
 
     def compose(self) -> ComposeResult:
         yield self.panes
@@ -62,7 +64,9 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             self.panes.say("")
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        self._fit_to(event.widget)
+        if isinstance(event.widget, LineView):
+            self._last = event.widget
+            self._fit_to(event.widget)
         self.panes.tell_findings()
         self.panes.tell_bottom()
 
@@ -70,6 +74,16 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         """Where there is room for one pane only, it is the one with the focus."""
         self.panes.set_class(focused is self.sessions, "-at-sessions")
         self.panes.set_class(focused in self.query("#right LineView"), "-at-right")
+        if self.panes.zoomed is not None:
+            self.panes.zoom(_whole(focused))
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._keep_focus_in_sight)
+
+    def _keep_focus_in_sight(self) -> None:
+        """A pane that had the focus may have no room any more; then it gets some."""
+        if self.prompt.asks is None and (self.focused is None or not self._last.region):
+            self.action_pane(self._last.id or "ladder")
 
     # Into a pane, and out of it.
 
@@ -83,11 +97,7 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
 
     def action_zoom(self) -> None:
         """Give the focused pane the whole screen, or take it back."""
-        if self.maximized is not None:
-            self.minimize()
-        elif self.focused is not None:
-            pane = self.focused
-            self.maximize(pane.parent if isinstance(pane.parent, Detail) else pane)
+        self.panes.zoom(_whole(self._last) if self.panes.zoomed is None else None)
 
     @on(LineView.Chosen)
     def _chosen(self, event: LineView.Chosen) -> None:
@@ -104,8 +114,8 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
 
     @on(LineView.Left)
     def _left(self, event: LineView.Left) -> None:
-        if self.maximized is not None:
-            self.minimize()
+        if self.panes.zoomed is not None:
+            self.panes.zoom(None)
         elif event.pane is self.panes.detail.hex:
             self.action_pane("fields")
         elif event.pane is self.ladder:
@@ -220,9 +230,9 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             self.prompt.remark(f"{error.position + 1}: {safe(error.why)}", wrong=True)
 
     @on(Prompt.Cancelled)
-    def _cancelled(self) -> None:
+    def _asked_enough(self) -> None:
         self.prompt.close()
-        self.set_focus(self.ladder)
+        self.set_focus(self.ladder if self.panes.zoomed is None else self._last)
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
@@ -233,8 +243,7 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             return
         except UserError as error:
             self.panes.say(str(error))
-        self.prompt.close()
-        self.set_focus(self.ladder)
+        self._asked_enough()
 
     def _take_answer(self, asks: Asks, text: str) -> None:
         if asks is Asks.FILTER:
@@ -381,3 +390,8 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             for event in held:
                 self.panes.read_more(event)
         self.panes.tell_top()
+
+
+def _whole(pane: Widget) -> Widget:
+    """What is zoomed with a pane: the fields with the bytes."""
+    return pane.parent if isinstance(pane.parent, Detail) else pane

@@ -30,7 +30,7 @@ from ..data.line_order import Rows
 from ..data.reading import Grown, read
 from ..data.summary import Summary, by_connection, by_operation
 from ..data.walk import Moment, Walk, WalkProgress
-from ..panes.log_pane import LogRow, read_log
+from ..panes.log_pane import LogRow, read_log, trouble_row
 
 _READERS: Final = 2
 
@@ -96,6 +96,14 @@ class Work:
         def __init__(self, logs: Sequence[Sequence[LogRow]]) -> None:
             super().__init__()
             self.logs = logs
+
+    class Lacks(Message):
+        """Something that is needed to tell all is not there: its name, and why, in a sentence."""
+
+        def __init__(self, what: str, why: str) -> None:
+            super().__init__()
+            self.what = what
+            self.why = safe(why)
 
     class Counted(Message):
         """So many operations match what is being typed."""
@@ -216,10 +224,19 @@ class Work:
         worker, given = get_current_worker(), self._given
         logs = Logs()
         if given.console or given.vmm_log:
-            sources = ((given.console, "console"), (given.vmm_log, "vmm-log"))
-            lines = [read_log(path, name) for path, name in sources if path is not None]
+            readable: dict[str, Path] = {}
+            lines = []
+            for path, name in ((given.console, "console"), (given.vmm_log, "vmm-log")):
+                if path is None:
+                    continue
+                try:
+                    lines.append(read_log(path, name))
+                    readable[name] = path
+                except UserError as error:  # the capture can be told without it
+                    lines.append([trouble_row(str(error))])
+                    self._told.post_message(self.Lacks(name, str(error)))
             self._told.post_message(self.LogsRead(lines))
-            logs = read_logs(given.console, given.vmm_log)
+            logs = read_logs(readable.get("console"), readable.get("vmm-log"))
         assert self.walk is not None  # it was made before the worker
         self.walk.run(logs, lambda: worker.is_cancelled)
 
