@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.segment import Segment
 from textual.binding import Binding
+from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
 
 from ...views.text import safe
 from .looks import look
-from .styled import Line, cut
+from .styled import Line, Styled, cut
 
 
 class Bar(Widget):
@@ -40,6 +43,20 @@ class Bar(Widget):
             room -= len(text)
             segments.append(Segment(text, self.rich_style + look(self.app, piece.kind)))
         return Strip(segments).adjust_cell_length(self.size.width, self.rich_style)
+
+
+def hints(screen: Screen[Any]) -> Line:
+    """The keys to know first, for the pane that has the focus."""
+    shown = {
+        active.binding.id: active.binding
+        for active in reversed(screen.active_bindings.values())
+        if active.binding.show and active.enabled
+    }
+    pieces: Line = []
+    for binding in reversed(shown.values()):
+        pieces += [Styled(f" {key_name(binding)}", "key")]
+        pieces += [Styled(f" {binding.description.lower()} ")]
+    return pieces
 
 
 def key_name(binding: Binding) -> str:

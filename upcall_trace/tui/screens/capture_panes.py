@@ -25,7 +25,7 @@ from ..data.browsed import BrowsedCapture, Wanted
 from ..data.line_order import Shows
 from ..data.marks import marks_beside
 from ..data.walk import Moment
-from ..panes.bars import Bar, key_name
+from ..panes.bars import Bar, hints
 from ..panes.detail import Detail
 from ..panes.finding_pane import FindingPane
 from ..panes.ladder import Ladder
@@ -443,17 +443,4 @@ class CapturePanes(Widget):
         if self.said:
             self.bottom.show([Styled(f" {self.said}", "key")])
         else:
-            self.bottom.show(self.hints())
-
-    def hints(self) -> Line:
-        """The keys to know first, for the pane that has the focus."""
-        shown = {
-            active.binding.id: active.binding
-            for active in reversed(self.screen.active_bindings.values())
-            if active.binding.show and active.enabled
-        }
-        pieces: Line = []
-        for binding in reversed(shown.values()):
-            pieces += [Styled(f" {key_name(binding)}", "key")]
-            pieces += [Styled(f" {binding.description.lower()} ")]
-        return pieces
+            self.bottom.show(hints(self.screen))
