@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -314,7 +315,14 @@ def test_what_is_shown_is_exported(tmp_path: Path) -> None:
         await browser.press("slash")
         await browser.type("ret < 0")
         await browser.press("enter")
-        for name in ("some.txt", "some.jsonl", "some.upcap"):
+        for name in (
+            "some.txt",
+            "some.jsonl",
+            "some.ndjson",
+            "some.csv",
+            "some.html",
+            "some.upcap",
+        ):
             await browser.press("x", "ctrl+u")
             await browser.type(str(tmp_path / name))
             await browser.press("enter")
@@ -323,10 +331,19 @@ def test_what_is_shown_is_exported(tmp_path: Path) -> None:
         await browser.type(str(tmp_path / "some.txt"))
         await browser.press("enter")
         assert "exists already" in browser.said
+        await browser.press("x", "ctrl+u")
+        await browser.type(str(tmp_path / "some.xyz"))
+        await browser.press("enter")
+        assert "no format has the suffix" in browser.said
+        assert not (tmp_path / "some.xyz").exists()
 
     drive(script, CPUS)
     assert (tmp_path / "some.txt").read_text().count("EINVAL") == 3
-    assert len((tmp_path / "some.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "some.csv").read_text().splitlines()) == 1 + 4
+    kinds = [json.loads(line) for line in (tmp_path / "some.ndjson").read_text().splitlines()]
+    assert sum("op" in each for each in kinds) == 4
+    assert len(load(tmp_path / "some.jsonl").operations) == 4  # a transcript, as `export` writes it
+    assert "<html" in (tmp_path / "some.html").read_text()
     assert len(load(tmp_path / "some.upcap").operations) == 4
 
 

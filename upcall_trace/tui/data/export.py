@@ -1,32 +1,31 @@
-"""Writing what is shown to a file: as text, as JSON lines, or as a capture of its own."""
+"""Writing what is shown to a file: as text, as a capture, or in any format of `exports`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from ...capture.writer import CaptureWriter
-from ...errors import NothingRun, WrongUsage
+from ...diagnose.whole_capture import WholeCapture
+from ...errors import NothingRun, UserError, WrongUsage
+from ...exports import Loss, export_format, format_for
 from ...sources import open_source
 from ...trace.opening import build_index
 from ...trace.operations import Operations
 from ...trace.streams import all_records, with_dependencies
 from ...transform.composing import keep_operations
-from ...views.json_objects import operation_object
 from ...views.text import HEADING, operation_text, safe
 from .line_order import Rows
 
-KINDS: Final = {
-    ".txt": "text, as show prints it",
-    ".jsonl": "JSON lines, as show --json prints them",
-    ".upcap": "a capture with these operations",
-}
-"""What a file's suffix asks for."""
+TEXT: Final = ".txt"
+"""Asks for lines as `show` prints them."""
+CAPTURE: Final = ".upcap"
+"""Asks for a capture with these operations."""
 _LOOK_UP: Final = 1024
 
 
@@ -36,43 +35,61 @@ def export(
     operations: Operations,
     rows: Rows | None,
     cancelled: Callable[[], bool],
-) -> int:
-    """Write operations of the capture at `path`, with None all of them; returns how many.
+) -> tuple[int, list[Loss]]:
+    """Write operations of the capture at `path`, with None all of them.
 
-    Raises WrongUsage for a target that exists, cannot be written or has another suffix, and
-    NothingRun when there is nothing to write.
+    Returns how many, and what the format has no place for. Raises WrongUsage for a target that
+    exists, cannot be written or has a suffix that no format has, and NothingRun when there is
+    nothing to write.
     """
-    if target.suffix not in KINDS:
-        raise WrongUsage(f"name a file that ends in {', '.join(KINDS)}")
+    name = None if target.suffix in (TEXT, CAPTURE) else format_for(target)
     count = len(operations) if rows is None else len(rows)
     if not count:
         raise NothingRun("there is nothing to export")
     numbers = np.arange(count) if rows is None else rows
+    losses: list[Loss] = []
     try:
-        with target.open("x", encoding="utf-8") as file:
-            if target.suffix != ".upcap":
-                for number, line in enumerate(_lines(target.suffix, operations, numbers)):
-                    file.write(f"{line}\n")
-                    if number % _LOOK_UP == 0 and cancelled():
-                        break
-                return count
-        _write_capture(path, target, operations, numbers)
+        with target.open("xb"):
+            pass  # so that nothing of somebody else's is written over
+        if target.suffix == TEXT:
+            _write_text(target, operations, numbers, cancelled)
+        elif name is None:
+            _write_capture(path, target, operations, numbers)
+        else:
+            losses = _write_format(name, path, target, operations, rows)
     except FileExistsError:
         raise WrongUsage(f"{safe(str(target))} exists already; give another name") from None
     except OSError as error:
         raise WrongUsage(f"{safe(str(target))} cannot be written: {error.strerror}") from None
-    return count
+    return count, losses
 
 
-def _lines(suffix: str, operations: Operations, rows: Rows) -> Iterator[str]:
-    if suffix == ".txt":
-        yield HEADING
-    for row in rows.tolist():
-        operation = operations.operation(row)
-        if suffix == ".txt":
-            yield operation_text(operation)
-        else:
-            yield json.dumps(operation_object(operation))
+def _write_text(
+    target: Path, operations: Operations, rows: Rows, cancelled: Callable[[], bool]
+) -> None:
+    with target.open("w", encoding="utf-8") as file:
+        file.write(f"{HEADING}\n")
+        for number, row in enumerate(rows.tolist()):
+            file.write(f"{operation_text(operations.operation(row))}\n")
+            if number % _LOOK_UP == 0 and cancelled():
+                break
+
+
+def _write_format(
+    name: str, path: Path, target: Path, operations: Operations, rows: Rows | None
+) -> list[Loss]:
+    """Write one of the formats of `exports`; of a part of a capture by way of a capture of it."""
+    _, write = export_format(name)
+    try:
+        with target.open("wb") as out, tempfile.TemporaryDirectory() as folder:
+            part = path
+            if rows is not None:
+                part = Path(folder) / f"{path.stem}.upcap"
+                _write_capture(path, part, operations, rows)
+            return write(WholeCapture(part), out)
+    except UserError:
+        target.unlink(missing_ok=True)  # it is half of a file
+        raise
 
 
 def _write_capture(path: Path, target: Path, operations: Operations, rows: Rows) -> None:

@@ -265,7 +265,10 @@ class Work:
 
     def _export(self, target: Path, operations: Operations, rows: Rows | None) -> None:
         worker = get_current_worker()
-        count = export(self._given.path, target, operations, rows, lambda: worker.is_cancelled)
+        count, losses = export(
+            self._given.path, target, operations, rows, lambda: worker.is_cancelled
+        )
+        lost = "".join(f"; {loss.what}" for loss in losses)
         self._told.post_message(
-            self.Said(f"{safe(str(target))}: {count} operations written", trouble=False)
+            self.Said(f"{safe(str(target))}: {count} operations written{lost}", trouble=False)
         )
