@@ -56,6 +56,7 @@ _LOST_OPEN = 1 << 16
 """Open requests that gaps can account for; a gap's size is only a number, and may be any."""
 _MAGIC = MAGIC_VERSION.to_bytes(4, "little")
 _CONNECT = b"CONNECT "
+_OK = b"OK "
 
 
 class Start(Enum):
@@ -114,6 +115,7 @@ class Observer:
         self._open: deque[tuple[int, ServiceRequest | int | None]] = deque()
         self._skip = 0
         self._resync = False
+        self._line_in_doubt = self._answer_in_doubt = False
         self._split_number: int | None = None
         self._split_size = 0
         self._received_last = 0
@@ -126,6 +128,11 @@ class Observer:
             self._forget(events)
         if self._to_phase is _Phase.MESSAGES:
             return events + self._requests(sent, 0)
+        if self._line_in_doubt and sent:
+            self._line_in_doubt = False
+            if not sent.upper().startswith(_CONNECT):
+                self._to_phase = self._from_phase = _Phase.MIDDLE
+                self._service, self._accepted = DEVICE_MANAGER, True
         position = 0
         while position < len(sent):
             match self._to_phase:
@@ -165,6 +172,10 @@ class Observer:
             self._skip -= len(skipped)
             events.append(Incomplete(False, skipped))
         self._from += received
+        if self._answer_in_doubt and received:
+            self._answer_in_doubt = False
+            if self._from_phase is _Phase.LINE and not received.startswith(_OK[: len(received)]):
+                self._from_phase, self._accepted = _Phase.MIDDLE, True
         while self._from:
             before = (len(self._from), self._from_phase)
             match self._from_phase:
@@ -214,6 +225,9 @@ class Observer:
         the next one comes has lost its reply, and bytes of an unfinished message their rest.
         """
         self._resync = True
+        # A line that was not seen yet may be what is missing.
+        self._line_in_doubt = self._to_phase is _Phase.LINE and not self._line
+        self._answer_in_doubt = self._from_phase is _Phase.LINE and not self._from
 
     def awaited(self, size: int) -> list[tuple[int, int]]:
         """(request, bytes still to come) of each due reply that the next `size` bytes are of.
@@ -362,7 +376,9 @@ class Observer:
     def _service_byte(self, sent: bytes, position: int, events: list[Event]) -> int:
         value = sent[position]
         self._service = service_for(value)
-        events.append(ServiceByte(value, self._service, early=not self._accepted))
+        events.append(
+            ServiceByte(value, self._service, early=not (self._accepted or self._answer_in_doubt))
+        )
         if self._service is None:
             self._to_phase = _Phase.OPAQUE
         else:

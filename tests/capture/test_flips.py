@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import Outcome, run
 from upcall_trace.capture.reader import CaptureReader, NotACapture
+from upcall_trace.capture.records import Chunk
 from upcall_trace.errors import ExitCode
 
 CAPTURES = Path(__file__).parents[2] / "captures"
@@ -94,3 +95,26 @@ def test_what_is_whole_ends_with_0(tmp_path: Path) -> None:
     for command in commands(path, output):
         output.unlink(missing_ok=True)
         assert run(*command).code in (0, 2), command
+
+
+@pytest.mark.parametrize("name", ["cpu_lifecycle", "framing", "handshake", "mmio_lifecycle"])
+def test_one_lost_line_does_not_derail_the_rest(tmp_path: Path, name: str) -> None:
+    """Every operation is still there with its result, and nothing is said of the handshake."""
+    whole = (CAPTURES / f"{name}.upcap").read_bytes()
+    path = tmp_path / "x.upcap"
+    path.write_bytes(whole)
+    with CaptureReader(path) as reader:
+        lines = [o for o, r in reader.records() if isinstance(r, Chunk) and r.data[:3] == b"OK "]
+    asked = run("show", "--json", path).objects
+    expected = [(op["conn"], op["request"], op["op"], op["ret"]) for op in asked]
+    before = {found["code"] for found in run("diagnose", "--json", path).objects[0]["findings"]}
+    for line in lines:
+        path.write_bytes(flipped(whole, (line + 12) * 8))
+        shown = run("show", "--json", path)
+        assert shown.code == ExitCode.LOST
+        told = [(op["conn"], op["request"], op["op"], op["ret"]) for op in shown.objects]
+        assert told == expected
+        found = run("diagnose", "--json", path)
+        assert found.code == ExitCode.LOST
+        codes = {finding["code"] for finding in found.objects[0]["findings"]}
+        assert not {code for code in codes - before if code.startswith("UP1")}

@@ -328,6 +328,8 @@ class Diagnosis:
             return
         if upcall and connection.accepted:
             self._lives.ended(at)
+        elif upcall and watched.torn and connection.begins is not Begins.MIDDLE:
+            return  # what is missing of the recording may be its OK
         elif upcall and connection.closed_by_guest and not at.received and not at.half_closed:
             self._lives.refused(at, self._now_ns)
         if upcall or connection.port is None:

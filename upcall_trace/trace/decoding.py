@@ -340,6 +340,8 @@ class Session:
                 connection.payload += 1
             case Hello():
                 connection.hello = event.valid
+                if connection.accepted is None:
+                    connection.accepted = True  # the line that said so is missing
                 connection.payload += len(event.raw)
             case Opaque() if connection.port == self.header.port:
                 connection.payload += len(event.raw)
