@@ -1,0 +1,176 @@
+"""Kills and a failing disk, at points that strace picks: what was acknowledged is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dissectors.constants import MessageType
+from dissectors.messages import mmio_request
+from tests.cli.test_record import COMMAND
+from tests.support import run
+from tests.vmm import Upcall, Vmm
+from upcall_trace.capture.reader import CaptureReader
+from upcall_trace.errors import ExitCode
+from upcall_trace.trace.opening import load
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace"),
+    # A client that is cut off while it connects leaves its socket to the collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+WINDOW_S = 0.1
+
+
+def add(number: int) -> object:
+    return mmio_request(MessageType.ADD_MMIO, number << 12, 0x1000, 5)
+
+
+class Asking:
+    """A client that asks as fast as it can, and when each answer came."""
+
+    def __init__(self, path: Path, pause_s: float = 0) -> None:
+        self.answered: list[float] = []
+        self.slowest_s = 0.0
+        self._path = path
+        self._pause_s = pause_s
+        self.stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            with Upcall(self._path) as client:
+                client.stream.settimeout(30)
+                while not self.stop.is_set():
+                    begun = time.monotonic()
+                    client.ask(add(len(self.answered)))  # type: ignore[arg-type]
+                    self.answered.append(time.monotonic())
+                    self.slowest_s = max(self.slowest_s, self.answered[-1] - begun)
+                    time.sleep(self._pause_s)
+        except OSError:
+            return
+
+    def join(self) -> None:
+        self.stop.set()
+        self._thread.join(40)
+
+
+def traced(directory: Path, *inject: str) -> subprocess.Popen[bytes]:
+    traces = ",".join(what.partition(":")[0] for what in inject)
+    injections = [word for what in inject for word in ("-e", f"inject={what}")]
+    process = subprocess.Popen(
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={traces}", *injections, *COMMAND,
+         "--listen", directory / "p", "--upstream", directory / "vmm", "-o", directory / "c.upcap"],
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 20
+    while not (directory / "p").exists() and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """SIGTERM to what strace runs: its exit code, and how long it took to end."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if not children:  # it was killed, and only its other process is still at work
+        return process.wait(40), 0.0
+    recorder, begun = int(children[0]), time.monotonic()
+    os.kill(recorder, signal.SIGTERM)
+    while is_running(recorder) and time.monotonic() < begun + 30:
+        time.sleep(0.02)
+    took = time.monotonic() - begun
+    return process.wait(40), took
+
+
+def is_running(pid: int) -> bool:
+    """False too for one that has ended and was not waited for."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def whole_until(directory: Path, asking: Asking, killed: float) -> None:
+    """Everything that was answered a window before the kill is in the capture, or beside it."""
+    time.sleep(0.3)
+    seen = set()
+    for path in sorted(directory.glob("*.upcap")):
+        for operation in load(path).operations:
+            if operation.ret == 0:
+                seen.add(operation.fields["mmio_base"] >> 12)
+    due = [number for number, when in enumerate(asking.answered) if when < killed - WINDOW_S]
+    assert seen >= set(due)
+
+
+def kill_at(directory: Path, point: str, number: int) -> None:
+    with Vmm(directory / "vmm"):
+        process = traced(directory, f"{point}:signal=KILL:when={number}")
+        if process.poll() is not None:
+            return  # killed before it listened: nothing was acknowledged
+        asking = Asking(directory / "p")
+        until = time.monotonic() + 3
+        while process.poll() is None and time.monotonic() < until and asking._thread.is_alive():
+            time.sleep(0.01)
+        killed = time.monotonic()
+        asking.join()
+        if process.poll() is None:
+            end(process)
+    whole_until(directory, asking, killed)
+
+
+@pytest.mark.parametrize(("point", "number"), [("pwrite64", 9), ("write", 40), ("epoll_wait", 90)])
+def test_a_kill_loses_nothing_that_was_acknowledged_before(
+    tmp_path: Path, point: str, number: int
+) -> None:
+    kill_at(tmp_path, point, number)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("number", range(1, 201))
+def test_two_hundred_kill_points(tmp_path: Path, number: int) -> None:
+    points = ("pwrite64", "write", "epoll_wait", "sendto")
+    kill_at(tmp_path, points[number % 4], 3 + number * 2)
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EROFS"])
+def test_a_disk_that_fails_costs_records_and_no_reply(tmp_path: Path, error: str) -> None:
+    with Vmm(tmp_path / "vmm"):
+        process = traced(tmp_path, f"pwrite64:error={error}:when=5..9")
+        asking = Asking(tmp_path / "p", pause_s=0.001)
+        time.sleep(2)
+        asking.join()
+        code, _ = end(process)
+    assert code == ExitCode.LOST
+    capture = load(tmp_path / "c.upcap")
+    assert capture.complete
+    crossed = len(asking.answered) * 2048
+    recorded = sum(connection.payload for connection in capture.connections)
+    assert capture.lost_bytes > 0
+    assert 0 <= recorded + capture.lost_bytes - crossed <= 2048 + 1100
+    assert run("diagnose", tmp_path / "c.upcap").code == ExitCode.LOST
+
+
+def test_a_disk_that_hangs_holds_up_nobody_and_not_the_end(tmp_path: Path) -> None:
+    with Vmm(tmp_path / "vmm"):
+        process = traced(tmp_path, "pwrite64:delay_enter=6000000:when=6")
+        asking = Asking(tmp_path / "p", pause_s=0.001)
+        time.sleep(2.5)
+        asking.join()
+        code, took = end(process)
+    assert len(asking.answered) > 100
+    assert asking.slowest_s < 0.5  # strace itself and a busy machine included
+    assert code == ExitCode.LOST
+    assert took < 3
+    with CaptureReader(tmp_path / "c.upcap") as reader:
+        assert list(reader)
+        assert not reader.complete
