@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, diagnosis, guest, lab, logs, memory, relays, replay, start, tui
+from . import (
+    crowds,
+    decoding,
+    diagnosis,
+    guest,
+    lab,
+    logs,
+    long_run,
+    memory,
+    relays,
+    replay,
+    start,
+    tui,
+)  # fmt: skip
 
 ALL = {
     "relays": relays.run,
+    "crowds": crowds.run,
+    "long": long_run.run,
     "guest": guest.run,
     "decoding": decoding.run,
     "diagnosis": diagnosis.run,

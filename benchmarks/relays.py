@@ -82,7 +82,7 @@ def _socat(stack: ExitStack, path: Path, server: Path, *options: str) -> Path:
     return path
 
 
-def start(stack: ExitStack, path: Path, *command: str) -> None:
+def start(stack: ExitStack, path: Path, *command: str) -> subprocess.Popen[bytes]:
     """A process that lives as long as the stack, once it listens at `path`."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     stack.callback(process.wait)
@@ -90,6 +90,6 @@ def start(stack: ExitStack, path: Path, *command: str) -> None:
     for _ in range(200):
         if path.exists():
             time.sleep(0.2)
-            return
+            return process
         time.sleep(0.05)
     raise TimeoutError(f"{command[0]} does not listen at {path}")

@@ -158,6 +158,16 @@ class ApartRecorder:
         self._fall_behind(_ITEM.pack(0, _REOPEN, 0, 0))
 
     @property
+    def is_behind(self) -> bool:
+        """Whether something waits here, because the pipe is full."""
+        return bool(self._behind)
+
+    def resident(self) -> tuple[int, int]:
+        """KiB of memory of this process and of the one that writes."""
+        own, other = (_resident(pid) for pid in (os.getpid(), self._pid))
+        return own, other
+
+    @property
     def failure(self) -> str:
         """Why the capture could not be written, empty while all is well."""
         return self.account.failure
@@ -421,6 +431,14 @@ class _WriterProcess:
         except OSError:
             pass  # nobody is left who wants to know
         self._said.clear()
+
+
+def _resident(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def _size_in(pipe: int) -> int:

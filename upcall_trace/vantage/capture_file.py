@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,9 @@ Item = tuple[int, int, bool, bytes] | Record
 _COMPARED: Final = 64
 _UNREAD_LIMIT: Final = 1 << 15
 """Records that may wait for being decoded."""
+_LAST_AT_ONCE: Final = 1 << 10
+_LAST_S: Final = 0.7
+"""How long the end of a recording may take to decode what still waits."""
 
 
 class Indexing(Protocol):
@@ -157,9 +161,13 @@ class GrowingCapture:
         _, failed = self.append([(End(t_ns), encode(End(t_ns)))])
         if failed is not None:
             raise failed
-        while self.catch_up(_UNREAD_LIMIT):
-            pass
-        self._segment(ended=True)
+        until = time.monotonic() + _LAST_S
+        while self.catch_up(_LAST_AT_ONCE):
+            if time.monotonic() > until:
+                self._indexed = False  # to end soon is worth more than to be opened soon
+                break
+        else:
+            self._segment(ended=True)
         os.fdatasync(self.descriptor)
 
     def close(self) -> None:

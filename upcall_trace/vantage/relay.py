@@ -32,6 +32,7 @@ from .ways import AGAIN, SinkBroken, Way
 _DESCRIPTORS: Final = 16
 _RIGHTS_ROOM: Final = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
 _CREDENTIALS: Final = struct.Struct("3i")
+_SPLICED_AT_ONCE: Final = 16
 _ONE_WAY_OVER: Final = (errno.EPIPE, errno.ESHUTDOWN)
 
 
@@ -255,7 +256,10 @@ class Relay(Arriving):
 
     def _splice(self, way: Way) -> None:
         try:
-            moved = way.splice(self._proxy.buffer)
+            for _ in range(_SPLICED_AT_ONCE):  # what comes meanwhile goes with it
+                moved = way.splice(self._proxy.buffer)
+                if not moved or way.is_full:
+                    break
         except SinkBroken as error:
             self._broken(way, error)
         except OSError as error:

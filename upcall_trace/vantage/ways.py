@@ -34,8 +34,10 @@ class Way:
     room, which leaves the rest here.
     """
 
-    __slots__ = ("_in_pipe", "_pipe", "_pipes", "over", "rights", "sink", "source", "to_guest",
-                 "unsent")  # fmt: skip
+    __slots__ = (
+        "_in_pipe", "_pipe", "_pipes", "_roomy", "over", "rights", "sink", "source", "to_guest",
+        "unsent",
+    )  # fmt: skip
 
     def __init__(
         self, source: socket.socket, sink: socket.socket, to_guest: bool, pipes: Pipes
@@ -50,6 +52,7 @@ class Way:
         self._pipes = pipes
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
+        self._roomy = False
 
     @property
     def is_full(self) -> bool:
@@ -83,6 +86,9 @@ class Way:
 
         Raises OSError as it was said of the source; `SinkBroken` of the sink.
         """
+        if not self._roomy:
+            self._roomy = True  # more at once for whoever reads it
+            self.sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SPLICE_SIZE)
         if self._pipe is None:
             self._pipe = self._pipes.take_pipe()
         try:

@@ -1,0 +1,185 @@
+"""Crowds: a thousand idle, a thousand asking at once, thousands leaving at once, many in turn."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from .peers import MESSAGE, connect, ping_pong
+from .relays import start
+
+ASKING = 1_000
+LEAVING = 8_000
+IN_TURN = 20_000
+ROUNDS = 5
+EXCHANGES = 2_000
+
+
+def run() -> Iterator[str]:
+    """Rows of the table."""
+    _raise_limit()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        directory = Path(name)
+        server = directory / "vmm"
+        start(stack, server, sys.executable, "-m", "benchmarks.crowds", str(server))
+        proxy = directory / "record"
+        recorder = start(
+            stack, proxy, sys.executable, "-m", "upcall_trace", "record", "--listen", str(proxy),
+            "--upstream", str(server), "-o", str(directory / "bench.upcap"),
+        )  # fmt: skip
+        paths = {"direct": server, "record": proxy}
+        yield from _idle(proxy)
+        yield from _asking(paths)
+        yield from _leaving(paths)
+        yield from _in_turn(proxy, recorder)
+
+
+def _idle(path: Path) -> Iterator[str]:
+    """Ping-pong alone, and beside a thousand that say nothing, in turns."""
+    alone, beside = [], []
+    for _ in range(ROUNDS):
+        alone.append(_p50(ping_pong(path, EXCHANGES)))
+        crowd = [connect(path, 219) for _ in range(ASKING)]
+        beside.append(_p50(ping_pong(path, EXCHANGES)))
+        for stream in crowd:
+            stream.close()
+    one, other = statistics.median(alone), statistics.median(beside)
+    yield f"1 KiB ping-pong alone {one:.1f} us, beside {ASKING:,} idle connections {other:.1f} us"
+    yield f"with / without the idle ones at p50: {other / one:.2f}"
+
+
+def _asking(paths: dict[str, Path]) -> Iterator[str]:
+    took: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(ROUNDS):
+        for name, path in paths.items():
+            took[name].append(_ask_at_once(path))
+    median = {name: statistics.median(times) for name, times in took.items()}
+    for name, seconds in median.items():
+        yield f"{ASKING:,} connections asking at once, {name}: {seconds * 1000:.1f} ms"
+    yield f"record / direct: {median['record'] / median['direct']:.1f}"
+
+
+def _ask_at_once(path: Path) -> float:
+    """Seconds until all of them have their answer."""
+    crowd = []
+    for _ in range(ASKING):
+        stream = connect(path, 219)
+        stream.sendall(b"d")
+        stream.recv(1)
+        crowd.append(stream)
+    poll = select.epoll()
+    missing = {}
+    for stream in crowd:
+        poll.register(stream, select.EPOLLIN)
+        missing[stream.fileno()] = (stream, len(MESSAGE))
+    begun = time.perf_counter()
+    for stream in crowd:
+        stream.sendall(MESSAGE)
+    while missing:
+        for descriptor, _ in poll.poll(10):
+            stream, size = missing[descriptor]
+            size -= len(stream.recv(size))
+            if size:
+                missing[descriptor] = (stream, size)
+            else:
+                poll.unregister(descriptor)
+                del missing[descriptor]
+    took = time.perf_counter() - begun
+    poll.close()
+    for stream in crowd:
+        stream.close()
+    return took
+
+
+def _leaving(paths: dict[str, Path]) -> Iterator[str]:
+    for name, path in paths.items():
+        served = []
+        for _ in range(3):
+            crowd = [connect(path, 219) for _ in range(LEAVING)]
+            for stream in crowd:
+                stream.close()
+            begun = time.perf_counter()
+            with connect(path, 219) as fresh:
+                fresh.sendall(b"d")
+                fresh.recv(1)
+            served.append((time.perf_counter() - begun) * 1000)
+        yield f"a fresh client after {LEAVING:,} left at once, {name}: {_median(served):.0f} ms"
+
+
+def _in_turn(path: Path, recorder: subprocess.Popen[bytes]) -> Iterator[str]:
+    process = Path(f"/proc/{recorder.pid}")
+    told = []
+    for _ in range(2):
+        for _ in range(IN_TURN):
+            connect(path, 219).close()
+        time.sleep(0.5)
+        resident = int((process / "statm").read_text().split()[1]) * 4
+        told.append(f"{len(list((process / 'fd').iterdir()))} descriptors, {resident} KiB")
+    yield f"after {IN_TURN:,} connections in turn {told[0]}; after as many again {told[1]}"
+
+
+def _p50(times: list[int]) -> float:
+    return sorted(times)[len(times) // 2] / 1000
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def _raise_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (max(hard, 65_536), hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(hard, limit)))
+        except (OSError, ValueError):
+            continue
+        return
+
+
+def serve(path: Path) -> None:
+    """A VMM without threads: it answers lines, and echoes what comes on port 219."""
+    _raise_limit()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(4096)
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    streams: dict[int, socket.socket] = {}
+    greeted: set[int] = set()
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor == listener.fileno():
+                stream, _ = listener.accept()
+                streams[stream.fileno()] = stream
+                poll.register(stream, select.EPOLLIN)
+                continue
+            stream = streams[descriptor]
+            try:
+                received = stream.recv(4096)
+                if received and descriptor not in greeted:
+                    greeted.add(descriptor)
+                    received = b"OK 1\n" + received.partition(b"\n")[2]
+                if received:
+                    stream.sendall(received)
+                    continue
+            except OSError:
+                pass
+            poll.unregister(descriptor)
+            greeted.discard(descriptor)
+            del streams[descriptor]
+            stream.close()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
+    os._exit(0)
