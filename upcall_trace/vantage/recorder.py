@@ -42,6 +42,8 @@ STOP_S: Final = 1.5
 """How long the end of a recording waits for the disk."""
 
 _DECODED_AT_ONCE: Final = 256
+_QUIET_ROUNDS: Final = 25
+_LOOK_S: Final = 0.25
 
 _Way = tuple[int, bool]
 
@@ -120,6 +122,8 @@ class Recorder:
             path, begun_now(header), on_error, self.now, tell, overwrite, rotation
         )
         self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._asleep = False
         self._closed = False
         self._writer = threading.Thread(target=self._write_on, name="recorder", daemon=True)
         self._writer.start()
@@ -138,10 +142,14 @@ class Recorder:
             return
         self._waiting += len(received)
         self._pending.append((t_ns, conn, to_guest, received))
+        if self._asleep:
+            self._wake.set()
 
     def record(self, record: Record) -> None:
         """Remember any other record."""
         self._pending.append(record)
+        if self._asleep:
+            self._wake.set()
 
     def settle(self) -> None:
         """As `ApartRecorder.settle`; this one's thread takes what there is by itself."""
@@ -174,6 +182,7 @@ class Recorder:
             return
         self._closed = True
         self._closing.set()
+        self._wake.set()
         self._writer.join(STOP_S)
         if self._writer.is_alive():
             account = self._store.account
@@ -188,8 +197,16 @@ class Recorder:
         )
 
     def _write_on(self) -> None:
+        quiet = 0
         while not self._closing.wait(FLUSH_S):
+            quiet = 0 if self._pending or self._counted or self._reopen else quiet + 1
             self._flush()
+            if quiet > _QUIET_ROUNDS:  # a node has many recorders, and most have nothing to do
+                self._asleep = True
+                if not self._pending:
+                    self._wake.wait(_LOOK_S)
+                self._asleep = False
+                self._wake.clear()
         self._flush()
         self._store.close()
         if self._store.account.stopped:
