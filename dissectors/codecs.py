@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from .constants import Arch
 from .errors import UpcallError
+from .slots import maker
 from .tables import FieldRow, Layout, MessageTable, Show
 
 FieldValue = int | list[int]
@@ -32,6 +33,9 @@ class Codec:
     `encode` and `fields` are functions of a message, written out from the rows: what a loop over
     rows would do for each message is done once.
     """
+
+    decode: Callable[[bytes], Any]
+    """Makes a message of the class that has this codec; of bytes that are long enough."""
 
     def __init__(self, table: MessageTable, layout: Layout, of_reply: bool) -> None:
         self.table = table
@@ -163,6 +167,7 @@ def with_codec(kind: _Kind, table: MessageTable, layout: Layout, of_reply: bool)
     if [field.name for field in dataclass_fields(cast(Any, kind))] != names:
         raise TypeError(f"{kind.__name__} has other fields than its rows in the table")
     kind.codec = codec
+    codec.decode = _decoder(kind, codec)
     for name in ("encode", "fields"):
         setattr(kind, name, getattr(codec, name))
     return kind
@@ -195,16 +200,14 @@ _MADE: list[type[Coded]] = []
 
 
 def _again(key: int, raw: bytes) -> Coded:
-    make, unpack, header, end = _plan(_MADE[key])
-    values = unpack(raw)
-    message: Coded = make(*values[:header], raw[end:], *values[header:])
+    message: Coded = _MADE[key].codec.decode(raw)
     return message
 
 
 Given = Mapping[tuple[int, Arch | None], type[Coded]]
 """Classes by the number of a message that they are for, and its architecture."""
 
-_Plan = tuple[Callable[..., Any], Callable[[bytes], tuple[Any, ...]], int, int]
+_Plan = Callable[[bytes], Any]
 
 
 class RequestDecoder(Protocol[Request_co]):
@@ -242,10 +245,10 @@ class TableCodec(Generic[Request_co, Reply_co]):
         size of the load is only used to learn the guest's architecture."""
         table = self.table
         whole, only = table.request_size, _only(table)
-        bare = _plan(self.requests[table.layouts[0]])
+        bare = self.requests[table.layouts[0]].codec.decode
         plain, x86, arm = _plans(table, self.requests)
         told = {
-            (message.number, table.load_size(layout)): _plan(self.requests[layout])
+            (message.number, table.load_size(layout)): self.requests[layout].codec.decode
             for message, layout in table.telling_layouts()
         }
         unpack_type, type_at = _reader(table.request_header, table.type_field)
@@ -261,9 +264,7 @@ class TableCodec(Generic[Request_co, Reply_co]):
                 plan = told.get((number, size))
                 if plan is None:
                     plan = (arm if arch is Arch.AARCH64 else x86).get(number, bare)
-            make, unpack, header, end = plan
-            values = unpack(raw)
-            request: Request_co = make(*values[:header], raw[end:], *values[header:])
+            request: Request_co = plan(raw)
             return request
 
         return decode
@@ -293,7 +294,7 @@ class TableCodec(Generic[Request_co, Reply_co]):
         the guest's architecture, for which the request's counts first."""
         table = self.table
         whole, only = table.reply_size, _only(table)
-        bare = _plan(self.replies[table.layouts[0]])
+        bare = self.replies[table.layouts[0]].codec.decode
         plain, x86, arm = _plans(table, self.replies)
         unpack_type, type_at = _reader(table.reply_header, table.type_field)
 
@@ -309,9 +310,7 @@ class TableCodec(Generic[Request_co, Reply_co]):
                 if request is not None:
                     arch = request.codec.layout.arch or arch
                 plan = (arm if arch is Arch.AARCH64 else x86).get(number, bare)
-            make, unpack, header, end = plan
-            values = unpack(raw)
-            reply: Reply_co = make(*values[:header], raw[end:], *values[header:])
+            reply: Reply_co = plan(raw)
             return reply
 
         return decode
@@ -324,7 +323,7 @@ def _plans(table: MessageTable, kinds: Mapping[Layout, type[Coded]]) -> list[dic
     arm: dict[int, _Plan] = {}
     for number in table.by_number:
         for arch, found in ((Arch.X86_64, x86), (Arch.AARCH64, arm)):
-            plan = _plan(kinds[table.layout(number, arch)])
+            plan = kinds[table.layout(number, arch)].codec.decode
             (found if table.depends_on_arch(number) else plain)[number] = plan
     return [plain, x86, arm]
 
@@ -355,9 +354,13 @@ def _kind(
     return make_kind(table, layout, of_reply, base)
 
 
-def _plan(kind: type[Coded]) -> _Plan:
-    codec = kind.codec
-    return kind, codec.struct.unpack_from, codec.header_length, codec.struct.size
+def _decoder(kind: type[Coded], codec: Codec) -> _Plan:
+    values = {name: f"v{at}" for at, name in enumerate(codec.names)}
+    unpacked = f"[{', '.join(values.values())}] = unpack(raw)"
+    ordered = list(values.items())
+    ordered.insert(codec.header_length, ("padding", f"raw[{codec.struct.size}:]"))
+    decode: _Plan = maker(kind, dict(ordered), "raw", unpacked, unpack=codec.struct.unpack_from)
+    return decode
 
 
 def _reader(header: Sequence[FieldRow], name: str) -> tuple[Callable[..., Any] | None, int]:

@@ -48,12 +48,15 @@ from .events import (
 from .hvsock import PASSFD_LINE, line_end, ok_line_end, parse_connect, parse_ok
 from .messages import decode_reply
 from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
+from .slots import positional
 
 _KEPT_OPEN = 64
 """Open requests whose messages are kept for decoding their replies; a peer has one or two. Of so
 many requests that a gap took, it is told that their replies went, too."""
 _LOST_OPEN = 1 << 16
 """Open requests that gaps can account for; a gap's size is only a number, and may be any."""
+_request_received = positional(RequestReceived)
+_reply_received = positional(ReplyReceived)
 _MAGIC = MAGIC_VERSION.to_bytes(4, "little")
 _CONNECT = b"CONNECT "
 _OK = b"OK "
@@ -418,7 +421,7 @@ class Observer:
             message = service.decode_request(raw, self._arch)
             overlaps = self._open[0][0] if self._open else None
             events.append(
-                RequestReceived(
+                _request_received(
                     number, len(piece), message, raw, position, continues, rest_of, overlaps
                 )
             )
@@ -457,4 +460,6 @@ class Observer:
             if number is not None and request > 1:
                 self._open.appendleft((number + 1, request - 1))
             request = None
-        return ReplyReceived(number, service.decode_reply(raw, self._arch, request), raw)
+        message = service.decode_reply(raw, self._arch, request)
+        event: ReplyReceived = _reply_received(number, message, raw)
+        return event
