@@ -46,11 +46,14 @@ def softened(causes: list[Cause], certain: list[Cause]) -> list[Cause]:
 
 def of_reply(at: Situation) -> list[Cause]:
     """What the wire says about the reply to a request; empty for plain success."""
-    causes = explain(Cue.REPLY, at.request.msg_type, at)
+    request = at.request
+    handled = request.msg_type in HANDLED_TYPES
+    if handled and at.ret == 0 and request.magic_version == MAGIC_VERSION:
+        return []  # the guest did it, so there is nothing to explain
+    causes = explain(Cue.REPLY, request.msg_type, at)
     if causes is not None:
         return causes
-    done = at.ret == 0 and at.request.msg_type in HANDLED_TYPES
-    return [] if done else sure(codes.UNEXPLAINED_RESULT)
+    return [] if handled and at.ret == 0 else sure(codes.UNEXPLAINED_RESULT)
 
 
 def of_silence(at: Situation) -> list[Cause]:

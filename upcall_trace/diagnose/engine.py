@@ -145,10 +145,11 @@ class Diagnosis:
 
     def feed(self, record: Record, offset: int = 0) -> list[Finding]:
         """What one record brings to light."""
-        if isinstance(record, Mark) and record.name == THREAD_DIED:
-            self._seen_dead.add((record.conn, record.request))
-        if isinstance(record, (Mark, Header, End)):
-            return []
+        if not isinstance(record, Chunk):  # nearly every record is one
+            if isinstance(record, Mark) and record.name == THREAD_DIED:
+                self._seen_dead.add((record.conn, record.request))
+            if isinstance(record, (Mark, Header, End)):
+                return []
         self.events = events = self.session.feed(record, offset)
         self.session.finished_rows.clear()
         self._now_ns = record.t_ns

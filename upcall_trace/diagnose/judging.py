@@ -74,17 +74,18 @@ class Judging:
         at.predicted = predicted is not None
         if at.latency_ns is not None and at.latency_ns > CALLER_TIMEOUT_NS:
             at.held_up_by = self.lock.held_up(at, now_ns)
+        self._open_pci.pop(at.ref, None)
         if self._open_pci:
             at.meanwhile = tuple(ref for ref in self._open_pci if ref.conn != at.ref.conn)
         causes = of_reply(at) if predicted is None else predicted
-        if predicted is None and (at.misfit or at.doubtful):
-            causes = softened(causes, [])
+        if predicted is None:
+            if causes and (at.misfit or at.doubtful):
+                causes = softened(causes, [])
         elif predicted and not complete:
             causes = softened(causes, of_reply(at))
         if self._console and at.is_mmio and at.ret in (0, EBUSY) and _executed(at):
             at.console = self._console.find(at)
         at.causes = decide(causes, at, at.console) if at.console is not None else causes
-        self._open_pci.pop(at.ref, None)
 
     def channel_was_there(self, asked_ns: int) -> None:
         """Something that was asked then came through, so no removal before that cut it off."""
@@ -105,7 +106,7 @@ class Judging:
         """
         over = self.lock.answered(at, now_ns)
         learn(self.history, at, at.causes, self.plugged)
-        return [other for other in over if _did_not_start(other, at, now_ns)]
+        return over and [other for other in over if _did_not_start(other, at, now_ns)]
 
     def silent(self, at: Situation, complete: bool, now_ns: int) -> None:
         """No answer came, and none will; `at.ended` and `at.waited_ns` say how that is known."""

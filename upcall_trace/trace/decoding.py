@@ -288,7 +288,7 @@ class Session:
                 anomalies |= _SHORT
             if event.overlaps is not None:
                 anomalies |= _OVERLAPPING
-        if len(self.table) >= FREE_ROWS and offset and len(self.table) >= rows_in(offset):
+        if offset and len(self.table) >= FREE_ROWS and len(self.table) >= rows_in(offset):
             raise TooManyOperations("it stands for more operations than a file of its size can")
         row = self.table.append(
             connection.number, event.number, t_ns, offset, event.position, event.size, request,

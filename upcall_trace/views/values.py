@@ -9,6 +9,8 @@ from dissectors.constants import MAGIC_VERSION, errno_name, op_name
 from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.tables import FieldRow, Layout, Show
 
+_HEXADECIMAL: Final = frozenset({Show.HEX, Show.MAGIC})
+
 
 def id_list(ids: Sequence[int]) -> str:
     """Numbers in their order, runs of three and more shortened: `2,3`, `1-8`, `3-1`, `none`."""
@@ -32,7 +34,7 @@ def shown(row: FieldRow, value: int | Sequence[int]) -> str:
     """A field's value in one word."""
     if isinstance(value, Sequence):
         return id_list(value)
-    return f"{value:#x}" if row.show in (Show.HEX, Show.MAGIC) else str(value)
+    return f"{value:#x}" if row.show in _HEXADECIMAL else str(value)
 
 
 def shown_in_full(row: FieldRow, value: int) -> str:
@@ -58,36 +60,42 @@ def in_words(fields: Mapping[str, Any], shorten: Callable[[str], str]) -> str | 
     words = _WORDS.get(tuple(fields))
     if words is None:
         return None
-    rows, text = words
-    told: dict[str, str] = {}
+    text, arrays, may_be_long = words
+    # Another service may give its own fields the same names: then they hold other values.
     for name, value in fields.items():
-        row = rows[name]
-        numbers = value if isinstance(value, list) else [value]
-        if isinstance(value, list) is (row.count is None) or not all(
-            type(number) is int for number in numbers
-        ):
-            return None  # another service may give its own fields the same names
-        told[name] = shown(row, value) if row.name == name else str(value)
-    if not text:
-        return " ".join(f"{name}={value}" for name, value in told.items())
+        if type(value) is not int and name not in arrays:
+            return None
+    if not arrays:
+        return text.format_map(fields)
+    told = dict(fields)
+    for name in arrays:
+        ids = fields[name]
+        if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+            return None
+        told[name] = id_list(ids)
     filled = text.format_map(told)
-    return shorten(filled) if any(row.count is not None for row in rows.values()) else filled
+    return shorten(filled) if may_be_long else filled
 
 
-def _words_of(layout: Layout) -> tuple[dict[str, FieldRow], str]:
+def _words_of(layout: Layout) -> tuple[tuple[str, ...], tuple[str, frozenset[str], bool]]:
+    """A layout's names of fields; its text for `format`, which of them are lists, and whether the
+    text has an end that may be cut off."""
     rows: dict[str, FieldRow] = {}
     for row in layout.request:
         if row.show is not Show.FILLING:
             rows |= dict.fromkeys((row.name, *(part.name for part in row.bits)), row)
     text = layout.messages[0].text
-    fits = all(f"{{{name}}}" not in text or name in rows for name in _names_in(text))
-    return rows, text if fits else ""
+    fits = text and all(name in rows for name in _names_in(text))
+    arrays = frozenset(name for name, row in rows.items() if row.count is not None)
+    filled = text if fits else " ".join(f"{name}={{{name}}}" for name in rows)
+    for name, row in rows.items():
+        if row.name == name and name not in arrays and row.show in _HEXADECIMAL:
+            filled = filled.replace(f"{{{name}}}", f"{{{name}:#x}}")
+    return tuple(rows), (filled, arrays, bool(fits and arrays))
 
 
 def _names_in(text: str) -> list[str]:
     return [part.partition("}")[0] for part in text.split("{")[1:]]
 
 
-_WORDS: Final = {
-    tuple(rows): (rows, text) for rows, text in map(_words_of, DEVICE_MANAGER_TABLE.layouts[1:])
-}
+_WORDS: Final = dict(map(_words_of, DEVICE_MANAGER_TABLE.layouts[1:]))

@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from dissectors.constants import MessageType
+from dissectors.slots import positional
 
 from ... import plugins
 from ...codes import Code, Severity
@@ -75,6 +76,7 @@ POSSIBLY: Final = Likelihood.POSSIBLY
 Condition = Callable[[Any], bool | Likelihood]
 Explainer = Callable[[Any], list[Cause] | None]
 _KNOWN_TYPES: Final = frozenset(MessageType)
+_finding: Final = positional(Finding)
 ANY_TYPE: Final[frozenset[int]] = frozenset()
 """For what is asked of every message first, before its family."""
 
@@ -126,11 +128,12 @@ class Rule:
         group: int | None = None,
     ) -> Finding:
         """What was told under this code, at its place."""
-        return Finding(
+        found: Finding = _finding(
             self.code, self.name, self.severity, conn, request, inferred,
             told.what, told.why, told.so, told.next, told.evidence,
-            told.side or self.code.side, time_ns, group,
+            told.side or self.code.side, time_ns, group, None,
         )  # fmt: skip
+        return found
 
 
 @dataclass(frozen=True, slots=True)
