@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.support import GOLDEN, completed, connect, run, write_capture
+from tests.support import GOLDEN, completed, connect, golden, run, write_capture
 from upcall_trace.capture.records import Chunk
 from upcall_trace.diagnose.rules.registry import rules
 from upcall_trace.errors import ExitCode
@@ -282,3 +283,17 @@ def test_control_bytes_of_a_client_and_of_a_name_do_not_come_out(tmp_path: Path)
         told = run("diagnose", "--all", "--format", form, path, path)
         assert told.code == ExitCode.EXPECTED
         assert [c for c in told.out + told.err if not c.isprintable() and c != "\n"] == []
+
+
+def test_several_at_once_say_the_same(tmp_path: Path) -> None:
+    names = ("mmio_lifecycle", "cpu_lifecycle", "framing")
+    paths = [golden(name) for name in names]
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(golden("guest_oops").read_bytes()))
+    one = run("diagnose", *paths, packed, "--json")
+    assert run("diagnose", *paths, packed, "--json", "-j", "2") == one
+    bad = tmp_path / "bad.upcap"
+    bad.write_bytes(b"\x89UPCAP\r\n")
+    alone = run("diagnose", paths[0], bad, "--json")
+    assert run("diagnose", paths[0], bad, "--json", "-j", "2") == alone
+    assert alone.code == 5

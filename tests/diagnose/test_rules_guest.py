@@ -23,6 +23,7 @@ from upcall_trace.diagnose.history import History
 from upcall_trace.diagnose.rules import cpu_adds, cpu_removals, device_silences, drivers, mmio, pci
 from upcall_trace.diagnose.rules.registry import Rule, rules
 from upcall_trace.diagnose.situation import Situation
+from upcall_trace.diagnose.windows import PlacedWindows
 from upcall_trace.logs.evidence import Evidence
 from upcall_trace.trace.opening import load
 from upcall_trace.trace.operations import Operation
@@ -83,7 +84,7 @@ def down(*ids: int) -> History:
 
 
 def windows(*keys: tuple[int, int, int], ref: Ref | None = EARLIER) -> History:
-    return History(windows=dict.fromkeys(keys, ref))
+    return History(windows=PlacedWindows(dict.fromkeys(keys, ref)))
 
 
 def functions(*places: tuple[int, int], ref: Ref | None = EARLIER) -> History:

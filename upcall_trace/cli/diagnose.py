@@ -25,7 +25,7 @@ from ..diagnose.report_formats import (
 from ..diagnose.run import Diagnosed, diagnose, diagnose_logs, follow
 from ..errors import ExitCode, NothingRun, UnreadableInput, WrongUsage
 from ..kernel.world import World
-from ..sources.spooled import plain
+from ..sources.spooled import SpooledPath, plain
 from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
 from .support.inputs import by_kind, sandboxes
@@ -92,6 +92,10 @@ _GUESTS_TOLD = 5
     metavar="FILE",
     help="Only what is new since this output of --json.",
 )
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Diagnose so many captures at once.",
+)  # fmt: skip
 @click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
 @click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they come.")
 @click.option(
@@ -116,6 +120,7 @@ def diagnose_command(
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     baseline: Path | None,
+    jobs: int,
     fail_on: str | None,
     as_it_grows: bool,
     word: str | None,
@@ -155,10 +160,13 @@ def diagnose_command(
         return _follow(findings, form == "json", everything, choice, fail_on)
     logs = _read(console, vmm_log, found, sandbox, span)
     several = len(captures) > 1
-    diagnosed = [
-        _diagnose(path, world, vmm == "dragonball", Logs() if several else logs)
-        for path in captures
-    ]
+    if several and jobs > 1:
+        diagnosed = _diagnose_all(captures, world, vmm == "dragonball", jobs)
+    else:
+        diagnosed = [
+            _diagnose(path, world, vmm == "dragonball", Logs() if several else logs)
+            for path in captures
+        ]
     if not captures or (several and logs):
         diagnosed.append(diagnose_logs(logs))
     diagnosed = [choose(each, choice, span) for each in diagnosed]
@@ -253,6 +261,25 @@ def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> 
         raise UnreadableInput(f"{path}: {error.strerror}") from None
     with progress(f"diagnosing {path.name}", size) as report:
         return diagnose(path, world, dragonball, logs, report)
+
+
+def _diagnose_all(
+    paths: Sequence[Path], world: World | None, dragonball: bool, jobs: int
+) -> list[Diagnosed]:
+    """Several captures, each in a process of its own; the progress counts captures."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # What was unpacked is a descriptor of this process: it stays the one that reads it.
+    own = {path for path in paths if isinstance(plain(path), SpooledPath)}
+    others = [path for path in paths if path not in own]
+    context = multiprocessing.get_context("spawn")
+    told: dict[Path, Diagnosed] = {}
+    with ProcessPoolExecutor(min(jobs, max(len(others), 1)), context) as pool:
+        futures = {path: pool.submit(diagnose, path, world, dragonball) for path in others}
+        told |= {path: _diagnose(path, world, dragonball, Logs()) for path in own}
+        told |= {path: future.result() for path, future in futures.items()}
+    return [told[path] for path in paths]
 
 
 def _follow(

@@ -8,6 +8,7 @@ a recording may lack connections. What the wire says is each family's own: `rule
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 from dissectors.constants import (
@@ -193,7 +194,7 @@ def _place(request: Request) -> Any:
 
 
 def _learn_device(
-    there: dict[Any, Ref | None], gone: dict[Any, Ref], at: Situation, key: Any
+    there: MutableMapping[Any, Ref | None], gone: dict[Any, Ref], at: Situation, key: Any
 ) -> None:
     if at.request.msg_type in ADDING_TYPES:
         there[key] = at.ref

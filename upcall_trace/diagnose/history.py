@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 from ..kernel.world import Window, World
 from .finding import Ref
+from .windows import PlacedWindows, WindowKey
 
 
 @dataclass(slots=True)
 class History:
     """Devices and CPUs by the request that added or removed them last."""
 
-    windows: dict[tuple[int, int, int], Ref | None] = field(default_factory=dict)
+    windows: PlacedWindows = field(default_factory=PlacedWindows)
     """Registered windows as (base, size, irq)."""
     removed_windows: dict[tuple[int, int, int], Ref] = field(default_factory=dict)
     cpus: dict[int, Ref | None] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class History:
     def of_world(cls, world: World) -> History:
         """What is there at boot."""
         return cls(
-            windows={(w.base, w.size, w.irq): None for w in world.mmio},
+            windows=PlacedWindows({(w.base, w.size, w.irq): None for w in world.mmio}),
             cpus=dict.fromkeys(world.cpus_online),
             pci={(d.bus, d.devfn): None for d in world.pci},
             running=set(world.vcpus_running),
@@ -54,22 +55,19 @@ class History:
 
     def overlapping(self, base: int, size: int) -> tuple[Window, Ref | None] | None:
         """A registered window that the kernel's overlap check finds, with its request."""
-        end = base + size - 1
-        for (other, other_size, irq), ref in self.windows.items():
-            if base < other + other_size - 1 and end > other:
-                return Window(other, other_size, irq), ref
-        return None
+        return self._told(self.windows.overlapping(base, size))
+
+    def at_edge(self, base: int, end: int) -> tuple[Window, Ref | None] | None:
+        """A registered window that has its first or last byte in common with this one."""
+        return self._told(self.windows.at_edge(base, end))
 
     def on_irq(self, irq: int) -> tuple[Window, Ref | None] | None:
         """A registered window with this interrupt, with its request."""
-        for (base, size, other), ref in self.windows.items():
-            if other == irq:
-                return Window(base, size, other), ref
-        return None
+        return self._told(self.windows.on_irq(irq))
 
     def at_base(self, base: int) -> tuple[Window, Ref | None] | None:
         """A registered window that begins here."""
-        for (other, size, irq), ref in self.windows.items():
-            if other == base:
-                return Window(other, size, irq), ref
-        return None
+        return self._told(self.windows.at_base(base))
+
+    def _told(self, key: WindowKey | None) -> tuple[Window, Ref | None] | None:
+        return None if key is None else (Window(*key), self.windows[key])

@@ -267,7 +267,7 @@ def mmio_resource_busy(at: Situation) -> Told:
             next="Look in the VMM's log where the size of 0 came from.",
         )
     why, ref = "Something in the guest has claimed that range or a part of it", None
-    edge = _at_edge(at, base, base + size - 1)
+    edge = at.history.at_edge(base, base + size - 1)
     if base + size > _ADDRESSES:
         why = "The window runs past the last address there is"
     elif edge:
@@ -280,15 +280,6 @@ def mmio_resource_busy(at: Situation) -> Told:
         next="Look at /proc/iomem in the guest, and for `failed to claim resource` in its console.",
         evidence=pointing(ref, "registered the window next to it"),
     )
-
-
-def _at_edge(at: Situation, base: int, end: int) -> tuple[Window, Ref | None] | None:
-    """A registered window that has its first or last byte in common with this one."""
-    for (other, size, irq), ref in at.history.windows.items():
-        window = Window(other, size, irq)
-        if base == window.end or end == window.base:
-            return window, ref
-    return None
 
 
 @rule(codes.MMIO_NO_SUCH_DEVICE)
