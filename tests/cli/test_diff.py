@@ -8,7 +8,7 @@ import pytest
 
 from dissectors.messages import cpu_request
 from tests.replay.modelled import ADD_MEM, TWO_CPUS, T, disk, file_of, overlapping
-from tests.support import golden, run, write_capture
+from tests.support import DISK, answer, ask, connect, golden, run, write_capture
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace.opening import build_index
 
@@ -94,3 +94,26 @@ def test_two_empty_captures_compare_nothing(tmp_path: Path) -> None:
     told = run("diff", empty, empty)
     assert told.code == ExitCode.NOTHING_RUN
     assert "has an operation" in told.err
+
+
+def timed(path: Path, latency_ns: int) -> Path:
+    """One operation that took so long."""
+    return write_capture(path, [*connect(1), ask(DISK, 0), answer(DISK, latency_ns)])
+
+
+def test_a_deadline_that_one_of_them_missed_is_a_difference(tmp_path: Path) -> None:
+    quick, late = timed(tmp_path / "a.upcap", 5_000_000), timed(tmp_path / "b.upcap", 300_000_000)
+    told = run("diff", quick, late)
+    assert told.code == ExitCode.DIFFERENT
+    assert "latency: 5ms -> 300ms" in told.out
+    assert "latency: 300ms -> 5ms" in run("diff", late, quick).out
+    assert run("diff", late, late).code == ExitCode.EXPECTED
+    assert run("diff", quick, late, "--ignore", "latency").code == ExitCode.EXPECTED
+
+
+def test_latency_by_a_rule(tmp_path: Path) -> None:
+    one, other = timed(tmp_path / "a.upcap", 5_000_000), timed(tmp_path / "b.upcap", 12_000_000)
+    assert run("diff", one, other).code == ExitCode.EXPECTED
+    assert run("diff", one, other, "--match", "* latency<=2x").code == ExitCode.DIFFERENT
+    assert run("diff", one, other, "--match", "* latency<=3x").code == ExitCode.EXPECTED
+    assert run("diff", one, other, "--match", "* latency<=3y").code == ExitCode.USAGE

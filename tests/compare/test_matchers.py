@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,35 @@ def test_latency_counts_when_a_rule_says_so() -> None:
     assert fields("latency<=250ms", 0, 0, 250_000_000) == []
     assert fields("latency<=250ms", 0, 0, 250_000_001) == ["latency"]
     assert fields("latency<=1.5s", 0, 0, 1_500_000_001) == ["latency"]
+
+
+def test_latency_can_be_held_against_the_recorded_one() -> None:
+    assert fields("latency<=2x", 0, 0, 2_000_000) == []
+    assert fields("latency<=2x", 0, 0, 2_000_001) == ["latency"]
+    assert fields("latency<=1.5x", 0, 0, 1_500_001) == ["latency"]
+    assert str(parse_rules("latency<=1.5x")[0]) == "latency<=1.5x"
+    with pytest.raises(WrongUsage, match="only latency"):
+        parse_rules("ret<=2x")
+
+
+@pytest.mark.parametrize(
+    ("rules", "latency_ns", "differ"),
+    [
+        ("", 250_000_000, []),
+        ("", 250_000_001, ["latency"]),
+        ("", 10_000_000_001, ["latency"]),
+        ("latency=any", 10_000_000_001, []),
+        ("latency<=1s", 300_000_000, []),
+    ],
+)
+def test_an_answer_after_the_deadline_counts_when_it_was_in_time(
+    rules: str, latency_ns: int, differ: list[str]
+) -> None:
+    matchers = Matchers({"*": parse_rules(rules)} if rules else None)
+    came = got(0, latency_ns)
+    assert [d.field for d in differences(asked(), came, matchers, deadlines=True)] == differ
+    late = replace(asked(), latency_ns=latency_ns)  # as late as it was
+    assert differences(late, came, matchers, deadlines=True) == ()
 
 
 def test_silence_is_one_difference_and_can_be_allowed() -> None:

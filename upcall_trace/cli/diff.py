@@ -8,6 +8,7 @@ import click
 
 from ..compare.aligned_report import diff_lines, diff_object
 from ..compare.aligning import align
+from ..compare.matchers import Matchers, parse_matcher
 from ..errors import ExitCode, NothingRun
 from ..sources import open_source
 from ..trace.script import Script, read_script
@@ -23,19 +24,30 @@ _COLOURS = {"-": "red", "+": "green", "!": "yellow"}
 @click.argument("b", type=CAPTURE)
 @click.option("--ignore", "ignored", multiple=True, metavar="FIELD",
               help="A field that does not count, such as mmio_irq or ret.")  # fmt: skip
+@click.option("--match", "matchers", multiple=True, metavar="'C.R RULE…'",
+              help="What B may have in A's place, such as '* latency<=2x'.")  # fmt: skip
 @click.option("--bytes", "whole_bytes", is_flag=True, help="Compare all bytes, written or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def diff_command(
-    a: Path, b: Path, ignored: tuple[str, ...], whole_bytes: bool, as_json: bool
+    a: Path,
+    b: Path,
+    ignored: tuple[str, ...],
+    matchers: tuple[str, ...],
+    whole_bytes: bool,
+    as_json: bool,
 ) -> ExitCode:
     """Tell how the operations of B differ from those of A, whenever they were sent.
 
     Lines begin with - for what only A has, + for what only B has, and ! for requests of both
-    that were answered otherwise. Times and bytes that nobody wrote do not count. Ends with 0
-    without a difference, and with 1 when there is one.
+    that were answered otherwise. Of times it counts whether an answer kept within 250 ms and
+    10 s, or what --match says. Bytes that nobody wrote do not count. Ends with 0 without a
+    difference, and with 1 when there is one.
     """
     one, other = _read(a), _read(b)
-    conversations = list(align(one, other, ignored, whole_bytes))
+    rules = Matchers()
+    for place, told in map(parse_matcher, matchers):
+        rules.add(place, told)
+    conversations = list(align(one, other, ignored, whole_bytes, rules))
     if not conversations:
         raise NothingRun(f"neither {a} nor {b} has an operation")
     if as_json:

@@ -11,7 +11,7 @@ from dissectors.services import ServiceReply
 
 from ..trace.script import Asked
 from ..views.messages import reply_text, request_object, request_text
-from ..views.text import WIDTH, safe
+from ..views.text import WIDTH, duration, safe
 from .aligning import Conversation, Pair
 from .replies import values
 
@@ -62,6 +62,8 @@ def _value(field: str, value: object, reply: ServiceReply | None, asked: Asked) 
             return safe(reply_text(asked.message, reply))
         case "ret" if reply is not None:
             return safe(reply_text(asked.message, reply))
+        case "latency" if isinstance(value, int):
+            return duration(value)
         case "magic_version" if isinstance(value, int):
             return f"{value:#x}"
     return "none" if value is None else safe(str(value))

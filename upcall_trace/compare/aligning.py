@@ -18,7 +18,7 @@ from dissectors.layouts import DEVICE_MANAGER_TABLE
 from ..errors import WrongUsage
 from ..trace.script import Asked, Script
 from .matchers import EVERY, FIELDS, Matchers, MatchRule
-from .replies import Difference, Got, differences, request_values
+from .replies import Difference, Got, deadlines_missed, differences, request_values
 
 _REQUEST_FIELDS: Final = DEVICE_MANAGER_TABLE.request_fields
 
@@ -57,18 +57,25 @@ class Conversation:
 
 
 def align(
-    a: Script, b: Script, ignored: Collection[str] = (), whole_bytes: bool = False
+    a: Script,
+    b: Script,
+    ignored: Collection[str] = (),
+    whole_bytes: bool = False,
+    matchers: Matchers | None = None,
 ) -> Iterator[Conversation]:
     """Every connection with requests of both recordings, in their order.
 
     `ignored` are fields of requests or replies that do not count. With `whole_bytes` all 1024
-    bytes do, of requests too. Raises WrongUsage for a field that there is not.
+    bytes do, of requests too. `matchers` are rules for what B may have in the place of A's.
+    Raises WrongUsage for a field that there is not.
     """
     unknown = [name for name in ignored if name not in _REQUEST_FIELDS and name not in FIELDS]
     if unknown:
         known = ", ".join(dict.fromkeys((*_REQUEST_FIELDS, *FIELDS)))
         raise WrongUsage(f"{unknown[0]!r} is no field; there are {known}")
-    allowed = Matchers({EVERY: [MatchRule(name, "any") for name in ignored if name in FIELDS]})
+    allowed = Matchers()
+    allowed.update(matchers or Matchers())
+    allowed.add(EVERY, [MatchRule(name, "any") for name in ignored if name in FIELDS])
     dropped = set(ignored).union(*map(_bound_to, ignored))
     for one, other in zip_longest(_by_connection(a), _by_connection(b), fillvalue=()):
         pairs = [
@@ -94,14 +101,21 @@ def _by_connection(script: Script) -> list[Sequence[Asked]]:
 def _differences(
     a: Asked, b: Asked, allowed: Matchers, whole_bytes: bool
 ) -> tuple[Difference, ...]:
-    if a.reply_raw == b.reply_raw and (a.raw == b.raw or not whole_bytes):
+    here, there = deadlines_missed(a.latency_ns), deadlines_missed(b.latency_ns)
+    timed = a.latency_ns is not None and b.latency_ns is not None
+    otherwise = timed and (here != there or allowed.about_latency)
+    if a.reply_raw == b.reply_raw and not otherwise and (a.raw == b.raw or not whole_bytes):
         return ()  # nearly all of them
     came = Got(b.reply, b.reply_raw, b.latency_ns)
-    found = differences(replace(a, cut_off=False), came, allowed, whole_bytes)
+    whole = replace(a, cut_off=False)
+    found = differences(whole, came, allowed, whole_bytes, deadlines=True)
+    if timed and here > there and "latency" not in allowed.of(a):
+        # What was too late is in time now: no failure of a replay, but a difference.
+        found += (Difference("latency", a.latency_ns, b.latency_ns),)
     if whole_bytes and a.raw != b.raw and not found:
         at = next(n for n, (x, y) in enumerate(zip(a.raw, b.raw, strict=True)) if x != y)
-        here, there = (f"{raw[at : at + 8].hex(' ')} at {at:#06x}" for raw in (a.raw, b.raw))
-        found = (Difference("request", here, there),)
+        one, other = (f"{raw[at : at + 8].hex(' ')} at {at:#06x}" for raw in (a.raw, b.raw))
+        found = (Difference("request", one, other),)
     return found
 
 

@@ -61,7 +61,8 @@ FIELDS: Final = {
     "msg_flags": "of the reply",
     "magic_version": "of the reply",
     **dict(_reply_fields()),
-    "latency": "from the request's last byte to the reply's, only compared when a rule says so",
+    "latency": "from the request's last byte to the reply's; without a rule, only whether it kept "
+    "within the deadlines of 250 ms and 10 s",
     "bytes": "all 1024, only compared with --bytes",
 }
 """What rules can be about."""
@@ -71,15 +72,17 @@ _RULE: Final = re.compile(r"([a-z_]+)(<=|=)(\S+)")
 _NUMBER: Final = r"-?[0-9]{1,10}|-?0x[0-9a-fA-F]{1,8}"
 _RANGE: Final = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(us|ms|s)")
+_FACTOR: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)x")
 _KEY: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.(0|[1-9][0-9]{0,9})")
 _FILE_LIMIT: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class MatchRule:
-    """One field's. `kind` is `any`, `exact`, `class`, `one of`, `range` or `at most`.
+    """One field's. `kind` is `any`, `exact`, `class`, `one of`, `range`, `at most` or `times`.
 
-    `values` are the numbers of `one of`, the ends of a `range`, the nanoseconds of `at most`.
+    `values` are the numbers of `one of`, the ends of a `range`, the nanoseconds of `at most`, the
+    thousandths of what is recorded of `times`.
     """
 
     field: str
@@ -101,6 +104,8 @@ class MatchRule:
             return False
         if self.kind == "at most":
             return got <= self.values[0]
+        if self.kind == "times":
+            return not isinstance(recorded, int) or got * 1000 <= recorded * self.values[0]
         return self.values[0] <= got <= self.values[1]
 
     def __str__(self) -> str:
@@ -109,6 +114,10 @@ class MatchRule:
                 return f"{self.field}={'|'.join(map(str, self.values))}"
             case "range":
                 return f"{self.field}={self.values[0]}..{self.values[1]}"
+            case "times":
+                whole, rest = divmod(self.values[0], 1000)
+                told = f"{whole}.{rest:03}".rstrip("0") if rest else str(whole)
+                return f"{self.field}<={told}x"
             case "at most":
                 unit = 1_000_000 if self.values[0] % 1_000_000 == 0 else 1000
                 whole, rest = divmod(self.values[0], unit)
@@ -137,9 +146,12 @@ def _rule(word: str) -> MatchRule:
     if name not in FIELDS:
         raise WrongUsage(f"{word!r}: {name} is no field; there are {', '.join(FIELDS)}")
     if operator == "<=":
+        if name == "latency" and (factor := _FACTOR.fullmatch(value)):
+            whole, _, rest = factor[1].partition(".")
+            return MatchRule(name, "times", (int(whole + rest.ljust(3, "0")),))
         duration = _DURATION.fullmatch(value)
         if name != "latency" or not duration:
-            raise WrongUsage(f"{word!r}: only latency has a limit, such as latency<=250ms")
+            raise WrongUsage(f"{word!r}: only latency has a limit, such as latency<=250ms or <=2x")
         return MatchRule(name, "at most", (nanoseconds(duration[1], duration[2]),))
     if value in ("any", "exact") or (value == "class" and name == "ret"):
         return MatchRule(name, value)
@@ -169,6 +181,11 @@ class Matchers:
 
     def __bool__(self) -> bool:
         return any(self._rules.values())
+
+    @property
+    def about_latency(self) -> bool:
+        """Whether a rule says something of times."""
+        return any("latency" in rules for rules in self._rules.values())
 
     def add(self, place: str, rules: Iterable[MatchRule]) -> None:
         """More rules for a place; they replace those of the same field there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from dissectors.constants import CALLER_TIMEOUT_NS, SERVICE_BYTE_LIMIT_NS
 from dissectors.messages import Reply, Request
 from dissectors.services import ServiceReply, ServiceRequest
 
@@ -21,6 +22,7 @@ Values = dict[str, int | str | None]
 REQUEST_HEADER: Final = ("msg_type", "msg_size", "msg_flags", "magic_version")
 _HEADER: Final = ("ret", *REQUEST_HEADER)
 _EXACT: Final = "exact"
+_DEADLINES: Final = (CALLER_TIMEOUT_NS, SERVICE_BYTE_LIMIT_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,29 @@ def values(reply: ServiceReply | None) -> Values:
     return found | {"ret": reply.ret} | {name: str(value) for name, value in reply.fields().items()}
 
 
+def deadlines_missed(latency_ns: int | None) -> int:
+    """How many of the deadlines an answer came too late for: 250 ms, 10 s (section 4, 5)."""
+    return 0 if latency_ns is None else sum(latency_ns > limit for limit in _DEADLINES)
+
+
 def differences(
-    asked: Asked, got: Got, matchers: Matchers, whole_bytes: bool = False
+    asked: Asked,
+    got: Got,
+    matchers: Matchers,
+    whole_bytes: bool = False,
+    deadlines: bool = False,
 ) -> tuple[Difference, ...]:
-    """Where what came is not what the recording has, or what the rules allow in its place."""
+    """Where what came is not what the recording has, or what the rules allow in its place.
+
+    With `deadlines` it counts, too, when an answer came too late that was in time.
+    """
     rules = matchers.of(asked)
-    if not rules and not whole_bytes and asked.reply == got.reply:
+    late = (
+        deadlines
+        and asked.latency_ns is not None
+        and deadlines_missed(got.latency_ns) > deadlines_missed(asked.latency_ns)
+    )
+    if not rules and not whole_bytes and not late and asked.reply == got.reply:
         return ()
     if asked.cut_off:
         return ()
@@ -84,6 +103,8 @@ def differences(
         for name in {**recorded, **came}
         if not _accepted(rules.get(name), recorded.get(name), came.get(name))
     ]
+    if late and "latency" not in rules:
+        found.append(Difference("latency", asked.latency_ns, got.latency_ns))
     if whole_bytes and not found and asked.reply_raw != got.raw:
         rule = rules.get("bytes")
         if rule is None or rule.kind == _EXACT:

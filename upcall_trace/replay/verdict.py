@@ -81,7 +81,7 @@ def judge(
         match happening:
             case Answered(asked=asked, got=got):
                 verdict.asked += 1
-                found = differences(asked, got, matchers, whole_bytes)
+                found = differences(asked, got, matchers, whole_bytes, deadlines=True)
                 if found:
                     verdict.divergences.append(Divergence(asked, got, found))
                 else:
