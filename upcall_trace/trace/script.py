@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from dissectors.events import (
     ConnectLine,
@@ -205,6 +205,9 @@ def read_script(
     return scripter.finish()
 
 
+_Message = TypeVar("_Message")
+
+
 class _Scripter:
     def __init__(self, header: Header, keep_splits: bool, port: int) -> None:
         self._session = Session(header, NoTable())
@@ -215,6 +218,8 @@ class _Scripter:
         self._left_out: dict[int, str] = {}
         self._ended: set[int] = set()
         self._script = Script(replace(header, port=port))
+        self._known: dict[bytes, tuple[bytes, Any]] = {}
+        """Bytes and message of each of their kind: nearly all requests were sent before."""
 
     def feed(self, record: Record) -> None:
         events = self._session.feed(record)
@@ -314,10 +319,13 @@ class _Scripter:
     def _request(self, chunk: Chunk, event: RequestReceived, at: int) -> None:
         steps, asked = self._script.steps, self._script.asked
         begin, number = event.position, event.number
+        raw, message = self._once(event.raw, event.message)
         asked[chunk.conn, number] = Asked(
-            chunk.conn, number, len(asked), at, event.size, event.message, event.raw
+            chunk.conn, number, len(asked), at, event.size, message, raw
         )
         piece = chunk.data[begin : begin + event.size]
+        if piece == raw:
+            piece = raw
         last = steps[-1]
         if self._keep_splits and begin and isinstance(last, Send) and last.requests:
             steps[-1] = replace(last, data=last.data + piece, requests=(*last.requests, number))
@@ -327,13 +335,20 @@ class _Scripter:
     def _reply(self, conn: int, event: ReplyReceived, number: int, at: int) -> None:
         asked = self._script.asked.get((conn, number))
         if asked is not None:
+            raw, reply = self._once(event.raw, event.message)
             latency_ns = at - asked.t_ns if self._script.header.timed else None
             # Not by `replace`, which takes several times as long: nearly every request comes here.
             self._script.asked[conn, number] = Asked(
                 conn, number, asked.place, asked.t_ns, asked.size, asked.message, asked.raw,
-                event.message, event.raw, latency_ns, asked.cut_off, asked.watched_ns,
+                reply, raw, latency_ns, asked.cut_off, asked.watched_ns,
             )  # fmt: skip
             self._script.steps.append(Await(at, conn, "reply", number))
+
+    def _once(self, raw: bytes, message: _Message) -> tuple[bytes, _Message]:
+        """The two as they were kept before, if they were."""
+        known = self._known.setdefault(raw, (raw, message))
+        # The same bytes can be another message, behind another service byte.
+        return known if known[1] == message else (raw, message)
 
     def _close(self, close: Close, events: Sequence[Event], at: int) -> None:
         conn, steps = close.conn, self._script.steps
