@@ -444,7 +444,7 @@ def test_a_small_file_cannot_stand_for_very_many_operations(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes() + zeros * 20_000)
     outcome = run("info", path)
     assert outcome.code == ExitCode.UNREADABLE
-    assert "more operations than a file of its size can" in outcome.err
+    assert "more traffic than a file of its size can" in outcome.err
 
 
 def test_a_capture_of_format_version_1_reads_for_ever() -> None:

@@ -18,9 +18,10 @@ from typing import Any, Self
 from zlib import crc32
 
 from ..errors import UpcallError
+from .allowance import Allowance
 from .encoding import decode
 from .frames import FORMAT_VERSION, FRAME, MAGIC, MAX_PAYLOAD, BadRecord, Kind, unpack
-from .records import DAMAGED, Begins, Carry, End, Gap, Header, Mark, Open, Record
+from .records import DAMAGED, Begins, Carry, Chunk, End, Gap, Header, Mark, Open, Record
 from .segments import IndexSegment, digest_of, parse_segment
 
 _BLOCK = 1 << 20
@@ -175,6 +176,7 @@ class CaptureReader:
             self._summed = self._damage_checked = 0
         checked = offset is None or self._covered > 0
         last_ns: int | None = None
+        allowance = Allowance()
         told = len(self.damage)
         for position, values in self.payloads(offset):
             try:
@@ -198,6 +200,8 @@ class CaptureReader:
                 self._ended = True
             if t_ns is not None:
                 last_ns = t_ns
+            if type(record) is Chunk:
+                allowance.take(len(record.data), position)
             placed = self._placed(position, record)
             if placed is not None:
                 yield position, placed

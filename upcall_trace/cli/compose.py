@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
+from ..capture.writer import CaptureWriter
 from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
 from ..trace.filters import parse
+from ..trace.opening import build_index
 from ..trace.streams import all_records, keep_connections, with_dependencies
 from ..transform.composing import keep_operations, merge
-from .support.files import CAPTURE, open_capture, tell_damage, tell_losses, write_capture
+from .support.files import (
+    CAPTURE,
+    open_capture,
+    replacing,
+    tell_damage,
+    tell_losses,
+    write_capture,
+)
 from .support.options import overwrite_option
 from .support.output import talk
 
+_AT_ONCE = 100
+"""So many connections are written in one reading: each is an open file."""
 _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
 
 
@@ -77,16 +89,41 @@ def split_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WrongUsage(f"{output} cannot be made: {error.strerror}") from None
-    for connection in opened.connections:
-        path = output / f"{capture.stem}.conn{connection.number}.upcap"
-        with open_source(capture) as source:
-            records = keep_connections(all_records(source), {connection.number})
-            write_capture(path, source.header, records, capture, overwrite=overwrite)
-        talk(str(path))
+    numbers = [connection.number for connection in opened.connections]
+    for first in range(0, len(numbers), _AT_ONCE):
+        paths = {
+            number: output / f"{capture.stem}.conn{number}.upcap"
+            for number in numbers[first : first + _AT_ONCE]
+        }
+        _write_each(capture, paths, overwrite)
+        for path in paths.values():
+            talk(str(path))
     if not opened.connections:
         talk(f"{capture} has no connection to write")
         return ExitCode.NOTHING_RUN
     return tell_losses(capture, opened)
+
+
+def _write_each(capture: Path, paths: Mapping[int, Path], overwrite: bool) -> None:
+    """The connections of `capture` that have a path, each to its own, in one reading of it."""
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(capture))
+        temporaries = [
+            stack.enter_context(replacing(path, capture, overwrite=overwrite))
+            for path in paths.values()
+        ]
+        with ExitStack() as open_files:
+            writers = {
+                number: open_files.enter_context(CaptureWriter(temporary, source.header))
+                for number, temporary in zip(paths, temporaries, strict=True)
+            }
+            for record in keep_connections(all_records(source), set(paths)):
+                conn = getattr(record, "conn", None)
+                meant = [writers[conn]] if conn in writers else writers.values()
+                for writer in meant:
+                    writer.write(record)
+        for temporary in temporaries:
+            build_index(temporary)
 
 
 @click.command("recover")

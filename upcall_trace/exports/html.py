@@ -171,14 +171,15 @@ def _row(operation: Operation, codes: dict[tuple[int, int], list[str]]) -> dict[
 def _messages(capture: WholeCapture, shown: int) -> Markup:
     """The bytes of every shown operation as JSON: key, then request and reply in hexadecimal."""
     found: dict[str, list[str]] = {}
-    for frame in frames(_open(capture)):
-        if frame.request is None or not frame.raw:
-            continue
-        key = f"{frame.conn}.{frame.request}"
-        if key not in found and len(found) >= shown:
-            continue
-        sides = found.setdefault(key, ["", ""])
-        sides[0 if frame.direction == ">" else 1] = _short_hex(frame.raw)
+    with _open(capture) as source:
+        for frame in frames(source):
+            if frame.request is None or not frame.raw:
+                continue
+            key = f"{frame.conn}.{frame.request}"
+            if key not in found and len(found) >= shown:
+                continue
+            sides = found.setdefault(key, ["", ""])
+            sides[0 if frame.direction == ">" else 1] = _short_hex(frame.raw)
     text = json.dumps(found, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704  # JSON of hexadecimal digits
 

@@ -15,8 +15,8 @@ from ..errors import UnreadableInput
 from ..unpacking import STDIN, Torn, packing, read_block, unpacked
 
 _BLOCK: Final = 1 << 20
-_RATIO: Final = 2000
-_FREE: Final = 256 << 20
+_RATIO: Final = 500
+_FREE: Final = 16 << 20
 """An archive may stand for so many times its size, and for so much in any case."""
 _SNIFFED: Final = 8
 

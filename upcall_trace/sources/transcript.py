@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 
 from dissectors.constants import UPCALL_PORT
 
+from ..capture.allowance import Allowance
 from ..capture.reader import Damage
 from ..capture.records import (
     MAX_CHUNK,
@@ -54,6 +55,7 @@ class TranscriptSource:
 
     def records(self) -> Iterator[tuple[int, Record]]:
         offset = self._file.tell()
+        allowance = Allowance()
         while line := self._file.readline(_LINE_LIMIT):
             if line.strip():
                 try:
@@ -63,6 +65,8 @@ class TranscriptSource:
                     self.damage.append(Damage(offset, len(line), at_end))
                 else:
                     for record in records:
+                        if isinstance(record, Chunk):
+                            allowance.take(len(record.data), offset)
                         yield offset, record
             offset += len(line)
         self.complete = not any(damage.at_end for damage in self.damage)

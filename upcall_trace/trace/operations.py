@@ -35,7 +35,7 @@ from .rows import (
     table_of,
 )
 
-FREE_ROWS: Final = 1 << 20
+FREE_ROWS: Final = 1 << 16
 """So many operations any file may stand for; beyond, it needs bytes for each."""
 ROW_BYTES: Final = 16
 """Bytes of a capture for an operation at least: a request that is a run of zeros takes more."""

@@ -124,7 +124,8 @@ def replacing(
 ) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block succeeds.
 
-    With `private` nobody but its owner may read it, whatever the umask says.
+    Its mode is as the umask says, and never wider than that of an input. With `private` nobody but
+    its owner may read it.
     Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written, and
     when it has something in it already that is not to be overwritten.
     """
@@ -138,14 +139,25 @@ def replacing(
     try:
         yield temporary
         if not private:  # as it was made
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(_mode_for(inputs))
         temporary.replace(path)
     except OSError as error:
         raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode_for(inputs: Iterable[Path]) -> int:
+    """The mode that a new file has here, and never wider than any input's."""
+    mode = os.umask(0)
+    os.umask(mode)
+    mode = 0o666 & ~mode
+    for path in inputs:
+        try:
+            mode &= path.stat().st_mode
+        except OSError:
+            mode &= 0o600  # standard input, or gone: nobody knows who may read it
+    return mode | 0o600
 
 
 def check_output(path: Path, *inputs: Path, overwrite: bool = False) -> None:

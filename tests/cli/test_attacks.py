@@ -1,0 +1,211 @@
+"""Small or natural inputs that once cost a traceback, gigabytes, or a wider mode than allowed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from dissectors.constants import MMIO_MSG_SIZE, Arch, MessageType
+from dissectors.messages import mmio_request
+from tests.support import (
+    DISK,
+    answer,
+    ask,
+    command,
+    connect,
+    golden,
+    limited,
+    run,
+    small_capture,
+    write_capture,
+)
+from upcall_trace.capture.records import Chunk, Close, Gap, Open, Record
+from upcall_trace.errors import ExitCode
+from upcall_trace.kernel.world import kata_pod
+from upcall_trace.simulated.on_socket import SimulatedGuest
+
+ROOM = 500 << 20
+"""What a hostile file may cost beyond the same command on an empty one; docs/robustness.md."""
+READING = {
+    "info": ("info", "IN"),
+    "show": ("show", "IN"),
+    "frames": ("show", "--frames", "IN"),
+    "diagnose": ("diagnose", "IN"),
+    "state": ("state", "IN", "--at", "1.0"),
+    "split": ("split", "IN", "-o", "OUT"),
+    "recover": ("recover", "IN", "-o", "OUT"),
+    "filter": ("filter", "IN", "failed", "-o", "OUT"),
+    "merge": ("merge", "IN", "IN", "-o", "OUT"),
+    "edit": ("edit", "IN", "--drop", "1.0", "-o", "OUT"),
+    "export": ("export", "IN", "-o", "OUT.html"),
+    "replay": ("replay", "IN", "--to", "GUEST"),
+    "minimise": ("minimise", "IN", "-o", "OUT"),
+    "diff": ("diff", "IN", "IN"),
+}
+
+
+def arguments(name: str, path: Path, folder: Path) -> list[str]:
+    places = {"IN": path, "OUT": folder / "out", "OUT.html": folder / "out.html"}
+    places["GUEST"] = folder / "g"
+    return [str(places.get(word, word)) for word in READING[name]]
+
+
+def address_space(arguments: Iterable[str]) -> int:
+    """The most address space that a command had, in bytes."""
+    before = "import resource, sys; from upcall_trace.cli import main; code = main(sys.argv[1:])"
+    after = "; sys.stderr.write(open('/proc/self/status').read().split('VmPeak:')[1].split()[0])"
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command()[:1], "-c", before + after, *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return int(done.stderr.split()[-1].rpartition("\n")[2] or 0) << 10
+
+
+def zeros_counted() -> list[Record]:
+    return [*connect(), *(Chunk(1000 + n, 1, True, bytes(1 << 16)) for n in range(13_000))]
+
+
+def gaps_of_many_connections() -> list[Record]:
+    return [Gap(1000 + n, n + 1, True, 1 << 62, "lost") for n in range(1_700)]
+
+
+def gaps_of_one() -> list[Record]:
+    gap = [Gap(9500, conn, way, (1 << 63) - 1, "x") for conn in (0, 1, 2) for way in (True, False)]
+    return [*small_capture(), *gap, *gap]
+
+
+def opened_twice() -> list[Record]:
+    return [
+        *connect(), ask(DISK, 10), Open(11, 1), *connect(1, 12)[1:], ask(DISK, 20),
+        answer(DISK, 30), Close(31, 1, by_guest=False), *connect(1, 40), ask(DISK, 50),
+    ]  # fmt: skip
+
+
+HOSTILE = {
+    "zeros-counted": zeros_counted,
+    "gaps-of-many-connections": gaps_of_many_connections,
+    "gaps-whose-sum-overflows": gaps_of_one,
+    "opened-twice": opened_twice,
+}
+
+
+@pytest.fixture(scope="module")
+def base() -> int:
+    """The address space of a command on an empty capture, the libraries of all commands loaded."""
+    return 700 << 20
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("reading", ["info", "diagnose", "replay", "split", "export"])
+def test_no_small_file_costs_much_memory_or_time(
+    name: str, reading: str, base: int, tmp_path: Path
+) -> None:
+    path = write_capture(tmp_path / "x.upcap", HOSTILE[name]())
+    assert path.stat().st_size < 500_000
+    words = command(*arguments(reading, path, tmp_path))
+    begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with SimulatedGuest(kata_pod(Arch.X86_64), path=tmp_path / "g"):
+        ended = subprocess.run(
+            limited(words, "RLIMIT_AS", base + ROOM), capture_output=True, text=True, timeout=100
+        )
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ended.returncode in (0, 1, 2, 3, 5, 6), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "MemoryError" not in ended.stderr
+    assert spent.ru_utime - begun.ru_utime < 60
+
+
+@pytest.mark.parametrize("name", ["gaps-whose-sum-overflows", "opened-twice"])
+@pytest.mark.parametrize("reading", sorted(set(READING) - {"replay"}))
+def test_no_command_raises_on_a_small_file(name: str, reading: str, tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", HOSTILE[name]())
+    assert run(*arguments(reading, path, tmp_path)).code in (0, 1, 2, 3, 5, 6)
+
+
+def test_counted_zeros_of_a_transcript_have_the_same_budget(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    header = golden("framing").read_text().splitlines()[0]
+    line = {"kind": "bytes", "t_ns": 1, "conn": 1, "dir": ">", "hex": "", "zeros": (1 << 20) - 1}
+    path.write_text("\n".join([header, *[json.dumps(line)] * 200]))
+    ended = run("info", path)
+    assert ended.code == ExitCode.UNREADABLE
+    assert "stands for more traffic than a file of its size can" in ended.err
+
+
+def test_a_packed_file_stands_for_a_bounded_number_of_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.upcap.gz"
+    path.write_bytes(gzip.compress(bytes(64 << 20)))
+    begun = time.process_time()
+    ended = run("info", path)
+    assert ended.code == ExitCode.UNREADABLE
+    assert "stands for more than" in ended.err
+    assert time.process_time() - begun < 10
+
+
+def test_rebase_where_the_channels_own_device_goes_behind_one_that_was_refused(
+    tmp_path: Path,
+) -> None:
+    pod = kata_pod(Arch.X86_64)
+    channel = next(window for window in pod.mmio if window.role == "vsock")
+    for device in pod.mmio:
+        refused = mmio_request(MessageType.ADD_MMIO, device.base, device.size, device.irq)
+        gone = mmio_request(MessageType.DEL_MMIO, channel.base, channel.size, channel.irq)
+        assert refused.msg_size == MMIO_MSG_SIZE
+        records = [*connect(), ask(refused, 10), answer(refused, 20, ret=-17), ask(gone, 30)]
+        path = write_capture(tmp_path / "x.upcap", records)
+        with SimulatedGuest(pod, path=tmp_path / "g"):
+            ended = run("replay", path, "--to", tmp_path / "g", "--rebase")
+        assert ended.code == ExitCode.USAGE  # refused: the channel would be gone
+        assert "UP" in ended.out
+
+
+@pytest.mark.parametrize("arch", ["riscv64", "", 5, None, [], {"a": 1}, "x86_64\x1b", "p" * 5000])
+def test_a_transcript_of_an_architecture_that_is_not_known(arch: object, tmp_path: Path) -> None:
+    first, *rest = golden("cpu_lifecycle").read_text().splitlines()
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"arch": arch}), *rest]))
+    for reading in sorted(set(READING) - {"replay"}):
+        ended = run(*arguments(reading, path, tmp_path), *(
+            ["--overwrite"] if "OUT" in READING[reading] else []
+        ))  # fmt: skip
+        assert ended.code in (0, 1, 2, 3, 6), reading
+
+
+@pytest.mark.parametrize("setting", ["ret=5", "msg_type=4", "msg_size=4", "request.msg_size=1"])
+@pytest.mark.parametrize("place", ["2.0", "1.9", "7.7"])
+def test_edit_of_a_reply_or_an_operation_that_is_not_there(
+    setting: str, place: str, tmp_path: Path
+) -> None:
+    path = write_capture(tmp_path / "x.upcap", small_capture())
+    ended = run("edit", path, "--set", f"{place} {setting}", "-o", tmp_path / "out")
+    assert ended.code in (0, 2)
+    assert len(ended.err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "reading", ["split", "recover", "filter", "merge", "edit", "export"]
+)  # fmt: skip
+def test_what_is_derived_is_never_more_open_than_its_input(reading: str, tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", [*small_capture(), ask(DISK, 9500, 2)])
+    for mode, umask, expected in (
+        (0o600, 0o022, 0o600), (0o640, 0o022, 0o640), (0o644, 0o077, 0o600), (0o664, 0o002, 0o664),
+    ):  # fmt: skip
+        path.chmod(mode)
+        before = os.umask(umask)
+        try:
+            assert run(*arguments(reading, path, tmp_path), "--overwrite").code in (0, 3)
+        finally:
+            os.umask(before)
+        made = [each for each in tmp_path.rglob("out*") if each.is_file()]
+        made += list((tmp_path / "out").glob("*")) if (tmp_path / "out").is_dir() else []
+        assert made
+        assert {each.stat().st_mode & 0o777 for each in made} == {expected}
