@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -209,3 +210,23 @@ def test_what_is_derived_is_never_more_open_than_its_input(reading: str, tmp_pat
         made += list((tmp_path / "out").glob("*")) if (tmp_path / "out").is_dir() else []
         assert made
         assert {each.stat().st_mode & 0o777 for each in made} == {expected}
+
+
+@pytest.mark.parametrize("length", [75, 85, 120])
+@pytest.mark.parametrize("words", [["demo"], ["minimise", "IN", "-o", "OUT"]], ids=lambda w: w[0])
+def test_a_long_tmpdir_leaves_room_for_sockets(
+    words: list[str], length: int, tmp_path: Path
+) -> None:
+    folder = Path(f"/tmp/{os.getpid()}".ljust(length, "t"))
+    folder.mkdir()
+    try:
+        places = {"IN": write_capture(folder / "x.upcap", small_capture()), "OUT": folder / "out"}
+        ended = subprocess.run(
+            command(*(places.get(word, word) for word in words)),
+            env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert "Traceback" not in ended.stderr
+        assert "socket path" not in ended.stderr
+        assert ended.returncode in (0, 6), ended.stderr
+    finally:
+        shutil.rmtree(folder)

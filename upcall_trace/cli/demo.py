@@ -30,7 +30,7 @@ from ..replay.run import Replay, Terms, read_recording
 from ..replay.target import own_guest
 from ..replay.tempo import Patience
 from ..simulated.on_socket import SimulatedGuest
-from ..sockets.addresses import UnixAddress
+from ..sockets.addresses import UnixAddress, socket_folder
 from ..sockets.client import UpcallClient
 from ..sockets.listening import Listener
 from ..trace.opening import load
@@ -94,7 +94,7 @@ def demo_command() -> ExitCode:
     directory = Path(tempfile.mkdtemp(prefix="upcall-demo-"))
     path = directory / "demo.upcap"
     talk("a simulated guest, the recording proxy in front of it, and a client; this takes a second")
-    _record(directory, path)
+    _record(path)
     capture = load(path)
     out(HEADING)
     remarks = comments(capture.marks)
@@ -128,7 +128,7 @@ def _replayed(path: Path) -> Iterator[str]:
         yield from verdict_lines(replay, time.monotonic() - begun)
 
 
-def _record(directory: Path, path: Path) -> None:
+def _record(path: Path) -> None:
     """Run the script through the proxy into a capture with remarks and an index."""
     header = Header(
         source="proxy",
@@ -137,8 +137,9 @@ def _record(directory: Path, path: Path) -> None:
         notes=world_notes(_WORLD),
     )
     with (
-        SimulatedGuest(_WORLD, path=directory / "guest") as guest,
-        closing(Listener(directory / "proxy")) as listener,
+        socket_folder() as folder,
+        SimulatedGuest(_WORLD, path=Path(folder) / "guest") as guest,
+        closing(Listener(Path(folder) / "proxy")) as listener,
         closing(Recorder(path, header, OnStoreError.STOP, threading.Event())) as recorder,
     ):
         proxy = Proxy(UnixAddress(guest.path), recorder, talk)

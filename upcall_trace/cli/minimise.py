@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -27,7 +26,7 @@ from ..replay.target import Target, look_at, own_guest
 from ..replay.tempo import Patience
 from ..simulated.machine import Habits
 from ..simulated.on_socket import SimulatedGuest
-from ..sockets.addresses import check_reachable, parse_address
+from ..sockets.addresses import check_reachable, parse_address, socket_folder
 from ..sources import open_source
 from ..trace.script import Asked, Script
 from ..trace.streams import all_records, distinct_connections
@@ -165,7 +164,7 @@ def _target(
             raise WrongUsage("each try needs a guest that is booted anew: give --control")
         yield target
         return
-    with tempfile.TemporaryDirectory(prefix="upcall-minimise-") as directory:
+    with socket_folder() as directory:
         path = Path(directory) / "guest"
         habits = Habits(port=port)
         with SimulatedGuest(

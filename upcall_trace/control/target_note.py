@@ -13,8 +13,11 @@ import json
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SO_PEERCRED, SOL_SOCKET
+from socket import socket as Stream
+from struct import Struct
 from typing import Final, Self
 
 from ..kernel.world import World, parse_world, world_table
@@ -23,6 +26,8 @@ SUFFIX: Final = ".target"
 _LIMIT: Final = 1 << 20
 # What is in the way may be a pipe that nobody writes to.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ANCESTORS: Final = 8
+_PEER: Final = Struct("iII")
 KINDS: Final = ("simulated", "lab")
 RECORDING: Final = "recording"
 """The backend of a guest that answers from a recording."""
@@ -41,6 +46,18 @@ class TargetNote:
     name: str
     world: World
     control: str | None = None
+    pid: int = field(default=0, compare=False)
+    """The process that listens, as far as its note says so."""
+
+    def is_of(self, stream: Stream) -> bool:
+        """Whether a connection leads to who wrote the note, or to a program that it runs."""
+        raw = stream.getsockopt(SOL_SOCKET, SO_PEERCRED, _PEER.size)
+        peer = _PEER.unpack(raw)[0]
+        for _ in range(_ANCESTORS):
+            if peer == self.pid or peer <= 1:
+                break
+            peer = _parent(peer)
+        return bool(peer == self.pid and peer > 1)
 
     @property
     def tells_world(self) -> bool:
@@ -75,6 +92,7 @@ class PostedNote:
             "name": note.name,
             "world": world_table(note.world),
             "control": note.control,
+            "pid": os.getpid(),
         }
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(told).encode(), 0)
@@ -120,7 +138,16 @@ def read_target_note(socket: Path) -> TargetNote | None:
         os.close(descriptor)
     texts = [note.backend, note.name, note.control or ""]
     believable = note.kind in KINDS and all(isinstance(text, str) for text in texts)
+    believable = believable and type(note.pid) is int
     return note if believable else None
+
+
+def _parent(pid: int) -> int:
+    try:
+        # The name of a program stands in parentheses and may have any in it.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _beside(socket: Path) -> Path:

@@ -191,6 +191,8 @@ def qemu_arguments(boot: Boot, vhost: Path, console: Path, log: Path, monitor: P
     """QEMU's arguments; `vhost` is the vsock backend's socket, the others are made by QEMU."""
     kept = f"logfile={_escaped(log)},logappend=on"
     arguments = [
+        # A guest that breaks out of QEMU can neither start programs nor gain privileges.
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-accel", boot.accelerator, "-cpu", "max,-hypervisor" if _posing(boot) else "max"),
         *("-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"),

@@ -76,7 +76,7 @@ class Player:
         order: Callable[[dict[str, object]], str | None] | None = None,
         before: Callable[[Asked], None] = lambda _: None,
         stopped: Callable[[], bool] = lambda: False,
-        is_target: Callable[[], bool] = lambda: True,
+        is_target: Callable[[socket.socket], bool] = lambda _: True,
     ) -> None:
         self._address = address
         self._script = script
@@ -174,7 +174,7 @@ class Player:
             what = f"{address} cannot be reached: {error.strerror or error}"
             raise (PeerDied(f"{what}, connection {conn}") if self._session.connections
                    else Unreachable(what)) from None  # fmt: skip
-        if not self._is_target():
+        if not self._is_target(stream):
             stream.close()
             raise PeerDied(f"{address} is not the guest any more that the plan was made for")
         stream.settimeout(self._patience.reply_s)

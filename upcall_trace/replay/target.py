@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,12 @@ class Target:
         """Whether `world` is what this guest looks like, as far as somebody said so."""
         return not self.guessed and (self.note is None or self.note.tells_world)
 
-    def is_still_there(self) -> bool:
-        """Whether what is behind the address now is what this was found out about."""
+    def is_still_there(self, stream: socket.socket) -> bool:
+        """Whether who was connected to is what this was found out about: by the process, not by
+        what is behind the path at the moment."""
         if self.note is None or not isinstance(self.address, UnixAddress):
             return True
-        return read_target_note(self.address.path) == self.note
+        return read_target_note(self.address.path) == self.note and self.note.is_of(stream)
 
 
 def look_at(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ..control.target_note import PostedNote, TargetNote
 from ..errors import WrongUsage
 from ..kernel.faults import Fault
 from ..kernel.world import World, kata_pod
-from ..sockets.addresses import UNIX_PATH_LIMIT
+from ..sockets.addresses import UNIX_PATH_LIMIT, socket_folder
 from ..sockets.serving import StreamServer
 from .machine import Habits, Machine
 from .multiplexer import Link, Step
@@ -103,8 +102,7 @@ class SimulatedGuest:
         self._ending = ExitStack()
         try:
             if path is None:
-                directory = tempfile.TemporaryDirectory(prefix="upcall-guest-")
-                path = Path(self._ending.enter_context(directory)) / "guest"
+                path = Path(self._ending.enter_context(socket_folder())) / "guest"
             self._socket = self._ending.enter_context(GuestSocket(self._machine, path, control))
             if control is not None:
                 self._ending.callback(StreamServer(control, self._serve_control).close)

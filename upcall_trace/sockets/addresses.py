@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,7 @@ from ..errors import Unreachable, WrongUsage
 
 UNIX_PATH_LIMIT: Final = 107
 """Bytes that the kernel allows in the path of a Unix socket."""
+_FOLDER_LIMIT: Final = 60
 _SCHEME: Final = "vsock://"
 _U32: Final = 1 << 32
 
@@ -63,6 +66,16 @@ def check_socket_path(path: Path) -> Path:
     if not str(path) or "\0" in str(path):
         raise WrongUsage("a socket path cannot be empty or hold a zero byte")
     return path
+
+
+def socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of our own for sockets, for as long as its context; its path is short in any case.
+
+    A socket's path is limited, and TMPDIR may be as long as the limit.
+    """
+    there = tempfile.gettempdir()
+    short = len(os.fsencode(there)) <= _FOLDER_LIMIT
+    return tempfile.TemporaryDirectory(prefix="upcall-", dir=there if short else "/tmp")  # noqa: S108  # made with mode 0700
 
 
 def is_alive(path: Path) -> bool:

@@ -19,6 +19,7 @@ from ..kernel.noted_world import world_notes
 from ..kernel.vmm_actions import words_of
 from ..replay.run import Recording, read_recording
 from ..replay.target import dangers
+from ..sockets.addresses import socket_folder
 from ..sockets.listening import Listener
 from ..vantage.proxy import Proxy
 from ..vantage.recorder import Recorder, live_header
@@ -96,7 +97,7 @@ class ChannelUnderTest:
             self.traffic, begins, OnStoreError.PASS, threading.Event(), overwrite=True
         )
         self._running.callback(self._recorder.close)
-        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="upcall-"))
+        directory = self._stack.enter_context(socket_folder())
         self.path = Path(directory) / "upcall"
         listener = Listener(self.path)
         self._running.callback(listener.close)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ..replay.plan import DANGERS, Danger
 from ..replay.target import Target, arch_of, look_at, own_guest
 from ..simulated.machine import Habits
 from ..simulated.on_socket import SimulatedGuest
-from ..sockets.addresses import check_reachable, parse_address
+from ..sockets.addresses import check_reachable, parse_address, socket_folder
 from ..views.text import safe
 from .failing import ReplayFailed
 
@@ -111,7 +110,7 @@ def simulated(
     """A guest with a control socket, both in a short-lived directory; raises WrongUsage."""
     rules = [parse_fault(text) for text in faults]
     with (
-        tempfile.TemporaryDirectory(prefix="upcall-") as directory,
+        socket_folder() as directory,
         SimulatedGuest(
             world, Habits(port=port), rules,
             path=Path(directory) / "guest", control=Path(directory) / "control",
