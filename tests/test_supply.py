@@ -147,3 +147,11 @@ def test_every_action_of_the_workflows_is_pinned_by_its_commit() -> None:
         assert used
         for action in used:
             assert re.fullmatch(r"[a-z/-]+@[0-9a-f]{40} # v[0-9.]+", action), action
+
+
+def test_every_line_of_the_threat_model_names_a_test_that_exists() -> None:
+    table = re.findall(r"^\| .* \|$", (ROOT / "SECURITY.md").read_text("utf-8"), re.MULTILINE)[1:]
+    assert len(table) > 10
+    for line in table:
+        (path, name) = re.search(r"`(tests/[\w/]+\.py)::(\w+)` \|$", line).groups()  # type: ignore[union-attr]  # else it fails
+        assert f"\ndef {name}(" in (ROOT / path).read_text("utf-8"), line
