@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -266,7 +267,7 @@ def test_nobody_to_ask(tmp_path: Path) -> None:
     outcome = run("send", "--to", tmp_path / "gone", "add-cpu", "1")
     assert (outcome.code, outcome.out) == (ExitCode.UNREACHABLE, "")
     assert outcome.err == (
-        f"upcall-trace: {tmp_path}/gone cannot be reached: No such file or directory\n"
+        f"upcall-trace: nobody listens on {tmp_path}/gone: there is no such socket\n"
     )
 
 
@@ -298,3 +299,29 @@ def test_the_process_ends_with_its_code(
     )
     assert done.returncode == code
     assert done.stderr.count("\n") == (code not in (ExitCode.EXPECTED, ExitCode.DIFFERENT))
+
+
+@pytest.mark.parametrize(
+    "words", [["del-cpu", "9"], ["del-mmio", "0xe0004000", "0x2000", "5"], ["del-pci", "0", "3"]]
+)
+def test_what_would_harm_a_guest_that_may_be_real_is_not_sent(
+    guest: SimulatedGuest, words: list[str]
+) -> None:
+    Path(f"{guest.path}.target").unlink()  # nothing says now that it is a simulated one
+    before = guest.state()
+    outcome = send(guest, *words)
+    assert outcome.code == ExitCode.USAGE
+    assert outcome.out == ""
+    assert re.fullmatch(
+        rf"upcall-trace: not sent: .*, and {guest.path} may be a real guest; "
+        r"--allow UP\d+ sends it all the same\n",
+        outcome.err,
+    )
+    assert guest.state() == before
+    (code,) = re.findall(r"--allow (UP\d+)", outcome.err)
+    assert send(guest, "--allow", code, "--timeout", "1", *words).code != ExitCode.USAGE
+
+
+def test_what_harms_nobody_is_sent_to_any_guest(guest: SimulatedGuest) -> None:
+    Path(f"{guest.path}.target").unlink()
+    assert send(guest, "add-cpu", "5").code == ExitCode.EXPECTED

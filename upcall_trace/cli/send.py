@@ -16,10 +16,14 @@ from dissectors.tables import MessageRow
 from ..capture.records import Begins, Chunk, Header, Open
 from ..diagnose.verdict import verdict
 from ..errors import ExitCode, UnreadableInput, WrongUsage
-from ..sockets.addresses import parse_address
+from ..kernel.world import kata_pod
+from ..replay.plan import DANGERS, make_plan
+from ..replay.target import Target, look_at
+from ..sockets.addresses import check_reachable, parse_address
 from ..sockets.client import Answer, UpcallClient
 from ..trace.decoding import Session
 from ..trace.operations import Operation, Operations
+from ..trace.script import read_script
 from ..views.asking import BadWord, usage, values_of
 from ..views.json_objects import operation_object
 from ..views.text import HEADING, duration, hex_lines, operation_text
@@ -56,6 +60,8 @@ refuses or says nothing.
     "--timeout", "timeout_s", type=click.FloatRange(0.001, 3600), default=_TIMEOUT_S,
     show_default=True, help="Seconds to wait for the reply; a guest may take ten.",
 )  # fmt: skip
+@click.option("--allow", multiple=True, type=click.Choice(list(DANGERS)), metavar="CODE",
+              help="Send it in spite of this danger, to a guest that may be real.")  # fmt: skip
 @click.option("--hex", "with_hex", is_flag=True, help="Also the bytes of request and reply.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @click.argument("operation", nargs=-1, required=True)
@@ -64,6 +70,7 @@ def send_command(
     port: int,
     arch: str,
     timeout_s: float,
+    allow: tuple[str, ...],
     with_hex: bool,
     as_json: bool,
     operation: tuple[str, ...],
@@ -71,7 +78,11 @@ def send_command(
     """Send one request; `_HELP` tells the rest."""
     guest_arch = Arch(arch)
     service, raw = _request(operation, guest_arch)
-    with UpcallClient(parse_address(address), port, arch=guest_arch, service=service) as client:
+    to = parse_address(address)
+    check_reachable(to)
+    if service is DEVICE_MANAGER:
+        _guard(look_at(to, arch=guest_arch), raw, guest_arch, allow)
+    with UpcallClient(to, port, arch=guest_arch, service=service) as client:
         answer = client.ask(raw, timeout_s)
     shown = _operation(service, raw, answer, guest_arch)
     ours = service is DEVICE_MANAGER
@@ -93,6 +104,23 @@ def send_command(
         talk(f"the reply took {duration(answer.latency_ns)}; Kata waits 250 ms for most of them")
     done = shown.ret == 0 and "bad-magic" not in shown.anomalies
     return ExitCode.EXPECTED if done else ExitCode.DIFFERENT
+
+
+def _guard(target: Target, raw: bytes, arch: Arch, allow: tuple[str, ...]) -> None:
+    """Raises WrongUsage for what would harm a guest that may be real, as a replay's plan says."""
+    if target.kind is not None:
+        return
+    sent = ((True, bytes([DEVICE_MANAGER.byte])), (False, hello().encode()), (True, raw))
+    records = [Open(0, 1, Begins.SERVICE, accepted=True)]
+    script = read_script(
+        Header("send", arch=arch.value), [*records, *(Chunk(0, 1, way, part) for way, part in sent)]
+    )
+    # With one CPU nothing would come of a removal; how many there are nobody knows here.
+    for danger in make_plan(script, kata_pod(arch, cpus=2), target.guessed).refused(allow):
+        raise WrongUsage(
+            f"not sent: {danger.why}, and {target.address} may be a real guest; "
+            f"--allow {danger.code} sends it all the same"
+        )
 
 
 _NOT_OURS: Final = "it does not use this service"
