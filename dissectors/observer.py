@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from enum import Enum, auto
 from itertools import islice
 
 from .constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, OK_LINE_LIMIT, UPCALL_PORT, Arch
@@ -47,6 +46,8 @@ from .events import (
 )
 from .hvsock import PASSFD_LINE, line_end, ok_line_end, parse_connect, parse_ok
 from .messages import decode_reply
+from .phases import FIRST_PHASE, StreamPhase
+from .phases import Start as Start
 from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
 from .slots import positional
 
@@ -60,36 +61,6 @@ _reply_received = positional(ReplyReceived)
 _MAGIC = MAGIC_VERSION.to_bytes(4, "little")
 _CONNECT = b"CONNECT "
 _OK = b"OK "
-
-
-class Start(Enum):
-    """What the recording of a connection begins with."""
-
-    LINE = auto()
-    """The CONNECT line: the VMM's Unix socket."""
-    SERVICE = auto()
-    """The service byte: a vsock connection to the upcall port seen from inside the guest."""
-    MIDDLE = auto()
-    """Anything: the recording began after the connection did."""
-    OTHER = auto()
-    """Another port's traffic, which has no meaning here."""
-
-
-class _Phase(Enum):
-    LINE = auto()
-    SERVICE = auto()
-    MIDDLE = auto()
-    HELLO = auto()
-    MESSAGES = auto()
-    OPAQUE = auto()
-
-
-_FIRST_PHASE = {
-    Start.LINE: (_Phase.LINE, _Phase.LINE),
-    Start.SERVICE: (_Phase.SERVICE, _Phase.HELLO),
-    Start.MIDDLE: (_Phase.MIDDLE, _Phase.MIDDLE),
-    Start.OTHER: (_Phase.OPAQUE, _Phase.OPAQUE),
-}
 
 
 class Observer:
@@ -107,7 +78,7 @@ class Observer:
     ) -> None:
         self._arch = arch
         self._upcall_port = upcall_port
-        self._to_phase, self._from_phase = _FIRST_PHASE[start]
+        self._to_phase, self._from_phase = FIRST_PHASE[start]
         self._service: Service | None = DEVICE_MANAGER if start is Start.MIDDLE else None
         self._accepted = start is not Start.LINE
         self._line = b""
@@ -129,28 +100,30 @@ class Observer:
         events: list[Event] = []
         if self._resync and sent:
             self._forget(events)
-        if self._to_phase is _Phase.MESSAGES:
+        if self._to_phase is StreamPhase.MESSAGES:
             return events + self._requests(sent, 0)
         if self._line_in_doubt and sent:
             self._line_in_doubt = False
             if not sent.upper().startswith(_CONNECT):
-                self._to_phase = self._from_phase = _Phase.MIDDLE
+                self._to_phase = self._from_phase = StreamPhase.MIDDLE
                 self._service, self._accepted = DEVICE_MANAGER, True
         position = 0
         while position < len(sent):
             match self._to_phase:
-                case _Phase.LINE:
+                case StreamPhase.LINE:
                     position = self._connect_line(sent, events)
-                case _Phase.SERVICE:
+                case StreamPhase.SERVICE:
                     position = self._service_byte(sent, position, events)
-                case _Phase.MIDDLE if sent.upper().startswith(_CONNECT):
-                    self._to_phase = self._from_phase = _Phase.LINE  # only its opening is missing
+                case StreamPhase.MIDDLE if sent.upper().startswith(_CONNECT):
+                    self._to_phase = self._from_phase = (
+                        StreamPhase.LINE
+                    )  # only its opening is missing
                     self._service, self._accepted = None, False
-                case _Phase.MIDDLE:
-                    self._to_phase = _Phase.SERVICE if len(sent) == 1 else _Phase.MESSAGES
-                    if self._to_phase is _Phase.MESSAGES:
+                case StreamPhase.MIDDLE:
+                    self._to_phase = StreamPhase.SERVICE if len(sent) == 1 else StreamPhase.MESSAGES
+                    if self._to_phase is StreamPhase.MESSAGES:
                         self._request_buffer = bytes(DEVICE_MANAGER.request_size)
-                case _Phase.MESSAGES:
+                case StreamPhase.MESSAGES:
                     events += self._requests(sent, position)
                     position = len(sent)
                 case _:
@@ -162,7 +135,7 @@ class Observer:
         """Events of bytes from the guest's side, in any slicing."""
         service = self._service
         if (
-            self._from_phase is _Phase.MESSAGES
+            self._from_phase is StreamPhase.MESSAGES
             and service is not None
             and len(received) == service.reply_size
             and not self._from
@@ -177,16 +150,18 @@ class Observer:
         self._from += received
         if self._answer_in_doubt and received:
             self._answer_in_doubt = False
-            if self._from_phase is _Phase.LINE and not received.startswith(_OK[: len(received)]):
-                self._from_phase, self._accepted = _Phase.MIDDLE, True
+            if self._from_phase is StreamPhase.LINE and not received.startswith(
+                _OK[: len(received)]
+            ):
+                self._from_phase, self._accepted = StreamPhase.MIDDLE, True
         while self._from:
             before = (len(self._from), self._from_phase)
             match self._from_phase:
-                case _Phase.LINE:
+                case StreamPhase.LINE:
                     self._ok_line(events)
-                case _Phase.HELLO | _Phase.MESSAGES if self._service is not None:
+                case StreamPhase.HELLO | StreamPhase.MESSAGES if self._service is not None:
                     self._message(self._service, events)
-                case _Phase.MIDDLE:
+                case StreamPhase.MIDDLE:
                     self._find_message(events)
                 case _:
                     events.append(Opaque(False, self._from))
@@ -203,7 +178,7 @@ class Observer:
         """
         if size <= 0:
             return []
-        if to_guest and rest_of_send and self._to_phase is _Phase.MESSAGES and self._service:
+        if to_guest and rest_of_send and self._to_phase is StreamPhase.MESSAGES and self._service:
             room = -self._received_last % self._service.request_size
             self._split_number = None
             if size <= room:
@@ -229,15 +204,15 @@ class Observer:
         """
         self._resync = True
         # A line that was not seen yet may be what is missing.
-        self._line_in_doubt = self._to_phase is _Phase.LINE and not self._line
-        self._answer_in_doubt = self._from_phase is _Phase.LINE and not self._from
+        self._line_in_doubt = self._to_phase is StreamPhase.LINE and not self._line
+        self._answer_in_doubt = self._from_phase is StreamPhase.LINE and not self._from
 
     def awaited(self, size: int) -> list[tuple[int, int]]:
         """(request, bytes still to come) of each due reply that the next `size` bytes are of.
 
         The request is -1 for the rest of a message whose beginning was lost.
         """
-        if self._service is None or self._from_phase is not _Phase.MESSAGES:
+        if self._service is None or self._from_phase is not StreamPhase.MESSAGES:
             return []
         whole = self._service.reply_size
         begun = len(self._from)
@@ -282,12 +257,12 @@ class Observer:
         if self._line:
             events.append(Incomplete(True, self._line))
             self._line = b""
-        if self._to_phase is _Phase.MIDDLE and size >= DEVICE_MANAGER.request_size:
-            self._to_phase = _Phase.MESSAGES  # too much for a service byte
+        if self._to_phase is StreamPhase.MIDDLE and size >= DEVICE_MANAGER.request_size:
+            self._to_phase = StreamPhase.MESSAGES  # too much for a service byte
             self._request_buffer = bytes(DEVICE_MANAGER.request_size)
-        if self._to_phase in (_Phase.LINE, _Phase.SERVICE):
-            self._to_phase, self._service = _Phase.MIDDLE, DEVICE_MANAGER
-        elif self._to_phase is _Phase.MESSAGES and self._service is not None:
+        if self._to_phase in (StreamPhase.LINE, StreamPhase.SERVICE):
+            self._to_phase, self._service = StreamPhase.MIDDLE, DEVICE_MANAGER
+        elif self._to_phase is StreamPhase.MESSAGES and self._service is not None:
             lost_requests = -(-size // self._service.request_size)
             if (count := min(lost_requests, _LOST_OPEN - len(self._open))) > 0:
                 self._open.append((self._next_number, count))
@@ -304,18 +279,18 @@ class Observer:
             events.append(Incomplete(False, self._from))
             self._from = b""
         replies: list[int] = []
-        if _Phase.OPAQUE in (self._to_phase, self._from_phase):
+        if StreamPhase.OPAQUE in (self._to_phase, self._from_phase):
             pass
-        elif self._from_phase is _Phase.LINE or service is None:
-            self._from_phase = _Phase.MIDDLE
-        elif self._from_phase is _Phase.MIDDLE:
+        elif self._from_phase is StreamPhase.LINE or service is None:
+            self._from_phase = StreamPhase.MIDDLE
+        elif self._from_phase is StreamPhase.MIDDLE:
             self._resync = True  # there is nothing to count from
         else:
             counted = min(size, self._skip)  # the message they are of was lost before
             self._skip -= counted
             missing = begun + size - counted
-            if self._from_phase is _Phase.HELLO:
-                self._from_phase = _Phase.MESSAGES
+            if self._from_phase is StreamPhase.HELLO:
+                self._from_phase = StreamPhase.MESSAGES
                 self._skip = max(0, service.hello_size - missing)
                 missing = max(0, missing - service.hello_size)
             whole, part = divmod(missing, service.reply_size)
@@ -328,13 +303,15 @@ class Observer:
     def _forget(self, events: list[Event]) -> None:
         self._resync = False
         service = self._service
-        phases = (_Phase.MIDDLE, _Phase.HELLO, _Phase.MESSAGES)
+        phases = (StreamPhase.MIDDLE, StreamPhase.HELLO, StreamPhase.MESSAGES)
         if service is None or self._from_phase not in phases:
             return
-        if self._from_phase is _Phase.HELLO:
-            if self._to_phase is not _Phase.MESSAGES:
+        if self._from_phase is StreamPhase.HELLO:
+            if self._to_phase is not StreamPhase.MESSAGES:
                 return
-            self._from_phase = _Phase.MESSAGES  # it asks, so it was told that the service is ready
+            self._from_phase = (
+                StreamPhase.MESSAGES
+            )  # it asks, so it was told that the service is ready
         self._skip = 0
         begun = len(self._from)
         if begun:
@@ -358,7 +335,7 @@ class Observer:
             first = decode_reply(self._from[: DEVICE_MANAGER.reply_size])
             # A guest says hello before it is asked; a reply may look the same.
             hello = first.is_hello and not self._open
-            self._from_phase = _Phase.HELLO if hello else _Phase.MESSAGES
+            self._from_phase = StreamPhase.HELLO if hello else StreamPhase.MESSAGES
 
     def _connect_line(self, sent: bytes, events: list[Event]) -> int:
         begun = len(self._line)
@@ -369,11 +346,13 @@ class Observer:
         line, self._line = self._line[: end if end > 0 else CONNECT_LINE_LIMIT], b""
         if line == PASSFD_LINE:
             events.append(PassFd(line))
-            self._to_phase = _Phase.OPAQUE
+            self._to_phase = StreamPhase.OPAQUE
         else:
             port = parse_connect(line)
             events.append(ConnectLine(line, port))
-            self._to_phase = _Phase.SERVICE if port == self._upcall_port else _Phase.OPAQUE
+            self._to_phase = (
+                StreamPhase.SERVICE if port == self._upcall_port else StreamPhase.OPAQUE
+            )
         return len(line) - begun
 
     def _service_byte(self, sent: bytes, position: int, events: list[Event]) -> int:
@@ -383,9 +362,9 @@ class Observer:
             ServiceByte(value, self._service, early=not (self._accepted or self._answer_in_doubt))
         )
         if self._service is None:
-            self._to_phase = _Phase.OPAQUE
+            self._to_phase = StreamPhase.OPAQUE
         else:
-            self._to_phase = _Phase.MESSAGES
+            self._to_phase = StreamPhase.MESSAGES
             self._request_buffer = bytes(self._service.request_size)
         return position + 1
 
@@ -438,11 +417,11 @@ class Observer:
         port = parse_ok(line)
         events.append(OkLine(line, port))
         self._accepted = True
-        expected = port is not None and self._to_phase is not _Phase.OPAQUE
-        self._from_phase = _Phase.HELLO if expected else _Phase.OPAQUE
+        expected = port is not None and self._to_phase is not StreamPhase.OPAQUE
+        self._from_phase = StreamPhase.HELLO if expected else StreamPhase.OPAQUE
 
     def _message(self, service: Service, events: list[Event]) -> None:
-        hello = self._from_phase is _Phase.HELLO and service.hello_size > 0
+        hello = self._from_phase is StreamPhase.HELLO and service.hello_size > 0
         size = service.hello_size if hello else service.reply_size
         if len(self._from) < size:
             return
@@ -452,7 +431,7 @@ class Observer:
             events.append(Hello(ready, raw, ready is None or ready.is_hello))
         else:
             events.append(self._reply(service, raw))
-        self._from_phase = _Phase.MESSAGES
+        self._from_phase = StreamPhase.MESSAGES
 
     def _reply(self, service: Service, raw: bytes) -> ReplyReceived:
         number, request = self._open.popleft() if self._open else (None, None)

@@ -30,7 +30,8 @@ DISSECTORS = {
     "events": {"services"},
     "hvsock": {"constants", "events"},
     "channel": {"constants", "errors", "events", "hvsock", "messages", "services"},
-    "observer": {"constants", "events", "hvsock", "messages", "services", "slots"},
+    "phases": set(),
+    "observer": {"phases", "constants", "events", "hvsock", "messages", "services", "slots"},
     "lua": {"constants", "layouts", "tables"},
     "scapy_layers": {"codecs", "constants", "layouts", "services", "tables", "vsockmon"},
 }
