@@ -351,10 +351,19 @@ class Ledger:
                 self._claims.remove(claim)
                 del self.entries[claim]
 
+    def _slot_scanned(self, added: Pci, at: Situation) -> None:
+        """The kernel scans a slot, not a function: others that had been removed may come back."""
+        for number in range(8):
+            other = Pci(added.busno, added.devfn & ~7 | number)
+            if other != added and self.there(other) is False:
+                self._note(other, None, at, "its slot was scanned again for another function")
+
     def _pci(self, at: Situation, pci: PciRequest, told: list[Code]) -> None:
         adding = at.request.msg_type == MessageType.ADD_PCI
         place = (pci.busno, pci.devfn)
         function = Pci(*place)
+        if adding:
+            self._slot_scanned(function, at)
         shown = (at.history.pci if adding else at.history.removed_pci).get(place)
         if shown == at.ref and at.reply is not None:
             self._note(function, adding, at)
