@@ -88,6 +88,7 @@ class Driven:
             busy = any(node.message_queue_size for node in self._nodes())
             screen = self.app.screen  # calls after a refresh wait for the screen's timer
             busy |= bool(screen._callbacks) or screen._layout_required
+            busy |= any(node._layout_required for node in screen.walk_children(Widget))
             busy |= any(
                 not s.is_at_rest for s in self.app.screen_stack if isinstance(s, CaptureScreen)
             )

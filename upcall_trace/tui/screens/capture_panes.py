@@ -103,7 +103,8 @@ class CapturePanes(Widget):
         self.show_pane("finding")
         self.recording.own_marks = marks_beside(self.given.path)
         self.tell_top()
-        self.work.start_reading()
+        # Lines that come before the ladder has its height would scroll it.
+        self.call_after_refresh(self.work.start_reading)
 
     # What comes from the workers.
 
