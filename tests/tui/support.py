@@ -138,6 +138,8 @@ async def driven(
     app = Browser(given, settings or Settings(), recording)
     async with app.run_test(size=size) as pilot:
         driven = Driven(app, pilot)
+        while given is not None and not driven.screens:
+            await pilot.pause()
         await driven.settle()
         yield driven
 

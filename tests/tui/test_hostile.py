@@ -149,6 +149,8 @@ def test_a_file_that_goes_away_while_it_is_followed_is_a_sentence(
     async def script(browser: Driven) -> None:
         await browser.until("3 operations")
         assert "● recording" in browser.lines()[0]
+        while browser.panes.moment is None:  # what is known at the cursor is read once more
+            await browser.pilot.pause(0.01)
         if how == "delete":
             path.unlink()
         elif how == "truncate":

@@ -69,7 +69,7 @@ class CapturePanes(Widget):
         self.prompt = Prompt()
         self.bottom = Bar(id="bottom")
         self.following = False
-        self.paused = False
+        self.paused = self._troubled = False
         self.held: list[Work.Read] = []
         self.moment: Moment | None = None
         self._settling: Timer | None = None
@@ -103,8 +103,10 @@ class CapturePanes(Widget):
         self.show_pane("finding")
         self.recording.own_marks = marks_beside(self.given.path)
         self.tell_top()
-        # Lines that come before the ladder has its height would scroll it.
-        self.call_after_refresh(self.work.start_reading)
+
+    def on_resize(self) -> None:
+        if not self.work.began:  # lines that come before the ladder has its height scroll it
+            self.work.start_reading()
 
     # What comes from the workers.
 
@@ -215,7 +217,7 @@ class CapturePanes(Widget):
     def _something_said(self, event: Work.Said) -> None:
         self.say(event.text)
         if event.trouble:
-            self.recording.live = False
+            self._troubled, self.recording.live = True, False
             self.tell_top()
 
     @on(Work.Lacks)
@@ -285,7 +287,8 @@ class CapturePanes(Widget):
     @property
     def is_at_rest(self) -> bool:
         """Whether everything about the capture, and about the cursor, is on the screen."""
-        return self._settling is None and self.work.is_at_rest
+        told = self.walked[2] or self.recording.live or self._troubled
+        return told and self._settling is None and self.work.is_at_rest
 
     def _look_closer(self) -> None:
         self._settling = None

@@ -130,11 +130,11 @@ class Work:
         self._lay_again: Wanted | None = None
         self._summing = False
         self._sum_again = False
-        self._began = False
+        self.began = False
 
     def start_reading(self) -> None:
         """Read the capture, the logs, and then the capture once more for its findings."""
-        self._began = True
+        self.began = True
         self._start("read", self._read)
 
     def start_walking(self) -> None:
@@ -191,8 +191,9 @@ class Work:
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether no work is being done, or about to begin."""
-        return self._began and all(worker.is_finished for worker in self._told.workers)
+        """Whether no work is being done or about to begin, and what was done is shown."""
+        shown = self._laying is None and not self._summing
+        return self.began and shown and all(worker.is_finished for worker in self._told.workers)
 
     def _start(self, group: str, work: Callable[[], None]) -> Worker[None]:
         return self._told.run_worker(
