@@ -46,7 +46,7 @@ _WORTH_IT: Final = 8
 _NOT_OURS: Final = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1,
 )  # fmt: skip
-_NICE: Final = -10
+_NICE: Final = 10
 _WRITTEN_AT_ONCE: Final = 512
 _DECODED_AT_ONCE: Final = 64
 _KILL_S: Final = 0.2
@@ -373,7 +373,7 @@ class _WriterProcess:
         while os.open(os.devnull, os.O_RDWR) < 2:
             pass
         try:
-            os.nice(_NICE)  # little work, that is late soon on a busy machine
+            os.nice(_NICE)  # whoever moves bytes goes first; what waits is in the pipe
         except OSError:
             pass  # not ours to ask for
 

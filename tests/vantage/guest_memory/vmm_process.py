@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,13 @@ def vmm_process(
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process that are there, as the kernel counts them page by page."""
-    found = re.search(r"^Rss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    """Bytes of a process that are there, as the kernel counts them page by page.
+
+    Counted while it waits for an order: on its way there Python may use one more page.
+    """
+    process = Path(f"/proc/{pid}")
+    while "\nState:\tS" not in (process / "status").read_text():
+        time.sleep(0.001)
+    found = re.search(r"^Rss: +(\d+) kB", (process / "smaps_rollup").read_text(), re.M)
     assert found is not None
     return int(found[1]) << 10

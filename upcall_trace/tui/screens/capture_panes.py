@@ -69,15 +69,14 @@ class CapturePanes(Widget):
         self.prompt = Prompt()
         self.bottom = Bar(id="bottom")
         self.following = False
-        self.paused = self._troubled = False
+        self.paused = self._troubled = self._begun = False
         self.held: list[Work.Read] = []
         self.moment: Moment | None = None
         self._settling: Timer | None = None
         self.walked = (0, 0, False)
         self._summed_s = 0.0
         self.said = ""
-        self.lacks: list[str] = []
-        """What is needed to tell all, and is not there."""
+        self.lacks: list[str] = []  # what is needed to tell all, and is not there
         self.zoomed: Widget | None = None
         self._told_key: object = None
 
@@ -152,8 +151,9 @@ class CapturePanes(Widget):
         empty = not self.ladder.count()
         self.ladder.take(event.arranged, self.following and not self.paused)
         self.work.laid()
-        if empty and self.ladder.count():
+        if not self._begun:
             self._begin()
+        if empty and self.ladder.count():
             self.call_after_refresh(self.timeline.measure)
             self.call_after_refresh(self.work.sum_up)
         else:
@@ -167,7 +167,8 @@ class CapturePanes(Widget):
     def _begin(self) -> None:
         """On the first operation, unless connections that have none come before it."""
         order = self.ladder.order
-        if len(order) > 1 and order.line(1).shows is Shows.REQUEST:
+        self._begun = len(order) > 1  # the first line may come alone
+        if self._begun and order.line(1).shows is Shows.REQUEST:
             self.ladder.move_to(1)
 
     @on(Work.Summed)
@@ -414,14 +415,13 @@ class CapturePanes(Widget):
         pieces: Line = [Styled(f" {safe(self.given.path.name)} ", "key")]
         count = f" {len(recording)} operations"
         if arranged.wanted.filter is not None:
-            count = (
-                f" {arranged.matches} of {len(recording)} match {safe(arranged.wanted.filter.text)}"
-            )
+            text = safe(arranged.wanted.filter.text)
+            count = f" {arranged.matches} of {len(recording)} match {text}"
         pieces.append(Styled(count))
         if arranged.wanted.conn is not None:
             pieces.append(Styled(f" · connection {arranged.wanted.conn}", "key"))
         if recording.live:
-            held = sum(1 for _ in self.held)
+            held = len(self.held)
             text = f" ‖ paused, {held} held" if self.paused else " ● recording"
             pieces.append(Styled(text, "late" if self.paused else "ok"))
         elif self.paused:
