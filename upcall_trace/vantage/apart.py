@@ -7,48 +7,29 @@ had not is still here when it dies: recording then goes on in this process, in a
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
 import select
 import signal
-import struct
-import termios
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from ..capture.encoding import decode, encode
-from ..capture.frames import FRAME, unpack
 from ..capture.records import Close, Gap, Header, How, Open, Record
 from . import recorder as carrying
 from .capture_file import Item, size_of
 from .recorder import begun_now, gaps_of, no_remark
+from .recorder_process import CLOSE, REOPEN, Items, WriterProcess, command, packed
 from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 
-_ITEM: Final = struct.Struct("<IBQI")
-"""Length of what follows, kind, and for traffic its time and connection."""
-_FROM_GUEST, _TO_GUEST, _RECORD, _REOPEN, _CLOSE = range(5)
 _PIPE_SIZES: Final = (16 << 20, 1 << 20)
-_READ_SIZE: Final = 1 << 20
-_BATCH_S: Final = 0.005
-_BATCH_SIZE: Final = 256 << 10
-_TAKEN_AT_ONCE: Final = 4 << 20
-_SAY_S: Final = 0.05
 _PUSH_S: Final = 0.005
 _IDLE_S: Final = 0.1
-_QUIET_ROUNDS: Final = 20
 _WORTH_IT: Final = 8
-_NOT_OURS: Final = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1,
-)  # fmt: skip
-_NICE: Final = 10
-_WRITTEN_AT_ONCE: Final = 512
-_DECODED_AT_ONCE: Final = 64
 _KILL_S: Final = 0.2
 
 
@@ -95,7 +76,7 @@ class ApartRecorder:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.fork()
         if self._pid == 0:
-            _WriterProcess(self._store, read_end, back_write).serve()
+            WriterProcess(self._store, self.now, read_end, back_write).serve()
         os.close(read_end)
         os.close(back_write)
         self._store.file.close()
@@ -133,7 +114,7 @@ class ApartRecorder:
         out = self._out
         if not out:
             return
-        blob = b"".join([_packed(item) for item in out])
+        blob = b"".join([packed(item) for item in out])
         out.clear()
         if self._behind or self._alone:
             self._fall_behind(blob)
@@ -155,7 +136,7 @@ class ApartRecorder:
 
     def reopen(self) -> None:
         """Go on in a new file, when the old one was renamed, or in the next of a ring."""
-        self._fall_behind(_ITEM.pack(0, _REOPEN, 0, 0))
+        self._fall_behind(command(REOPEN))
 
     @property
     def is_behind(self) -> bool:
@@ -183,11 +164,11 @@ class ApartRecorder:
             return
         self._closed = True
         self.flush()
-        self._fall_behind(b"".join(map(_packed, self._gaps())) + _ITEM.pack(0, _CLOSE, 0, 0))
+        self._fall_behind(b"".join(map(packed, self._gaps())) + command(CLOSE))
         self._over.wait(carrying.STOP_S)
         if not self._over.is_set():
             self.account.failure = self.account.failure or "the disk does not answer"
-            self.account.untold += sum(map(size_of, _Items().feed(self._not_taken())[0]))
+            self.account.untold += sum(map(size_of, Items().feed(self._not_taken())[0]))
             self._over.set()
             self._kill()
 
@@ -249,7 +230,7 @@ class ApartRecorder:
 
     def _push(self) -> None:
         if self._counted and self._behind_size < carrying.BACKLOG_LIMIT // 2:
-            self._fall_behind(b"".join(map(_packed, self._gaps())))
+            self._fall_behind(b"".join(map(packed, self._gaps())))
         while self._behind:
             blob = self._behind[0]
             try:
@@ -275,17 +256,17 @@ class ApartRecorder:
             self._sent.clear()
             self._behind.clear()
             self._behind_size = 0
-        items = _Items()
+        items = Items()
         closing = False
         while not closing:
             records, commands = items.feed(waiting)
-            if _REOPEN in commands:
+            if REOPEN in commands:
                 self._store.reopen()
             self._store.put(records)
             self.account = self._store.account
             if self.account.stopped:
                 self._stop.set()
-            closing = _CLOSE in commands
+            closing = CLOSE in commands
             if not closing:
                 select.select([self._wake], [], [], carrying.FLUSH_S)
                 time.sleep(carrying.FLUSH_S)
@@ -297,150 +278,9 @@ class ApartRecorder:
         self._over.set()
 
 
-def _packed(item: Item) -> bytes:
-    if isinstance(item, tuple):
-        t_ns, conn, to_guest, received = item
-        return _ITEM.pack(len(received), to_guest, t_ns, conn) + received
-    framed = encode(item)
-    return _ITEM.pack(len(framed), _RECORD, 0, 0) + framed
-
-
-class _Items:
-    """Takes what came through the pipe, and gives records and commands of what is whole."""
-
-    def __init__(self) -> None:
-        self._begun = b""
-        self.taken = 0
-
-    def feed(self, received: bytes) -> tuple[list[Item], list[int]]:
-        """What is whole now."""
-        data = self._begun + received if self._begun else received
-        records: list[Item] = []
-        commands: list[int] = []
-        position, size = 0, len(data)
-        while position + _ITEM.size <= size:
-            length, kind, t_ns, conn = _ITEM.unpack_from(data, position)
-            begin = position + _ITEM.size
-            if begin + length > size:
-                break
-            position = begin + length
-            if kind <= _TO_GUEST:
-                records.append((t_ns, conn, kind == _TO_GUEST, data[begin:position]))
-            elif kind == _RECORD:
-                record = decode(unpack(data[begin + FRAME.size : position]))
-                assert record is not None
-                records.append(record)
-            else:
-                commands.append(kind)
-        self._begun = data[position:]
-        self.taken += position
-        return records, commands
-
-
-class _WriterProcess:
-    """The other process. It ends when it is told to, or when nobody can write to it any more."""
-
-    def __init__(self, store: CaptureStore, pipe: int, back: int) -> None:
-        self._store = store
-        self._pipe = pipe
-        self._back = back
-        self._items = _Items()
-        self._said: list[str] = []
-        self._told_s = 0.0
-        self._quiet = 0
-
-    def serve(self) -> NoReturn:
-        """Never returns: what the other process had on its stack is not ours."""
-        try:
-            self._leave_the_rest()
-            self._store.hear_with(self._said.append)
-            while self._round():
-                pass
-        finally:
-            os._exit(0)
-
-    def _leave_the_rest(self) -> None:
-        for number in _NOT_OURS:
-            signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)
-        ours = {self._pipe, self._back, self._store.file.descriptor}
-        for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-            if descriptor not in ours:
-                try:
-                    os.close(descriptor)
-                except OSError:
-                    pass  # the one by which they were listed
-        while os.open(os.devnull, os.O_RDWR) < 2:
-            pass
-        try:
-            os.nice(_NICE)  # whoever moves bytes goes first; what waits is in the pipe
-        except OSError:
-            pass  # not ours to ask for
-
-    def _round(self) -> bool:
-        """Take what has come and write it; False when that was the last.
-
-        While there is traffic it is looked for now and then and not waited for: to be waited for
-        costs the side that writes to the pipe a wake-up each time.
-        """
-        if self._quiet >= _QUIET_ROUNDS:
-            select.select([self._pipe], [], [], _IDLE_S)
-        elif _size_in(self._pipe) < _BATCH_SIZE:
-            until = time.monotonic() + _BATCH_S  # more at once costs less
-            while self._store.catch_up(_DECODED_AT_ONCE) and time.monotonic() < until:
-                pass
-            time.sleep(max(0.0, until - time.monotonic()))
-        records, commands, ended = self._take()
-        self._quiet = 0 if records or self._store.catch_up(0) else self._quiet + 1
-        if _REOPEN in commands:
-            self._store.reopen()
-        for begin in range(0, max(1, len(records)), _WRITTEN_AT_ONCE):
-            self._store.put(records[begin : begin + _WRITTEN_AT_ONCE])
-        closing = _CLOSE in commands
-        if closing:
-            self._store.close()
-        self._say(closing)
-        return not closing and not ended
-
-    def _take(self) -> tuple[list[Item], list[int], bool]:
-        records: list[Item] = []
-        commands: list[int] = []
-        taken = 0
-        while taken < _TAKEN_AT_ONCE:
-            try:
-                received = os.read(self._pipe, _READ_SIZE)
-            except BlockingIOError:
-                break
-            if not received:
-                return records, commands, True
-            taken += len(received)
-            more, told = self._items.feed(received)
-            records += more
-            commands += told
-        return records, commands, False
-
-    def _say(self, over: bool) -> None:
-        now_s = time.monotonic()
-        if not over and not self._said and now_s - self._told_s < _SAY_S:
-            return
-        self._told_s = now_s
-        account = dataclasses.asdict(self._store.account)
-        told = {"taken": self._items.taken, "account": account, "said": self._said, "over": over}
-        try:
-            os.write(self._back, json.dumps(told).encode() + b"\n")
-        except OSError:
-            pass  # nobody is left who wants to know
-        self._said.clear()
-
-
 def _resident(pid: int) -> int:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE") // 1024
-
-
-def _size_in(pipe: int) -> int:
-    waiting = fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0")
-    return int.from_bytes(waiting, "little")
