@@ -8,7 +8,7 @@ RELEASE := $(VENV)/release/bin
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab supply lock audit torture bench docs site captures man wheel pyz image clean
+.PHONY: demo test lint check lab supply lock audit torture odd bench docs site captures man wheel pyz image clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
@@ -61,6 +61,10 @@ lock:
 
 torture: $(STAMP)
 	$(BIN)/python -m pytest -m torture --timeout 3600
+
+# The tests in odd places: paths, TMPDIR, sizes, time zones, locales, umasks.
+odd: $(STAMP)
+	$(BIN)/python -m tools.odd_places
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

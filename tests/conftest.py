@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import settings
 from dissectors import services
 from tests.plugin_packages import once, pip_install
 
+_TEMPORARY_LIMIT = 20
 # The same examples each time, and never against the clock.
 settings.register_profile(
     "ordinary", deadline=None, derandomize=True, database=None, max_examples=50
@@ -20,6 +22,9 @@ settings.register_profile(
 settings.load_profile("ordinary")
 # As the program does: a worker imports numpy, and starts what imports it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The tests put sockets into their folders, and the path of a socket has a limit.
+if len(os.fsencode(tempfile.gettempdir())) > _TEMPORARY_LIMIT:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
 
 @pytest.hookimpl(optionalhook=True)  # there are runs without xdist
