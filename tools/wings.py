@@ -23,6 +23,7 @@ EVERYBODYS: Final = (
     "upcall_trace.durations",
     "upcall_trace.plugins",
     "upcall_trace.unpacking",
+    "upcall_trace.user_folders",
 )
 """Modules that every folder of `upcall_trace/` may import."""
 

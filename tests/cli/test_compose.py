@@ -23,7 +23,9 @@ from tests.support import (
 )
 from upcall_trace.capture.index import append_mark
 from upcall_trace.capture.records import DAMAGED, End, Gap, Header, Mark, Open
+from upcall_trace.cli import compose
 from upcall_trace.errors import ExitCode
+from upcall_trace.sources import Source, open_source
 from upcall_trace.trace.opening import build_index, load
 from upcall_trace.trace.operations import Operation
 
@@ -171,6 +173,23 @@ def test_split_writes_a_file_for_each_connection(tmp_path: Path) -> None:
     for number, name in enumerate(written, start=1):
         assert operations(name) == {key: op for key, op in before.items() if key[0] == number}
         assert has_index(name)
+
+
+def test_split_reads_its_input_once_however_many_connections_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record for conn in range(1, 301) for record in connect(conn, conn)]
+    path = write_capture(tmp_path / "x.upcap", records)
+    opened: list[Path] = []
+
+    def open_and_note(given: Path) -> Source:
+        opened.append(given)
+        return open_source(given)
+
+    monkeypatch.setattr(compose, "open_source", open_and_note)
+    assert run("split", path, "-o", tmp_path / "out").code == 0
+    assert len(list((tmp_path / "out").iterdir())) == 300
+    assert opened == [path]
 
 
 def test_split_of_nothing(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from typing import Final
 import pytest
 
 from upcall_trace.errors import Unreachable, WrongUsage
+from upcall_trace.lab.cache import cache, held
 from upcall_trace.lab.pieces import (
     VHOST_VERSION,
     Kernel,
-    cache,
     find_kernel,
     find_vhost,
-    held,
     install,
     run,
     survey,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -268,3 +269,35 @@ def test_the_example_in_python_does_what_it_says(labs_directory: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(example, "lab.md", "exec"), names)
     assert names["answer"].reply.ret == 0
+
+
+KILLS = [
+    ("?vfork,?clone,?clone3,?fork", 2), ("connect", 2),
+    *(pytest.param("?vfork,?clone,?clone3,?fork", n, marks=pytest.mark.torture)
+      for n in (1, 3, 4, 5)),
+    *(pytest.param(point, n, marks=pytest.mark.torture)
+      for point in ("mkdir", "flock", "bind", "connect", "rename", "link", "unlink", "write")
+      for n in (1, 2, 3, 5, 8)),
+    *(pytest.param("read", n, marks=pytest.mark.torture) for n in range(500, 900, 12)),
+]  # fmt: skip
+"""System calls before which the lab is killed, and how many of their kind went before."""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace")
+@pytest.mark.parametrize(("point", "number"), KILLS)
+def test_nothing_of_a_lab_survives_a_kill_at_any_moment(
+    point: str, number: int, labs_directory: Path
+) -> None:
+    """Neither what it started, nor, once somebody looked, its folder."""
+    kill = f"--inject={point}:signal=KILL:when={number}"
+    process = subprocess.Popen(
+        ["strace", "-qq", "-o", "/dev/null", kill, *LAB, "up", "--machine", "microvm"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    if process.stdout.readline():  # it came up without having come to that point
+        lab("down", "--all", "--force")
+    process.communicate(timeout=60)
+    await_end(labs_directory)
+    lab("status")
+    assert left(labs_directory) == []

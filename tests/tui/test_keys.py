@@ -336,6 +336,10 @@ def test_what_is_shown_is_exported(tmp_path: Path) -> None:
         await browser.press("enter")
         assert "no format has the suffix" in browser.said
         assert not (tmp_path / "some.xyz").exists()
+        await browser.press("x", "ctrl+u")
+        await browser.type("~nosuchuser/some.txt")
+        await browser.press("enter")
+        assert browser.said == "~nosuchuser is nobody's home folder here"
 
     drive(script, CPUS)
     assert (tmp_path / "some.txt").read_text().count("EINVAL") == 3

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from ..errors import ExitCode, WrongUsage
+from ..user_folders import user_folder
 from .support.output import out, talk
 
 _PROGRAM: Final = "upcall-trace"
@@ -21,10 +22,8 @@ _VARIABLE: Final = "_UPCALL_TRACE_COMPLETE"
 _MADE: Final = "# Made by upcall-trace completion install; the next one replaces it."
 
 
-def _home(variable: str, default: str) -> Path:
-    """A folder of the user's, after the XDG base directory specification."""
-    given = os.environ.get(variable, "")
-    return Path(given) if given.startswith("/") else Path.home() / default
+def _data() -> Path:
+    return user_folder("XDG_DATA_HOME", ".local/share")
 
 
 class _Zsh(ZshComplete):
@@ -46,18 +45,18 @@ class _Shell:
 _SHELLS: Final = {
     "bash": _Shell(
         BashComplete,
-        lambda: _home("XDG_DATA_HOME", ".local/share") / "bash-completion/completions" / _PROGRAM,
+        lambda: _data() / "bash-completion/completions" / _PROGRAM,
         "the package bash-completion loads it; without that package add to ~/.bashrc: . {path}",
     ),
     "zsh": _Shell(
         _Zsh,
-        lambda: _home("XDG_DATA_HOME", ".local/share") / "zsh/site-functions" / f"_{_PROGRAM}",
+        lambda: _data() / "zsh/site-functions" / f"_{_PROGRAM}",
         "add to ~/.zshrc, before compinit: fpath=({folder} $fpath); autoload -Uz compinit; "
         "compinit",
     ),
     "fish": _Shell(
         FishComplete,
-        lambda: _home("XDG_CONFIG_HOME", ".config") / "fish/completions" / f"{_PROGRAM}.fish",
+        lambda: user_folder("XDG_CONFIG_HOME", ".config") / "fish/completions" / f"{_PROGRAM}.fish",
         "fish loads it by itself",
     ),
 }

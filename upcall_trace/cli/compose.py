@@ -16,6 +16,7 @@ from ..trace.filters import parse
 from ..trace.opening import build_index
 from ..trace.streams import all_records, keep_connections, with_dependencies
 from ..transform.composing import keep_operations, merge
+from .support.descriptors import outputs_at_once
 from .support.files import (
     CAPTURE,
     open_capture,
@@ -27,8 +28,6 @@ from .support.files import (
 from .support.options import overwrite_option
 from .support.output import talk
 
-_AT_ONCE = 100
-"""So many connections are written in one reading: each is an open file."""
 _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
 
 
@@ -90,10 +89,11 @@ def split_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
     except OSError as error:
         raise WrongUsage(f"{output} cannot be made: {error.strerror}") from None
     numbers = [connection.number for connection in opened.connections]
-    for first in range(0, len(numbers), _AT_ONCE):
+    at_once = outputs_at_once()
+    for first in range(0, len(numbers), at_once):
         paths = {
             number: output / f"{capture.stem}.conn{number}.upcap"
-            for number in numbers[first : first + _AT_ONCE]
+            for number in numbers[first : first + at_once]
         }
         _write_each(capture, paths, overwrite)
         for path in paths.values():

@@ -13,6 +13,7 @@ from ..errors import ExitCode, WrongUsage
 from ..vantage.interface import dropped_packets, open_interface, record_packets
 from ..vantage.recorder import live_header
 from ..vantage.store import OnStoreError
+from .support.descriptors import raise_descriptor_limit
 from .support.files import CAPTURE
 from .support.memory_recording import (
     EVERY,
@@ -28,7 +29,6 @@ from .support.signals import stop_on_signals
 from .support.socket_recording import (
     Keeping,
     WantedSockets,
-    raise_descriptor_limit,
     record_sockets,
     recorded,
     watch_sockets,

@@ -81,10 +81,10 @@ def tui_command(
         return _print(ctx, capture, record or memory is not None, since, until)
     from ..diagnose.log_inputs import Span
     from ..tui.app import Browser
-    from ..tui.data.settings import read_settings, settings_path
+    from ..tui.data.settings import user_settings
     from ..tui.screens.work import Given
 
-    settings = read_settings(settings_path())
+    settings = user_settings()
     _use_the_terminals_size()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if not record and memory is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from dissectors.lua import TABLE_MARK, tables
+
+from ..user_folders import home, user_folder
 
 FILE_NAME: Final = "upcall.lua"
 
@@ -21,11 +22,9 @@ def dissector() -> str:
 
 def plugin_folder() -> Path:
     """The folder of a user's own Lua plugins, which Wireshark and tshark read when they start."""
-    return Path.home() / ".local" / "lib" / "wireshark" / "plugins"
+    return home() / ".local" / "lib" / "wireshark" / "plugins"
 
 
 def shared_file() -> Path:
     """A file outside Wireshark's folders, for `tshark -X lua_script:FILE`."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
-    return base / "upcall-trace" / FILE_NAME
+    return user_folder("XDG_CACHE_HOME", ".cache") / "upcall-trace" / FILE_NAME

@@ -10,14 +10,14 @@ import gzip
 import hashlib
 import lzma
 import shutil
-import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
 from ..errors import Unreachable
+from .cache import cache, held, work_folder
 from .machines import MODULES
-from .pieces import Kernel, Talk, cache, held, run
+from .pieces import Kernel, Talk, run
 
 _SOURCES: Final = ("agent.c", "init", "Kbuild", "upcall_lab.c")
 _APPLETS: Final = (
@@ -59,8 +59,8 @@ def _digest(kernel: Kernel, sources: Path) -> str:
 
 
 def _build(kernel: Kernel, sources: Path, target: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="upcall-lab-") as work:
-        made, tree = Path(work) / "made", Path(work) / "tree"
+    with work_folder() as work:
+        made, tree = work / "made", work / "tree"
         made.mkdir()
         for name in _SOURCES:
             shutil.copyfile(sources / name, made / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Final
 from ..errors import Unreachable
 
 _END_S: Final = 2.0
+_IF_WE_LIVE: Final = '[ "$PPID" = "$0" ] && exec "$@"'
+"""For a shell that is asked for by the process `$0`. It looks after it has asked for the signal:
+whoever is killed before that leaves a child that nobody would tell."""
 
 
 def dies_with_this_thread(by: signal.Signals) -> list[str]:
@@ -17,7 +21,8 @@ def dies_with_this_thread(by: signal.Signals) -> list[str]:
 
     Not done by a function between fork and exec: other threads of this process may hold locks.
     """
-    return ["setpriv", "--pdeathsig", by.name.removeprefix("SIG"), "--"]
+    told = ["setpriv", "--pdeathsig", by.name.removeprefix("SIG"), "--"]
+    return [*told, "sh", "-c", _IF_WE_LIVE, str(os.getpid())]
 
 
 class Parts:

@@ -8,19 +8,18 @@ busybox are unpacked from Debian's packages, vhost-device-vsock is compiled by c
 from __future__ import annotations
 
 import ctypes.util
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..errors import Unreachable, WrongUsage
+from ..errors import Unreachable
+from ..user_folders import home
+from .cache import cache, held, work_folder
 
 VHOST_VERSION: Final = "0.3.0"
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
@@ -80,12 +79,6 @@ class Kernel:
         return found
 
 
-def cache() -> Path:
-    """Where the lab's pieces are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "upcall-trace" / "lab"
-
-
 def survey() -> list[Piece]:
     """Every piece that a running lab needs, but the initramfs, which is built from them."""
     kernel = find_kernel()
@@ -142,21 +135,6 @@ def fetch_kernel(package: str, talk: Talk) -> Kernel:
 def _kernels(package: str) -> Path:
     """Where a package's kernels are unpacked: the guest's apart from others."""
     return cache() / ("kernel" if package == KERNEL_PACKAGE else f"kernel-{package}")
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Nobody else changes the cache meanwhile."""
-    try:
-        cache().mkdir(parents=True, exist_ok=True)
-        lock = os.open(cache() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise WrongUsage(f"the cache {cache()} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def run(command: list[str], what: str, cwd: Path | None = None, stdin: bytes | None = None) -> str:
@@ -224,21 +202,21 @@ def _install_packages(packages: list[str], talk: Talk) -> None:
 
 
 def _compile_vhost(talk: Talk) -> None:
-    cargo = _program("cargo") or _program(str(Path.home() / ".cargo" / "bin" / "cargo"))
+    cargo = _program("cargo") or _program(str(home() / ".cargo" / "bin" / "cargo"))
     if cargo is None:
         raise Unreachable(
             "cargo is missing, which compiles vhost-device-vsock: get Rust from https://rustup.rs"
         )
     talk(f"compiling vhost-device-vsock {VHOST_VERSION}, which takes about a minute")
     target = cache() / f"vhost-device-vsock-{VHOST_VERSION}"
-    with tempfile.TemporaryDirectory(dir=cache(), prefix="cargo-") as work:
+    with work_folder() as work:
         run(
             [str(cargo), "install", "--locked", "--quiet", "--version", VHOST_VERSION,
              "--target-dir", f"{work}/target", "--root", f"{work}/root", "vhost-device-vsock"],
             "compiling vhost-device-vsock",
         )  # fmt: skip
         shutil.rmtree(target, ignore_errors=True)
-        (Path(work) / "root").rename(target)
+        (work / "root").rename(target)
 
 
 def _unpack_kernel(talk: Talk, kernel_package: str = KERNEL_PACKAGE) -> None:
@@ -251,8 +229,8 @@ def _unpack_kernel(talk: Talk, kernel_package: str = KERNEL_PACKAGE) -> None:
         "busybox-static",
     ]  # fmt: skip
     talk(f"fetching and unpacking Debian's kernel {release}; nothing of it is installed")
-    with tempfile.TemporaryDirectory(dir=cache(), prefix="kernel-") as work:
-        fetched, tree = Path(work) / "fetched", Path(work) / "tree"
+    with work_folder() as work:
+        fetched, tree = work / "fetched", work / "tree"
         fetched.mkdir()
         run(["apt-get", "download", "-q", *packages], "fetching the guest's kernel", fetched)
         for package in sorted(fetched.iterdir()):

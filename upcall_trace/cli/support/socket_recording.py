@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -297,17 +296,3 @@ def _free_name(directory: Path, stem: str) -> Path:
         if not output.exists():
             return output
     raise WrongUsage(f"{directory} is full of captures of {stem}")
-
-
-def raise_descriptor_limit() -> None:
-    """As many files as we may have: a VMM's socket has up to 1023 connections, clients more."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (max(hard, _WANTED_FILES), hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(hard, limit)))
-        except (OSError, ValueError):
-            continue  # more than this user may raise it to
-        return
-
-
-_WANTED_FILES: Final = 65_536

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ...errors import WrongUsage
+from ...errors import UserError, WrongUsage
+from ...user_folders import user_folder
 from ...views.text import safe
 
 _LIMIT: Final = 64 << 10
@@ -24,8 +24,8 @@ class Settings:
 
 
 def settings_path() -> Path:
-    """The file of settings: `$XDG_CONFIG_HOME/upcall-trace/tui.toml`."""
-    return _home("XDG_CONFIG_HOME", ".config") / "tui.toml"
+    """The file of settings: `$XDG_CONFIG_HOME/upcall-trace/tui.toml`; raises WrongUsage."""
+    return _own("XDG_CONFIG_HOME", ".config") / "tui.toml"
 
 
 def read_settings(path: Path) -> Settings:
@@ -50,15 +50,24 @@ def read_settings(path: Path) -> Settings:
     return Settings(theme, keys)
 
 
+def user_settings() -> Settings:
+    """The user's own, the usual ones for a user without a home; raises WrongUsage."""
+    try:
+        path = settings_path()
+    except WrongUsage:
+        return Settings()
+    return read_settings(path)
+
+
 def _recent_path() -> Path:
-    return _home("XDG_STATE_HOME", ".local/state") / "recent"
+    return _own("XDG_STATE_HOME", ".local/state") / "recent"
 
 
 def recent() -> list[Path]:
     """The captures that were opened lately and are still there, the last one first."""
     try:
         names = _recent_path().read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
+    except (OSError, UserError):
         return []
     return [path for path in map(Path, names.split("\0")[:_RECENT]) if path.is_file()]
 
@@ -66,16 +75,14 @@ def recent() -> list[Path]:
 def remember(path: Path) -> None:
     """Put a capture at the head of the recent ones; where that cannot be kept, it is not."""
     kept = [path.absolute(), *(other for other in recent() if other != path.absolute())]
-    place = _recent_path()
     try:
+        place = _recent_path()
         place.parent.mkdir(parents=True, exist_ok=True)
         text = "\0".join(map(str, kept[:_RECENT]))
         place.write_text(text, encoding="utf-8", errors="surrogateescape")
-    except OSError:
+    except (OSError, UserError):
         pass
 
 
-def _home(variable: str, usual: str) -> Path:
-    home = os.environ.get(variable)
-    base = Path(home) if home and Path(home).is_absolute() else Path.home() / usual
-    return base / "upcall-trace"
+def _own(variable: str, usual: str) -> Path:
+    return user_folder(variable, usual) / "upcall-trace"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
@@ -17,6 +16,7 @@ from ...capture.records import COMMENT, Mark
 from ...codes import Severity
 from ...errors import UserError, WrongUsage
 from ...trace.filters import BadFilter, parse
+from ...user_folders import typed_path
 from ...views.text import safe
 from ..data.marks import save
 from ..data.send_line import ANYBODY, send_line
@@ -242,7 +242,7 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             self.prompt.remark(f"{error.position + 1}: {safe(error.why)}", wrong=True)
             return
         except UserError as error:
-            self.panes.say(str(error))
+            self.panes.say(safe(str(error)))
         self._asked_enough()
 
     def _take_answer(self, asks: Asks, text: str) -> None:
@@ -257,7 +257,7 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             self._jump(text)
         elif asks is Asks.EXPORT:
             wish = self.ladder.order.rows
-            self._work.write_out(Path(text).expanduser(), wish)
+            self._work.write_out(typed_path(text), wish)
 
     # Marks and comments.
 
