@@ -24,13 +24,14 @@ os.kill(os.getpid(), SIGKILL)
 
 
 def test_what_is_started_is_told_when_we_go(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never")
     middle = f"""
 import subprocess, sys
 from signal import SIGTERM
 from upcall_trace.lab.parts import dies_with_this_thread
 child = subprocess.Popen([*dies_with_this_thread(SIGTERM), "sh", "-c",
-    "trap 'echo told >$0; exit' TERM; echo up; read never", "{tmp_path / "told"}"],
-    stdin=subprocess.PIPE)
+    "trap 'echo told >$0; exit' TERM; echo up; read never <>$1", "{tmp_path / "told"}",
+    "{tmp_path / "never"}"])
 sys.stdin.read()
 """
     process = subprocess.Popen(
