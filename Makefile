@@ -74,7 +74,7 @@ docs: $(STAMP)
 	$(BIN)/python -m tools.make_schemas
 	$(BIN)/python -m tools.make_pictures
 
-# Offline, with strict links; to search in it: python3 -m http.server -d dist/site
+# Offline, with strict links. It opens without a server: dist/site/index.html
 site: $(VENV)/site/.installed
 	NO_MKDOCS_2_WARNING=1 $(VENV)/site/bin/mkdocs build --quiet --strict
 

@@ -19,7 +19,7 @@ from upcall_trace.kernel.world import load_worlds
 DOCS: Final = ROOT / "docs"
 OOPS: Final = ROOT / "captures" / "guest_oops.upcap"
 CHEATS: Final = (DOCS / "cheat-sheet.md").read_text("utf-8")
-DIAGNOSIS: Final = (DOCS / "diagnosis.md").read_text("utf-8")
+FINDINGS: Final = (DOCS / "findings.md").read_text("utf-8")
 
 
 def keys(page: str, heading: str) -> list[str]:
@@ -64,12 +64,12 @@ def test_every_code_has_its_page_and_its_row() -> None:
     pages = (DOCS / "codes.md").read_text("utf-8")
     for rule in rules().values():
         assert f"\n## {rule.code} {rule.name}\n\nSeverity: {rule.severity.word}.\n" in pages
-        assert re.search(rf"^\| \[{rule.code}\]\(codes\.md#", DIAGNOSIS, re.MULTILINE)
+        assert re.search(rf"^\| \[{rule.code}\]\(codes\.md#", pages, re.MULTILINE)
 
 
 def test_the_page_has_every_key_of_a_finding() -> None:
     two = json.loads(run("diagnose", "--json", OOPS, OOPS).out)["findings"]
-    json_keys = keys(section(DIAGNOSIS, "JSON"), "key")
+    json_keys = keys(section(FINDINGS, "JSON"), "key")
     assert json_keys == [*two[0]]
     told = run("diagnose", "--json", OOPS, "--console", GOLDEN / "guest_oops.console.log")
     findings = json.loads(told.out)["findings"]
@@ -77,7 +77,7 @@ def test_the_page_has_every_key_of_a_finding() -> None:
     evidence = [each for finding in findings for each in finding["evidence"]]
     assert evidence
     for each in evidence:
-        assert sorted(keys(DIAGNOSIS, "key of `evidence`")) == sorted(each)
+        assert sorted(keys(FINDINGS, "key of `evidence`")) == sorted(each)
 
 
 def test_the_page_has_every_key_of_a_manifest(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_page_has_every_key_of_a_manifest(tmp_path: Path) -> None:
         content = tar.extractfile(f"{FOLDER}/MANIFEST.json")
         assert content is not None
         manifest: dict[str, Any] = json.load(content)
-    (rows,) = re.findall(r"^\| key of `MANIFEST.json` \|.*\n((?:\|.*\n)*)", DIAGNOSIS, re.MULTILINE)
+    (rows,) = re.findall(r"^\| key of `MANIFEST.json` \|.*\n((?:\|.*\n)*)", FINDINGS, re.MULTILINE)
     told = {match[1]: match[0] for match in re.finditer(r"^\| `(\w+)` \|.*$", rows, re.MULTILINE)}
     assert [*told] == [*manifest]
     for key in ("files", "redacted"):
@@ -105,7 +105,8 @@ def test_the_page_has_every_key_of_the_doctor() -> None:
 
 
 def test_the_world_on_the_page_is_one(tmp_path: Path) -> None:
-    (toml,) = re.findall(r"^```toml\n(.*?)^```$", DIAGNOSIS, re.DOTALL | re.MULTILINE)
+    page = (DOCS / "find-the-cause.md").read_text("utf-8")
+    (toml,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "pod.toml").write_text(toml)
     world = load_worlds(tmp_path / "pod.toml")["pod"]
     assert world.vcpus_running == (0, 1, 2, 3)

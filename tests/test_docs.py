@@ -80,6 +80,18 @@ def test_the_protocol_page_has_sections_1_to_7_in_order() -> None:
     assert len(re.findall(r"^## ", PROTOCOL, re.MULTILINE)) == 7
 
 
+@pytest.mark.parametrize("folder", ["dissectors", "upcall_trace", "tools", "tests", "benchmarks"])
+def test_every_page_and_section_that_the_code_names_exists(folder: str) -> None:
+    sections = set(re.findall(r"^## (\d)\. ", PROTOCOL, re.MULTILINE))
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        for page, told in re.findall(r"\bdocs/([a-z-]+)\.md((?: sections? [\d to,and]+)?)", text):
+            if path.parent != ROOT / "tests":  # pages of made-up projects
+                assert (ROOT / "docs" / f"{page}.md").exists(), (path, page)
+            if page == "protocol":
+                assert set(re.findall(r"\d", told)) <= sections, (path, told)
+
+
 @pytest.mark.parametrize("name", [t.name for t in MessageType] + [s.name for s in State])
 def test_the_protocol_page_names_every_message_type_and_state(name: str) -> None:
     assert re.search(rf"\b{name}\b", PROTOCOL)

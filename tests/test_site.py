@@ -21,8 +21,8 @@ MKDOCS = ROOT / ".venv" / "site" / "bin" / "mkdocs"
 pytestmark = pytest.mark.skipif(not MKDOCS.exists(), reason="make site has not set up MkDocs")
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here")
-KINDS = ["index", "start-operator", "commands", "protocol", "codes"]
-"""A page of every kind: map, start, reference, explanation, a long one with generated parts."""
+KINDS = ["index", "start-operator", "find-the-cause", "protocol", "codes", "upcall"]
+"""A page of every kind: map, start, how-to, reference, one that is generated, explanation."""
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,34 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @needs_chromium
-def test_the_search_finds_a_code_and_asks_nobody_else(browser: Any, address: str) -> None:
+@pytest.mark.parametrize("place", ["on a server", "in a file"])
+def test_the_search_finds_a_code_and_asks_nobody_else(
+    browser: Any, address: str, site: Path, place: str
+) -> None:
     asked: list[str] = []
-    page = shown(browser, f"{address}index.html", asked)
+    start = address if place == "on a server" else f"{site.as_uri()}/"
+    page = shown(browser, f"{start}index.html", asked)
     page.keyboard.press("/")
     page.keyboard.type("resize-wedged", delay=20)
     page.wait_for_selector("a.md-search-result__link", timeout=30_000)
     found = page.eval_on_selector_all("a.md-search-result__link", "all => all.map(a => a.href)")
     page.context.close()
     assert any("codes.html" in link for link in found)
-    assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
+    assert [url for url in asked if not url.startswith((start, "blob:", "data:"))] == []
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "ending"), [("light", ""), ("dark", "-dark")])
+def test_a_picture_is_shown_in_the_theme_of_the_page(
+    browser: Any, site: Path, scheme: str, ending: str
+) -> None:
+    page = shown(browser, (site / "upcall.html").as_uri(), [], color_scheme=scheme)
+    seen = page.eval_on_selector_all(
+        "article img", "all => all.filter(i => i.offsetWidth && i.naturalWidth).map(i => i.src)"
+    )
+    page.context.close()
+    wanted = [f"{name}{ending}.svg" for name in ("vantage", "connection", "hotplug")]
+    assert [url.partition("#")[0].rpartition("/")[2] for url in seen] == wanted
 
 
 @needs_chromium

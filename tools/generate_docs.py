@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from dissectors.channel import CLIENT_SENDS, SERVER_SENDS, TRANSITIONS, Client, Signal
+from dissectors.channel import CLIENT_SENDS, SERVER_SENDS, TRANSITIONS, Signal
 from dissectors.constants import (
     EEXIST,
     EPERM,
@@ -190,16 +190,6 @@ def transitions() -> str:
     return table(("state", "signal", "sent by", "next state"), rows)
 
 
-def state_diagram() -> str:
-    """The state machine of a connection as a drawing."""
-    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {Client().state.name}"]
-    for state, signals in TRANSITIONS.items():
-        for signal, following in signals.items():
-            target = "[*]" if following is state else f"{following.name} : {signal.value}"
-            lines.append(f"    {state.name} --> {target}")
-    return "\n".join([*lines, "```"])
-
-
 def wings() -> str:
     """Which folder knows what, and which others it may import."""
     rows = []
@@ -224,10 +214,10 @@ BLOCKS: Final[Blocks] = {
     "vsockmon-values": vsockmon_values,
     "results": results,
     "transitions": transitions,
-    "state-diagram": state_diagram,
     "operator-log": start_blocks.operator_log,
     "operator-console": start_blocks.operator_console,
     "show-example": program_blocks.show_example,
+    "stale-example": program_blocks.stale_example,
     "filter-example": program_blocks.filter_example,
     "info-example": program_blocks.info_example,
     "frames-on-the-socket": program_blocks.frames_on_the_socket,

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A picture of Wireshark with the upcall dissector: docs/pictures/wireshark.png.
+# A picture of Wireshark with the upcall dissector: docs/pictures/wireshark.png, or the file named.
 # It needs wireshark, Xvfb, xdotool and ImageMagick, and so is not part of `make docs`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+picture=${1:-docs/pictures/wireshark.png}
 home=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$home"' EXIT
 export HOME=$home XDG_CONFIG_HOME=$home/config XDG_RUNTIME_DIR=$home DISPLAY=:97
@@ -21,4 +22,4 @@ wireshark -r tests/golden/mmio_lifecycle.vsockmon.pcap -Y upcall -g 14 >/dev/nul
 sleep 12
 xdotool mousemove 300 462 click 1 key Right
 sleep 2
-import -window root docs/pictures/wireshark.png
+import -window root "$picture"

@@ -55,6 +55,11 @@ def show_example() -> str:
     return session("show", _CPUS)
 
 
+def stale_example() -> str:
+    """Answers that are left over."""
+    return session("show", "captures/stale_results.upcap")
+
+
 def filter_example() -> str:
     """Some operations of a recording."""
     return session("show", _PCI, "--filter", "stale-error")

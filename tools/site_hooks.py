@@ -1,7 +1,8 @@
-"""What the website needs beyond docs/: the files outside of it that pages link to.
+"""What the website needs beyond docs/: files outside of it that pages link to, and dark pictures.
 
 MkDocs loads this hook. A link of a page is first followed in the checkout, then turned into one
-inside the site, so that pages read well in both places.
+inside the site, so that pages read well in both places. A picture with a dark file beside it is
+shown in the theme of the page.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _README: Final = "readme-of-the-project.md"
+_IMAGE: Final = re.compile(r"(!\[[^\]]*\])\(([\w/-]+)(\.\w+)\)")
 _LINK: Final = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -48,4 +50,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             there = "schemas/operation.schema.json"
         return f"]({posixpath.relpath(there, posixpath.dirname(place) or '.')}{link[2] or ''})"
 
-    return _LINK.sub(moved, markdown)
+    def both(image: re.Match[str]) -> str:
+        dark = f"{image[2]}-dark{image[3]}"
+        folder = ROOT / posixpath.dirname(source)
+        if not (folder / dark).is_file():
+            return image[0]
+        light = f"{image[1]}({image[2]}{image[3]}#only-light)"
+        return f"{light}\n{image[1]}({dark}#only-dark)"
+
+    return _LINK.sub(moved, _IMAGE.sub(both, markdown))

@@ -1,6 +1,6 @@
 """Logs of every kind, and the failures that users reported, told apart by them.
 
-The log lines of the reports are made up in the formats that docs/protocol.md section 5 documents:
+The log lines of the reports are made up in the formats that docs/log-texts.md documents:
 no real Kata journal was at hand.
 """
 

@@ -1,7 +1,7 @@
 """One archive for an issue: captures, logs, what was found in them, and a list of it all.
 
 Everything is copied, and redacted where that is wanted, into a workspace first. What is packed is
-what was diagnosed, and the same inputs make the same archive, byte for byte. docs/diagnosis.md.
+what was diagnosed, and the same inputs make the same archive, byte for byte. docs/findings.md.
 """
 
 from __future__ import annotations

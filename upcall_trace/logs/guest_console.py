@@ -1,6 +1,6 @@
 """A guest's console: its lines put together into the operations that they are about.
 
-docs/protocol.md section 4 lists the lines. Those of the device manager have no newline in the
+docs/log-texts.md lists the lines. Those of the device manager have no newline in the
 kernel's source, so the last one of a log may be missing: from its absence nothing is concluded.
 One `ConsoleReader` reads one boot after the other of one guest.
 """

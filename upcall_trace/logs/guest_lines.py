@@ -1,7 +1,7 @@
 """The rows of what the guest's kernel says, as its console shows it.
 
 The device manager's lines, but those of PCI and arm, have no newline in the kernel's source: each
-is seen when the next one is printed, and the last is missing. docs/protocol.md section 4.
+is seen when the next one is printed, and the last is missing. docs/log-texts.md.
 """
 
 from __future__ import annotations
