@@ -24,7 +24,7 @@ from .support.memory_recording import (
     record_node,
 )
 from .support.options import parse_notes, target_notes, world_given, world_options
-from .support.recording_options import RunOptions, run_options
+from .support.recording_options import RunOptions, parse_sync, run_options
 from .support.signals import stop_on_signals
 from .support.socket_recording import (
     Keeping,
@@ -126,7 +126,8 @@ def record_command(
         kept |= world_given(world_file, machine, kept)
         policy = OnStoreError(on_store_error)
         span_ns = parse_interval(interval)
-        wish = MemoryWish(span_ns, cpu_share / 100, port, arch, kept, policy, overwrite)
+        sync_s = parse_sync(running["sync"])
+        wish = MemoryWish(span_ns, cpu_share / 100, port, arch, kept, policy, overwrite, sync_s)
         if watch is not None:
             if memory != EVERY:
                 raise WrongUsage("--watch takes every VM of this machine: give --memory alone")

@@ -45,6 +45,7 @@ class ApartRecorder:
         overwrite: bool = False,
         rotation: Rotation | None = None,
         tell: Callable[[str], None] = no_remark,
+        sync_s: float | None = None,
     ) -> None:
         self.path = path
         self.account = RecordingAccount()
@@ -63,7 +64,7 @@ class ApartRecorder:
         self._over = threading.Event()
         self._closed = False
         self._store = CaptureStore(
-            path, begun_now(header), on_error, self.now, tell, overwrite, rotation
+            path, begun_now(header), on_error, self.now, tell, overwrite, rotation, sync_s
         )
         read_end, self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for size in _PIPE_SIZES:

@@ -65,7 +65,10 @@ class NotOurs(UpcallError, OSError):
 
 
 class GrowingCapture:
-    """A capture at `path` that is locked for as long as it grows; raises WrongUsage."""
+    """A capture at `path` that is locked for as long as it grows; raises WrongUsage.
+
+    With `synced`, its name and header are on the disk before anything else is written.
+    """
 
     def __init__(
         self,
@@ -74,13 +77,16 @@ class GrowingCapture:
         overwrite: bool = False,
         *,
         indexing: Callable[[Header], Indexing],
+        synced: bool = False,
     ) -> None:
         self.path = path
         self.header = header
         self._index = indexing(header)
         self._indexed = True
         start = MAGIC + encode(header)
-        self.descriptor = _create(path, start, overwrite)
+        self.descriptor = _create(path, start, overwrite, synced)
+        self.unsynced = not synced
+        """Whether something was written that the disk may not have."""
         self.size = len(start)
         self._end = start[-_COMPARED:]
         self._digest = new_digest()
@@ -168,7 +174,12 @@ class GrowingCapture:
                 break
         else:
             self._segment(ended=True)
+        self.sync()
+
+    def sync(self) -> None:
+        """Wait until the disk has everything; raises OSError."""
         os.fdatasync(self.descriptor)
+        self.unsynced = False
 
     def close(self) -> None:
         """Let go of the file and its lock."""
@@ -214,6 +225,7 @@ class GrowingCapture:
     def _write(self, encoded: bytes) -> None:
         view = memoryview(encoded)
         at = self.size
+        self.unsynced = True
         while view:
             count = os.pwrite(self.descriptor, view, at)
             view = view[count:]
@@ -233,7 +245,7 @@ class GrowingCapture:
             pass  # then readers find the next whole record by its checksum
 
 
-def _create(path: Path, start: bytes, overwrite: bool) -> int:
+def _create(path: Path, start: bytes, overwrite: bool, synced: bool) -> int:
     """A new file that begins with `start`, locked; raises WrongUsage."""
     try:
         _check_free(path, overwrite)
@@ -242,7 +254,11 @@ def _create(path: Path, start: bytes, overwrite: bool) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.write(descriptor, start) != len(start):
                 raise OSError("there is no room for its header")
+            if synced:
+                os.fsync(descriptor)
             _name(Path(name), path.resolve(), replace=path.exists())
+            if synced:
+                _sync_folder(path.resolve().parent)
         except BaseException:
             os.close(descriptor)
             Path(name).unlink(missing_ok=True)
@@ -252,6 +268,14 @@ def _create(path: Path, start: bytes, overwrite: bool) -> int:
     except OSError as error:
         raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
     return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _name(unnamed: Path, path: Path, replace: bool) -> None:

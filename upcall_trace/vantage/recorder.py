@@ -97,7 +97,8 @@ class Recorder:
 
     Times are nanoseconds since `begin`, from a monotonic clock that was tied to the wall clock
     once. With OnStoreError.STOP a failing disk sets `stop`, the event with which its owner ends
-    the recording. `tell` hears, from that thread, what the user should know. Raises WrongUsage.
+    the recording. `tell` hears, from that thread, what the user should know; `sync_s` is as in
+    `CaptureStore`. Raises WrongUsage.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Recorder:
         overwrite: bool = False,
         rotation: Rotation | None = None,
         tell: Callable[[str], None] = no_remark,
+        sync_s: float | None = None,
     ) -> None:
         self.path = path
         self._stop = stop
@@ -119,7 +121,7 @@ class Recorder:
         self._counted: dict[_Way, int] = {}
         self._reopen = False
         self._store = CaptureStore(
-            path, begun_now(header), on_error, self.now, tell, overwrite, rotation
+            path, begun_now(header), on_error, self.now, tell, overwrite, rotation, sync_s
         )
         self._closing = threading.Event()
         self._wake = threading.Event()

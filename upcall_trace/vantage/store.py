@@ -84,7 +84,9 @@ class RecordingAccount:
 class CaptureStore:
     """Files that a recording goes into; `now` is its clock, `tell` hears remarks for the user.
 
-    A `path` that is a directory becomes a ring of files, as `rotation` says. Raises WrongUsage.
+    A `path` that is a directory becomes a ring of files, as `rotation` says. What was written is
+    put on the disk every `sync_s` seconds, 0 for each time and None for the end only. Raises
+    WrongUsage.
     """
 
     def __init__(
@@ -96,8 +98,11 @@ class CaptureStore:
         tell: Callable[[str], None],
         overwrite: bool = False,
         rotation: Rotation | None = None,
+        sync_s: float | None = None,
     ) -> None:
         self.account = RecordingAccount()
+        self._sync_s = sync_s
+        self._synced_s = time.monotonic()
         self._on_error = on_error
         self._now = now
         self._tell = tell
@@ -148,11 +153,23 @@ class CaptureStore:
             self._append(batch)
         else:
             self._look()
+        self._sync()
         self.account.untold = sum(self._missing.values())
         if not self._missing and not self._waiting:
             self.account.written_ns = self._now()
         if self._is_due():
             self.rotate()
+
+    def _sync(self) -> None:
+        if self._sync_s is None or not self._file.unsynced:
+            return
+        if time.monotonic() - self._synced_s < self._sync_s:
+            return
+        try:
+            self._file.sync()
+        except OSError as error:
+            self._failed(error)
+        self._synced_s = time.monotonic()
 
     def catch_up(self, most: int) -> bool:
         """Decode so many of the records that were written; False when there are no more."""
@@ -308,7 +325,9 @@ class CaptureStore:
         self._operations_before += self._file.operations
         if self._ring:
             path = self._part_path()
-        self._file = GrowingCapture(path, self._header, indexing=Indexer)
+        self._file = GrowingCapture(
+            path, self._header, indexing=Indexer, synced=self._sync_s is not None
+        )
         self.account.file, self.account.files = str(path), self.account.files + 1
         self._began_ns = self._now()
         self._messages_before = self.account.messages
@@ -328,7 +347,9 @@ class CaptureStore:
             except OSError as error:
                 raise WrongUsage(f"{self._ring} cannot be made: {error.strerror}") from None
         path = self._part_path() if self._ring else self._path
-        file = GrowingCapture(path, self._header, self._overwrite, indexing=Indexer)
+        file = GrowingCapture(
+            path, self._header, self._overwrite, indexing=Indexer, synced=self._sync_s is not None
+        )
         self.account.file, self.account.files = str(path), self.account.files + 1
         return file
 

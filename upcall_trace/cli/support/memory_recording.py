@@ -42,6 +42,7 @@ class MemoryWish:
     notes: dict[str, str]
     policy: OnStoreError
     overwrite: bool
+    sync_s: float | None = None
 
 
 def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +95,9 @@ def _watch_one(
 ) -> ExitCode:
     notes = {"memory": memory.name} | wish.notes
     header = replace(live_header(SOURCE, wish.arch, wish.port, notes), sandbox=sandbox)
-    recorder = Recorder(output, header, wish.policy, stop, wish.overwrite, tell=tell)
+    recorder = Recorder(
+        output, header, wish.policy, stop, wish.overwrite, tell=tell, sync_s=wish.sync_s
+    )
     watcher = Watcher(memory, recorder, wish.port, wish.interval_ns, wish.share)
     try:
         count = watcher.begin()

@@ -40,6 +40,11 @@ class RunOptions:
     snapshot_on: str
     metrics: Path | None
     log_format: str
+    sync: str
+
+    def sync_s(self) -> float | None:
+        """How often what was written is put on the disk, as `CaptureStore` has it; WrongUsage."""
+        return parse_sync(self.sync)
 
     def rotation(self) -> Rotation | None:
         """The ring that is asked for, None for one file; raises WrongUsage."""
@@ -79,6 +84,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="A socket for orders: other faults, a new file, a snapshot."),
         click.option("--metrics", type=_PATH, metavar="PATH",
                      help="Prometheus metrics on this Unix socket."),
+        click.option("--sync", metavar="WHEN", default="none", show_default=True,
+                     help="How much a loss of power may take: always, a time such as 100ms, or "
+                     "none for what the kernel has not written yet."),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
                      show_default=True, help="How remarks are written to stderr."),
     )):  # fmt: skip
@@ -92,6 +100,16 @@ def parse_size(text: str) -> int:
     if given is None or int(given[1]) == 0:
         raise WrongUsage(f"{text!r} is no size such as 64M or 2G")
     return int(given[1]) << _SIZE_UNITS[given[2]]
+
+
+def parse_sync(text: str) -> float | None:
+    """Seconds between syncs, 0 for `always` and None for `none`; raises WrongUsage."""
+    if text in ("always", "none"):
+        return 0.0 if text == "always" else None
+    try:
+        return parse_time(text)
+    except WrongUsage:
+        raise WrongUsage(f"--sync is always, none, or a time such as 100ms, not {text!r}") from None
 
 
 def parse_time(text: str) -> float:

@@ -79,7 +79,14 @@ def recorded(
     rotation = kept.ways.rotation() if snapshots is None else snapshots.rotation
     path = kept.output if snapshots is None else snapshots.ring
     recorder = ApartRecorder(
-        path, kept.header, kept.policy, stop, kept.overwrite, rotation, sayer.say
+        path,
+        kept.header,
+        kept.policy,
+        stop,
+        kept.overwrite,
+        rotation,
+        sayer.say,
+        kept.ways.sync_s(),
     )
     if snapshots is not None:
         snapshots.say = sayer.say
@@ -244,7 +251,9 @@ class _Life:
         header = replace(kept.header, sandbox=sandbox)
         self.output = _free_name(kept.output, sandbox or path.stem)
         try:
-            self.recorder = Recorder(self.output, header, kept.policy, stop, tell=say)
+            self.recorder = Recorder(
+                self.output, header, kept.policy, stop, tell=say, sync_s=kept.ways.sync_s()
+            )
         except BaseException:
             self.sockets.__exit__()
             raise
