@@ -25,7 +25,18 @@ _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 def traced(log: Path, *command: str | Path) -> list[str | Path]:
     """The command, with its writes, syncs and names written into files that begin with `log`."""
     # One file a process: in one for all of them, calls of different processes cut each other.
-    words = ["strace", "-ff", "-ttt", "-xx", "-y", "-s", "16777216", "-o", log, "-e"]
+    words: list[str | Path] = [
+        "strace",
+        "-ff",
+        "-ttt",
+        "-xx",
+        "-y",
+        "-s",
+        "16777216",
+        "-o",
+        log,
+        "-e",
+    ]
     return [*words, f"trace={_CALLS}", *command]
 
 
