@@ -179,6 +179,12 @@ def indented(records: Iterable[Record]) -> bytes:
     return b"".join(b"    " + line + b"\n" for line in short_iso(records).splitlines())
 
 
+def numbered(records: Iterable[Record]) -> bytes:
+    """As `cat -n` shows it."""
+    lines = enumerate(short(records).splitlines(), 1)
+    return b"".join(b"%6d\t%s\n" % (number, line) for number, line in lines)
+
+
 def no_keys(records: Iterable[Record]) -> bytes:
     """`journalctl -o cat`: nothing says whose a line is."""
     return _lines(records, lambda r: "", "")
@@ -190,6 +196,7 @@ KEYED: Final[dict[str, Callable[[Iterable[Record]], bytes]]] = {
     "pretty": pretty, "sse": sse, "numbers": numbers, "before-3.20": before_3_20,
     "journal-before-3.20": journal_before_3_20, "elastic": elastic, "stackdriver": stackdriver,
     "docker": docker, "cri": cri, "utf-16": utf16, "nuls": nuls, "indented": indented,
+    "numbered": numbered,
     "gzip": lambda r: gzip.compress(json_lines(r)), "xz": lambda r: lzma.compress(json_lines(r)),
     "crlf": lambda r: short_iso(r).replace(b"\n", b"\r\n"),
 }  # fmt: skip

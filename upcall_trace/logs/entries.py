@@ -22,6 +22,8 @@ CONTAINER: Final = re.compile(
     rb"\d{4}-\d\d-\d\dT[0-9:.,]{8,20}(?:Z|[+-]\d\d:?\d\d) (?:stdout|stderr) ([FP]) "
 )
 """What a container's runtime writes before every line; after P the line goes on."""
+_NUMBERED: Final = re.compile(rb"[ \t]{0,16}\d{1,9}\t")
+"""What `cat -n` and an editor's copy write before every line."""
 _CAUSE: Final = re.compile(rb"[ \t]{0,64}(?:\d{1,3}: |Caused by:|\r?\n|$)")
 _FIELD: Final = re.compile(rb"[ \t]{1,64}_{0,2}[A-Z]")
 
@@ -43,6 +45,8 @@ class Finder(Protocol):
 
 def _begins_line(block: bytes, at: int) -> bool:
     """Whether the line at `at` begins an entry: not so for causes, and what is indented."""
+    if numbered := _NUMBERED.match(block, at):
+        at = numbered.end()
     if block.startswith((b"\n", b"\r\n", b"Caused by:"), at):
         return False
     if block[at : at + 1] not in (b" ", b"\t"):
