@@ -254,6 +254,13 @@ def test_a_transcript_cut_at_every_byte_loses_its_last_line_at_most(tmp_path: Pa
         assert opened.complete is not bool(torn)
 
 
+def test_a_mark_of_the_byte_order_before_it_means_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(HEAD + GOOD, encoding="utf-8-sig")
+    with open_source(path) as opened:
+        assert [record for _, record in opened.records()] == [Open(5, 1)]
+
+
 def test_empty_lines_and_a_second_header_mean_nothing(tmp_path: Path) -> None:
     assert lines(tmp_path, "\n", "  \n", HEAD, GOOD, "\r\n") == ([Open(5, 1)], [], True)
 

@@ -7,6 +7,7 @@ of plugins when no format of ours fits. docs/formats.md, docs/plugins.md.
 
 from __future__ import annotations
 
+import codecs
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -75,7 +76,8 @@ def _is_pcap(start: bytes) -> bool:
 
 
 def _is_transcript(start: bytes) -> bool:
-    return start.lstrip()[:1] == b"{" and b'"upcall-transcript"' in start
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    return text.startswith(b"{") and b'"upcall-transcript"' in text
 
 
 FORMATS: Final = (
