@@ -8,17 +8,23 @@ RELEASE := $(VENV)/release/bin
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab supply lock audit torture odd bench docs site captures man wheel pyz image clean
+.PHONY: demo test lint check lab suites supply lock audit torture odd bench docs site captures man wheel pyz image clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check supply lab $(VENV)/node/.installed $(VENV)/site/.installed
+test: lint check supply lab suites $(VENV)/node/.installed $(VENV)/site/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
 lab: $(STAMP)
 	$(BIN)/upcall-trace lab setup --install || echo 'make: the live tests will be skipped'
+
+# tshark of other Debian suites, for the tests of the dissector; nothing is installed.
+suites:
+	for suite in bullseye trixie forky; do \
+	    tools/suite.sh $$suite tshark tshark || echo "make: tests with the tshark of $$suite will be skipped"; \
+	done
 
 # A validator for the HTML report, where npm is; its test is skipped elsewhere.
 $(VENV)/node/.installed: $(STAMP)

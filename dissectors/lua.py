@@ -1,7 +1,7 @@
 """The tables of the Wireshark dissector, written in Lua from the table of the protocol.
 
-`upcall.lua` beside this file is the program; the line that holds `TABLE_MARK` is replaced by what
-`tables()` gives. docs/protocol.md sections 2 and 3.
+`upcall.lua` and `upcall_showing.lua` beside this file are the program; the line that holds
+`TABLE_MARK` is replaced by what `tables()` gives. docs/protocol.md sections 2 and 3.
 """
 
 from __future__ import annotations

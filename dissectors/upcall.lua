@@ -63,6 +63,7 @@ local E = {
     stale = ProtoExpert.new("upcall.stale", "Left over from an earlier reply", expert.group.SEQUENCE, expert.severity.WARN),
     pieces = ProtoExpert.new("upcall.pieces", "The guest takes each piece for a request", expert.group.SEQUENCE, expert.severity.ERROR),
     mismatch = ProtoExpert.new("upcall.mismatch", "The reply does not belong to its request", expert.group.MALFORMED, expert.severity.ERROR),
+    cut = ProtoExpert.new("upcall.cut", "Cut off by the capture's size limit: the rest is not known", expert.group.UNDECODED, expert.severity.WARN),
     service = ProtoExpert.new("upcall.unknown_service", "No known service", expert.group.PROTOCOL, expert.severity.ERROR),
 }
 local experts = {}
@@ -85,6 +86,7 @@ local function signed32(raw, offset)
 end
 
 local function op_name(msg_type)
+    if msg_type == nil then return "of an unknown type" end
     return T.ops[msg_type] or string.format("type_%d", msg_type)
 end
 
@@ -116,20 +118,27 @@ local function is_magic(raw)
     return raw:sub(1, 4) == T.magic_bytes
 end
 
-local function take_requests(conn, payload, start, at_ns, frame, out)
+-- Whether the capture has the four bytes of a message from there on.
+local function knows(message, offset)
+    return offset + 4 <= message.known
+end
+
+-- `length` bytes were sent; of a packet that was cut, `payload` has the first of them.
+local function take_requests(conn, payload, length, start, at_ns, frame, out)
     local size = T.message_size
-    for position = start, #payload - 1, size do
+    for position = start, length - 1, size do
         local piece = payload:sub(position + 1, position + size)
-        local whole = #piece == size
+        local sent = math.min(size, length - position)
+        local whole = sent == size
         local anomalies = {}
         local number = conn.requests
         if whole then
             conn.split = nil
         else
             local fresh = is_magic(piece)
-            if position == start and not fresh and conn.split and conn.split.size + #piece <= size then
+            if position == start and not fresh and conn.split and conn.split.size + sent <= size then
                 anomalies[#anomalies + 1] = "split-request"
-                conn.split.size = conn.split.size + #piece
+                conn.split.size = conn.split.size + sent
                 conn.split.message.anomaly_removed = true
                 if conn.split.size == size then conn.split = nil end
             elseif position > start and not fresh then
@@ -137,17 +146,20 @@ local function take_requests(conn, payload, start, at_ns, frame, out)
                 conn.split = nil
             else
                 anomalies[#anomalies + 1] = "short-request"
-                conn.split = { size = #piece }
+                conn.split = { size = sent }
             end
         end
         conn.buffer = piece .. conn.buffer:sub(#piece + 1)
         local raw = conn.buffer
         local message = {
             what = "request", conn = conn.number, request = number, raw = raw, frame = frame,
-            size = #piece, position = position, at_ns = at_ns, anomalies = anomalies,
-            msg_type = unsigned(raw, T.at.msg_type, 4), magic = is_magic(raw),
+            size = sent, position = position, at_ns = at_ns, anomalies = anomalies,
             msg_size = unsigned(raw, T.at.msg_size, 4),
+            known = #piece < sent and #piece or size,
         }
+        -- What the guest did not get anew is what it had; what the capture lacks is not known.
+        message.magic = message.known < 4 or is_magic(raw)
+        message.msg_type = knows(message, T.at.msg_type) and unsigned(raw, T.at.msg_type, 4) or nil
         message.arch = arch_of(conn, message.msg_size)
         if T.arch_of_size[message.msg_size] and T.cpu_types[message.msg_type] then
             conn.arch = T.arch_of_size[message.msg_size]
@@ -163,12 +175,14 @@ local function take_requests(conn, payload, start, at_ns, frame, out)
     end
 end
 
-local function take_reply(conn, raw, at_ns, frame, span)
+local function take_reply(conn, raw, known, at_ns, frame, span)
     local reply = {
         what = "reply", conn = conn.number, raw = raw, frame = frame, span = span, anomalies = {},
-        msg_type = unsigned(raw, T.at.msg_type, 4), msg_size = unsigned(raw, T.at.msg_size, 4),
-        magic = is_magic(raw), ret = signed32(raw, T.at.ret), arch = conn.arch or T.default_arch,
+        msg_size = unsigned(raw, T.at.msg_size, 4), known = known,
+        magic = known < 4 or is_magic(raw), arch = conn.arch or T.default_arch,
     }
+    reply.msg_type = knows(reply, T.at.msg_type) and unsigned(raw, T.at.msg_type, 4) or nil
+    reply.ret = knows(reply, T.at.ret) and signed32(raw, T.at.ret) or nil
     local asked = conn.open[conn.first]
     if asked then
         conn.open[conn.first] = false
@@ -177,15 +191,18 @@ local function take_reply(conn, raw, at_ns, frame, span)
         asked.reply = reply
         reply.latency_ns = at_ns - asked.at_ns
         local doubts = reply.anomalies
-        if not asked.magic then
+        if reply.ret == nil then
+            -- Nothing can be said of a result that the capture lacks.
+        elseif not asked.magic then
             doubts[1] = reply.ret == 0 and "stale-success" or "stale-error"
         elseif T.pci_types[asked.msg_type] and reply.ret < 0
             and (conn.last_ret == nil or conn.last_ret == reply.ret) then
             doubts[1] = "stale-error"
         end
         local beyond = raw:sub(T.at.reply_load + math.min(reply.msg_size, T.message_size) + 1)
-        if beyond:find("[^%z]") then doubts[#doubts + 1] = "stale-load" end
-        if not reply.magic or reply.msg_type ~= asked.msg_type then
+        if beyond:find("[^\0]") then doubts[#doubts + 1] = "stale-load" end
+        local other = reply.msg_type and asked.msg_type and reply.msg_type ~= asked.msg_type
+        if not reply.magic or other then
             doubts[#doubts + 1] = "reply-mismatch"
         end
     end
@@ -197,48 +214,70 @@ local function is_hello(raw)
     return is_magic(raw) and unsigned(raw, 4, 12) == 0
 end
 
-local function to_guest(conn, payload, at_ns, frame, out)
+local function to_guest(conn, payload, length, at_ns, frame, out)
     local start = 0
     if conn.phase == "middle" then
-        conn.phase = #payload == 1 and "service" or "messages"
+        conn.phase = length == 1 and "service" or "messages"
     end
     if conn.phase == "service" then
         local value = payload:byte(1)
+        if not value then
+            conn.phase = "opaque"
+            return
+        end
         out[#out + 1] = { what = "service", conn = conn.number, value = value, position = 0 }
         conn.phase = T.services[value] and "messages" or "opaque"
         start = 1
     end
     if conn.phase == "messages" then
-        take_requests(conn, payload, start, at_ns, frame, out)
+        take_requests(conn, payload, length, start, at_ns, frame, out)
     end
 end
 
-local function from_guest(conn, payload, at_ns, frame, out)
+local function move_hole(conn, bytes)
+    local hole = conn.hole
+    if not hole then return end
+    hole.first, hole.stop = hole.first - bytes, hole.stop - bytes
+    if hole.stop <= 0 then conn.hole = nil end
+end
+
+local function from_guest(conn, payload, length, at_ns, frame, out)
     if conn.phase == "opaque" then return end
     local size = T.message_size
     local position = -#conn.partial
     local stream = conn.partial .. payload
+    -- Of packets that were cut, `conn.hole` says which bytes of the stream are not known.
+    if length > #payload then
+        local hole = conn.hole or { first = #stream }
+        stream = stream .. string.rep("\0", length - #payload)
+        hole.stop = #stream
+        conn.hole = hole
+    end
     if conn.from_phase == "middle" then
         local at = stream:find(T.magic_bytes, 1, true)
         if not at then
             conn.partial = stream:sub(-3)
+            conn.hole = nil
             return
         end
         stream, position = stream:sub(at), position + at - 1
+        move_hole(conn, at - 1)
     end
     while #stream >= size do
         local raw = stream:sub(1, size)
+        local known = conn.hole and math.max(0, math.min(size, conn.hole.first)) or size
         stream = stream:sub(size + 1)
+        move_hole(conn, size)
         local hello = conn.from_phase == "hello"
             or (conn.from_phase == "middle" and is_hello(raw) and conn.first > #conn.open)
         conn.from_phase = "messages"
         if hello then
             out[#out + 1] = {
                 what = "hello", conn = conn.number, raw = raw, span = position, valid = is_hello(raw),
-                anomalies = {}, msg_type = unsigned(raw, T.at.msg_type, 4),
+                anomalies = {}, msg_type = unsigned(raw, T.at.msg_type, 4), known = known,
             }
         else
-            out[#out + 1] = take_reply(conn, raw, at_ns, frame, position)
+            out[#out + 1] = take_reply(conn, raw, known, at_ns, frame, position)
         end
         position = position + size
     end
@@ -247,7 +286,7 @@ end
 
 -- One packet, the first time it is seen.
 
-local function follow(header, payload, at_ns, frame)
+local function follow(header, payload, length, at_ns, frame)
     local key = header.src .. "-" .. header.dst
     local back = header.dst .. "-" .. header.src
     local conn = connections[key] or connections[back]
@@ -271,11 +310,11 @@ local function follow(header, payload, at_ns, frame)
         connections[key] = conn
     end
     local out = {}
-    if header.op == OP.PAYLOAD and conn.port == upcall.prefs.port and conn.cid ~= HOST_CID and #payload > 0 then
+    if header.op == OP.PAYLOAD and conn.port == upcall.prefs.port and conn.cid ~= HOST_CID and length > 0 then
         if header.dst == conn.server then
-            to_guest(conn, payload, at_ns, frame, out)
+            to_guest(conn, payload, length, at_ns, frame, out)
         else
-            from_guest(conn, payload, at_ns, frame, out)
+            from_guest(conn, payload, length, at_ns, frame, out)
         end
     elseif header.op == OP.DISCONNECT then
         if header.virtio_op ~= VIRTIO_OP.SHUTDOWN then
@@ -284,172 +323,3 @@ local function follow(header, payload, at_ns, frame)
     end
     return out
 end
-
--- Showing.
-
-local function show_fields(tree, rows, view, message)
-    for _, row in ipairs(rows) do
-        if row.count_at then
-            local n = math.min(unsigned(message.raw, row.count_at, row.count_size), row.size)
-            local node = tree:add(F[row.name], view(row.offset, row.size))
-            for index = 0, n - 1 do node:add(G.element, view(row.offset + index, 1)) end
-        elseif row.size > 0 then
-            tree:add_le(F[row.name], view(row.offset, row.size))
-            if row.name == "devfn" then
-                local devfn = unsigned(message.raw, row.offset, 1)
-                tree:add(G.slot, view(row.offset, 1), math.floor(devfn / 8)):set_generated()
-                tree:add(G.func, view(row.offset, 1), devfn % 8):set_generated()
-            end
-        end
-    end
-end
-
-local function result_text(message)
-    local ret = message.ret
-    if ret == 0 then return "ok" end
-    local name = T.errnos[-ret]
-    local meaning = (T.meanings[message.msg_type] or {})[ret] or ""
-    local number = name and string.format("%s (%d)", name, ret) or string.format("ret %d", ret)
-    return meaning == "" and number or number .. " " .. meaning
-end
-
-local function show_anomalies(tree, message)
-    for _, name in ipairs(message.anomalies) do
-        if not (name == "short-request" and message.anomaly_removed) then
-            local item = tree:add(G.anomaly, name)
-            item:set_generated()
-            if name == "bad-magic" then item:add_proto_expert_info(E.magic)
-            elseif name == "reply-mismatch" then item:add_proto_expert_info(E.mismatch)
-            elseif name:find("stale", 1, true) then item:add_proto_expert_info(E.stale)
-            elseif name:find("request", 1, true) then item:add_proto_expert_info(E.pieces)
-            end
-        end
-    end
-end
-
-local function view_of(tvb, offset, message, size, title)
-    -- The bytes of this packet where the message is whole in it, else a view made of its bytes.
-    local position = message.position or message.span
-    if size == T.message_size and position >= 0 and offset + position + size <= tvb:len() then
-        return function(at, length) return tvb(offset + position + at, length) end
-    end
-    local made = ByteArray.new(message.raw, true):tvb(title)
-    return function(at, length) return made(at, length) end
-end
-
-local function show(tvb, offset, pinfo, tree, message)
-    if message.what == "service" then
-        local node = tree:add(upcall, tvb(offset, 1), "Upcall: service byte")
-        node:add(G.conn, message.conn):set_generated()
-        local item = node:add(G.service, tvb(offset, 1))
-        if not T.services[message.value] then item:add_proto_expert_info(E.service) end
-        return "service byte"
-    end
-    local op = op_name(message.msg_type)
-    if message.what == "request" then
-        local view = view_of(tvb, offset, message, message.size, "Request as the guest saw it")
-        local title = string.format("Upcall: request %d.%d %s", message.conn, message.request, op)
-        local node = tree:add(upcall, view(0, T.message_size), title)
-        node:add(G.conn, message.conn):set_generated()
-        node:add(G.request, message.request):set_generated()
-        node:add(G.op, op):set_generated()
-        show_fields(node, T.header, view, message)
-        local loads = T.requests[message.arch] or {}
-        show_fields(node, loads[message.msg_type] or {}, view, message)
-        if not T.handled[message.msg_type] then node:add_proto_expert_info(E.unknown) end
-        show_anomalies(node, message)
-        if message.reply then
-            node:add(G.reply_in, message.reply.frame):set_generated()
-        elseif pinfo.visited then
-            node:add_proto_expert_info(E.unanswered)
-        end
-        return string.format("> %s", op)
-    end
-    local view = view_of(tvb, offset, message, T.message_size, "Reassembled message")
-    if message.what == "hello" then
-        local node = tree:add(upcall, view(0, T.message_size), "Upcall: CONNECT message, the service is ready")
-        node:add(G.conn, message.conn):set_generated()
-        node:add(G.hello, message.valid):set_generated()
-        show_fields(node, T.header, view, message)
-        show_fields(node, T.reply, view, message)
-        return "< connect"
-    end
-    local text = result_text(message)
-    local title = string.format("Upcall: reply to %s.%s %s: %s", message.conn, message.request or "?", op, text)
-    local node = tree:add(upcall, view(0, T.message_size), title)
-    node:add(G.conn, message.conn):set_generated()
-    if message.request then node:add(G.request, message.request):set_generated() end
-    node:add(G.op, op):set_generated()
-    show_fields(node, T.header, view, message)
-    show_fields(node, T.reply, view, message)
-    local arch = message.asked and message.asked.arch or message.arch
-    show_fields(node, (T.replies[arch] or {})[message.msg_type] or {}, view, message)
-    if message.ret < 0 then
-        local name = T.errnos[-message.ret]
-        if name then node:add(G.errno, name):set_generated() end
-        node:add_proto_expert_info(E.failed, text)
-    end
-    node:add(G.meaning, text):set_generated()
-    show_anomalies(node, message)
-    if message.asked then
-        node:add(G.request_in, message.asked.frame):set_generated()
-        node:add(G.latency, message.latency_ns / 1e9):set_generated()
-        node:add(G.latency_ns, UInt64.new(message.latency_ns % 4294967296, math.floor(message.latency_ns / 4294967296))):set_generated()
-        if message.latency_ns > LATE_NS then node:add_proto_expert_info(E.late) end
-    end
-    return string.format("< %s %s", op, text)
-end
-
-local original = DissectorTable.get("wtap_encap"):get_dissector((wtap_encaps or wtap).VSOCK)
-
-local function header_of(tvb)
-    local length = tvb:captured_len()
-    if length < VSOCKMON_SIZE then return nil end
-    local header = {
-        src_cid = tvb(0, 8):le_uint64():tonumber(), dst_cid = tvb(8, 8):le_uint64():tonumber(),
-        src_port = tvb(16, 4):le_uint(), dst_port = tvb(20, 4):le_uint(),
-        op = tvb(24, 2):le_uint(), payload = VSOCKMON_SIZE + tvb(28, 2):le_uint(),
-    }
-    header.src = tvb(0, 8):bytes():tohex() .. ":" .. header.src_port
-    header.dst = tvb(8, 8):bytes():tohex() .. ":" .. header.dst_port
-    header.stop = length
-    if header.payload > length then return nil end
-    if tvb(26, 2):le_uint() == VIRTIO and header.payload >= VSOCKMON_SIZE + VIRTIO_SIZE then
-        header.virtio_op = tvb(62, 2):le_uint()
-        -- A captured packet may be padded: the header says how long its payload is.
-        if header.op == OP.PAYLOAD then
-            header.stop = math.min(length, header.payload + tvb(56, 4):le_uint())
-        end
-    end
-    return header
-end
-
--- Since the first packet: a double holds that to the nanosecond, and not the time since 1970.
-local function nanoseconds(pinfo)
-    return math.floor(pinfo.rel_ts * 1e9 + 0.5)
-end
-
-function upcall.dissector(tvb, pinfo, tree)
-    local captured = tvb(0, tvb:captured_len()):tvb()
-    if original then original:call(captured, pinfo, tree) end
-    local header = header_of(captured)
-    if not header then return end
-    local found = results[pinfo.number]
-    if not found then
-        local payload = ""
-        if header.stop > header.payload then
-            payload = captured:raw(header.payload, header.stop - header.payload)
-        end
-        found = follow(header, payload, nanoseconds(pinfo), pinfo.number)
-        results[pinfo.number] = found
-    end
-    if #found == 0 then return end
-    local words = {}
-    for _, message in ipairs(found) do
-        words[#words + 1] = show(captured, header.payload, pinfo, tree, message)
-    end
-    pinfo.cols.protocol = "UPCALL"
-    pinfo.cols.info = table.concat(words, ", ")
-end
-
-DissectorTable.get("wtap_encap"):add((wtap_encaps or wtap).VSOCK, upcall)

@@ -11,11 +11,12 @@ from dissectors.lua import TABLE_MARK, tables
 from ..user_folders import home, user_folder
 
 FILE_NAME: Final = "upcall.lua"
+_PARTS: Final = (FILE_NAME, "upcall_showing.lua")
 
 
 def dissector() -> str:
-    """The text of the dissector: the program beside the protocol's tables, filled with them."""
-    program = files("dissectors").joinpath(FILE_NAME).read_text("utf-8")
+    """The text of the dissector: both parts of the program, filled with the protocol's tables."""
+    program = "\n".join(files("dissectors").joinpath(part).read_text("utf-8") for part in _PARTS)
     assert TABLE_MARK in program
     return program.replace(TABLE_MARK, tables(), 1)
 
