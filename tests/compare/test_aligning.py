@@ -14,7 +14,8 @@ from dissectors.constants import MessageType
 from dissectors.messages import CpuRequestX86, cpu_request, pci_request
 from tests.replay.modelled import ADD_MEM, Asking, T, disk, overlapping, recorded, script_of
 from tests.support import answer, ask, connect
-from upcall_trace.compare.aligning import Pair, align, matches
+from upcall_trace.compare.aligning import Pair, align
+from upcall_trace.compare.longest import matches
 from upcall_trace.errors import WrongUsage
 from upcall_trace.trace.script import Script
 
@@ -43,9 +44,8 @@ def test_as_many_as_possible_are_paired_in_order() -> None:
 
 
 def test_what_is_far_apart_is_still_paired_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upcall_trace.compare.aligning._FAR", 4)
-    monkeypatch.setattr("upcall_trace.compare.aligning._NEAR", 2)
-    monkeypatch.setattr("upcall_trace.compare.aligning._BUDGET", 20)
+    monkeypatch.setattr("upcall_trace.compare.longest._NEAR", 2)
+    monkeypatch.setattr("upcall_trace.compare.longest._TABLE", 8)
     chance = random.Random(2)
     for _ in range(500):
         a, b = ([chance.randrange(4) for _ in range(chance.randrange(40))] for _ in "ab")

@@ -12,7 +12,7 @@ from ..compare.matchers import Matchers, parse_matcher
 from ..errors import ExitCode, NothingRun
 from ..sources import open_source
 from ..trace.script import Script, read_script
-from ..trace.streams import distinct_connections
+from ..trace.streams import distinct_records
 from .support.files import CAPTURE, open_capture, tell_losses
 from .support.output import out, out_json
 
@@ -62,5 +62,4 @@ def diff_command(
 
 def _read(path: Path) -> Script:
     with open_source(path) as source:
-        records = distinct_connections(record for _, record in source.records())
-        return read_script(source.header, records)
+        return read_script(source.header, distinct_records(path, source))

@@ -7,7 +7,6 @@ that. No IO. docs/diff-edit-minimise.md.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -17,16 +16,11 @@ from dissectors.layouts import DEVICE_MANAGER_TABLE
 
 from ..errors import WrongUsage
 from ..trace.script import Asked, Script
+from .longest import matches
 from .matchers import EVERY, FIELDS, Matchers, MatchRule
 from .replies import Difference, Got, deadlines_missed, differences, request_values
 
 _REQUEST_FIELDS: Final = DEVICE_MANAGER_TABLE.request_fields
-
-_FAR: Final = 2000
-_NEAR: Final = 64
-_BUDGET: Final = 4_000_000
-"""How far apart two recordings may be for the best of all pairings, and how much work goes into
-it; after that it is looked for piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,79 +138,3 @@ def _paired(
         if (x, y) != ends:
             yield a[x], b[y]
         i, j = x + 1, y + 1
-
-
-def matches(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Index pairs of equal numbers, rising in both: the most there are, unless `a` and `b` differ
-    in very many places; then still many."""
-    begin, end = 0, 0
-    shorter = min(len(a), len(b))
-    while begin < shorter and a[begin] == b[begin]:
-        yield begin, begin
-        begin += 1
-    while end < shorter - begin and a[-1 - end] == b[-1 - end]:
-        end += 1
-    i = j = begin
-    stop_a, stop_b = len(a) - end, len(b) - end
-    budget = _BUDGET
-    while i < stop_a and j < stop_b:
-        way = _Way(a[i:stop_a], b[j:stop_b], _FAR if budget > 0 else _NEAR)
-        yield from ((i + x, j + y) for x, y in way.matches())
-        i, j, budget = i + way.x, j + way.y, budget - way.cost
-    yield from ((len(a) - left, len(b) - left) for left in range(end, 0, -1))
-
-
-class _Way:
-    """The way through a table of `a` and `b` with the fewest steps to the side, as Myers finds it.
-
-    After `limit` such steps it ends where it has come furthest: at `x` of `a` and `y` of `b`.
-    """
-
-    def __init__(self, a: Sequence[int], b: Sequence[int], limit: int) -> None:
-        self._fronts: list[array[int]] = []
-        self._ends = size, other = len(a), len(b)
-        self.cost = 0
-        for steps in range(limit + 1):
-            front = array("l", [-1] * (2 * steps + 1))
-            furthest, self.x, self.y = -1, 0, 0
-            for diagonal in range(-min(steps, other), min(steps, size) + 1):
-                if (diagonal + steps) % 2:
-                    continue
-                x = max(self._entries(steps, diagonal)) if steps else 0
-                if x < 0:
-                    continue
-                y = x - diagonal
-                while x < size and y < other and a[x] == b[y]:
-                    x, y = x + 1, y + 1
-                front[diagonal + steps] = x
-                if x + y > furthest:
-                    furthest, self.x, self.y = x + y, x, y
-            self._fronts.append(front)
-            self.cost += steps + 1
-            if (self.x, self.y) == self._ends:
-                return
-
-    def _entries(self, steps: int, diagonal: int) -> tuple[int, int]:
-        """Where one gets onto a diagonal with the last of so many steps: by leaving out one of
-        `a`, or one of `b`; -1 when that cannot be."""
-        front = self._fronts[steps - 1]
-        at = diagonal + steps - 1  # where this diagonal stands in the front before
-        left = front[at - 1] if 0 < at <= len(front) else -1
-        above = front[at + 1] if -1 <= at < len(front) - 1 else -1
-        size, other = self._ends
-        without_a = left + 1 if 0 <= left < size else -1
-        return without_a, above if above - diagonal <= other else -1
-
-    def matches(self) -> Iterator[tuple[int, int]]:
-        """The pairs on the way."""
-        x, y = self.x, self.y
-        runs: list[tuple[int, int]] = []
-        for steps in range(len(self._fronts) - 1, -1, -1):
-            diagonal = x - y
-            entries = self._entries(steps, diagonal) if steps else (0, 0)
-            entry = max(entries)
-            runs += [(n, n - diagonal) for n in range(x - 1, entry - 1, -1)]
-            # Two ways may be as good: what is only in `a` then comes first.
-            x, y = (entry, entry - diagonal - 1) if entries[1] == entry else (
-                entry - 1, entry - diagonal)  # fmt: skip
-        yield from reversed(runs)

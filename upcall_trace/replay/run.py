@@ -29,8 +29,8 @@ from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.filters import Filter
 from ..trace.opening import Capture, capture_of
-from ..trace.script import Act, Asked, Key, Script, read_script
-from ..trace.streams import distinct_connections, with_dependencies
+from ..trace.script import Act, Asked, Key, Script, Scripter
+from ..trace.streams import distinct_records, with_dependencies
 from ..vantage.recorder import Recorder, live_header
 from ..vantage.store import OnStoreError
 from .happening import Happening
@@ -77,14 +77,14 @@ def read_recording(
         session = Session(source.header)
         diagnosis = Diagnosis(source.header, choose(source.header))
         findings = []
-        records = distinct_connections(record for _, record in source.records())
-        for record in records:
-            session.feed(record)
+        scripter = Scripter(session, keep_splits, port)
+        for record in distinct_records(path, source):
+            scripter.take(record, session.feed(record))
             findings += diagnosis.feed(record)
         session.finish()
         findings += diagnosis.finish()
         capture = capture_of(session, source)
-    script = read_script(capture.header, records, keep_splits, port)
+        script = scripter.finish()
     capture.operations.judge = judging(path)
     return Recording(path, capture, script, findings, read_matchers(path, capture.marks, match))
 

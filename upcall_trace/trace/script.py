@@ -25,6 +25,7 @@ from dissectors.events import (
 )
 from dissectors.hvsock import connect_line
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
+from dissectors.slots import positional
 
 from ..capture.records import LEFT_OUT, Begins, Chunk, Close, Gap, Header, How, Open, Record, Vmm
 from .decoding import Session
@@ -96,9 +97,9 @@ class Asked:
     """A request as the guest saw it, and what the recording has as its answer, if any.
 
     `raw` is what the guest's buffer held, bytes of earlier requests included; `size` bytes of it
-    were received for this one. `place` counts the recording's requests from 0. `cut_off` says
-    that the recording does not tell an answer from silence; `watched_ns` is for how long nothing
-    came.
+    were received for this one. `place` counts the recording's requests from 0. Of one without an
+    answer, `cut_off` says that the recording does not tell an answer from silence, and `watched_ns`
+    for how long nothing came.
     """
 
     conn: int
@@ -199,18 +200,37 @@ def read_script(
     A request is one receive of the guest, and one write: a split one stays two. With
     `keep_splits` the writes are the recorded ones, which may hold several requests.
     """
-    scripter = _Scripter(header, keep_splits, header.port if port is None else port)
+    session = Session(header, NoTable())
+    scripter = Scripter(session, keep_splits, port)
     for record in records:
-        scripter.feed(record)
+        scripter.take(record, session.feed(record))
     return scripter.finish()
 
 
 _Message = TypeVar("_Message")
+# Most of a recording is requests and replies: what is made for each is made, and filled in, by its
+# slots. Nobody else has an `Asked` before it is filled in.
+_asked = positional(Asked)
+_send = positional(Send)
+_await = positional(Await)
+_set_reply, _set_reply_raw, _set_latency_ns, _set_cut_off, _set_watched_ns = (
+    getattr(Asked, name).__set__
+    for name in ("reply", "reply_raw", "latency_ns", "cut_off", "watched_ns")
+)
 
 
-class _Scripter:
-    def __init__(self, header: Header, keep_splits: bool, port: int) -> None:
-        self._session = Session(header, NoTable())
+class Scripter:
+    """Makes the script of what a session is fed: `take` each record with its events.
+
+    The other parameters are those of `read_script`.
+    """
+
+    def __init__(
+        self, session: Session, keep_splits: bool = False, port: int | None = None
+    ) -> None:
+        header = session.header
+        port = header.port if port is None else port
+        self._session = session
         self._keep_splits = keep_splits
         self._line = connect_line(port).raw
         self._moved = port != header.port
@@ -218,11 +238,12 @@ class _Scripter:
         self._left_out: dict[int, str] = {}
         self._ended: set[int] = set()
         self._script = Script(replace(header, port=port))
+        self._timed = header.timed
         self._known: dict[bytes, tuple[bytes, Any]] = {}
         """Bytes and message of each of their kind: nearly all requests were sent before."""
 
-    def feed(self, record: Record) -> None:
-        events = self._session.feed(record)
+    def take(self, record: Record, events: Sequence[Event]) -> None:
+        """A record, and what the session took it for."""
         at = self._session.last_ns - (self._session.first_ns or 0)
         match record:
             case Open(conn=conn, begins=begins):
@@ -247,20 +268,23 @@ class _Scripter:
         numbers = {n for event in events if isinstance(event, Lost) for n in event.replies}
         for key, each in asked.items():
             if each.reply is None and (conn == 0 or (key[0] == conn and key[1] in numbers)):
-                asked[key] = replace(each, cut_off=True)
+                _set_cut_off(each, True)
 
     def finish(self) -> Script:
+        """No more records will come."""
         script = self._script
         end_ns = self._session.last_ns - (self._session.first_ns or 0)
         begin_ns = self._session.first_ns or 0
         for key, asked in script.asked.items():
+            if asked.reply is not None:
+                continue
             connection = self._session.connections[asked.conn]
             given_up = connection.gave_up_ns or connection.closed_ns
             watched = (begin_ns + end_ns if given_up is None else given_up) - begin_ns - asked.t_ns
-            if asked.reply is None and given_up is None and watched < SILENCE_NS:
-                script.asked[key] = asked = replace(asked, cut_off=True)
+            if given_up is None and watched < SILENCE_NS:
+                _set_cut_off(asked, True)
                 script.left_out.append(f"the recording ends before {key[0]}.{key[1]} is answered")
-            script.asked[key] = replace(asked, watched_ns=watched)
+            _set_watched_ns(asked, watched)
         for conn, connection in self._session.connections.items():
             elsewhere = connection.port not in (None, self._session.header.port)
             refused = connection.closed_by_guest and not connection.accepted
@@ -320,8 +344,8 @@ class _Scripter:
         steps, asked = self._script.steps, self._script.asked
         begin, number = event.position, event.number
         raw, message = self._once(event.raw, event.message)
-        asked[chunk.conn, number] = Asked(
-            chunk.conn, number, len(asked), at, event.size, message, raw
+        asked[chunk.conn, number] = _asked(
+            chunk.conn, number, len(asked), at, event.size, message, raw, None, b"", None, False, 0
         )
         piece = chunk.data[begin : begin + event.size]
         if piece == raw:
@@ -330,19 +354,17 @@ class _Scripter:
         if self._keep_splits and begin and isinstance(last, Send) and last.requests:
             steps[-1] = replace(last, data=last.data + piece, requests=(*last.requests, number))
         else:
-            steps.append(Send(at, chunk.conn, "request", piece, (number,)))
+            steps.append(_send(at, chunk.conn, "request", piece, (number,)))
 
     def _reply(self, conn: int, event: ReplyReceived, number: int, at: int) -> None:
         asked = self._script.asked.get((conn, number))
         if asked is not None:
             raw, reply = self._once(event.raw, event.message)
-            latency_ns = at - asked.t_ns if self._script.header.timed else None
-            # Not by `replace`, which takes several times as long: nearly every request comes here.
-            self._script.asked[conn, number] = Asked(
-                conn, number, asked.place, asked.t_ns, asked.size, asked.message, asked.raw,
-                reply, raw, latency_ns, asked.cut_off, asked.watched_ns,
-            )  # fmt: skip
-            self._script.steps.append(Await(at, conn, "reply", number))
+            _set_reply(asked, reply)
+            _set_reply_raw(asked, raw)
+            if self._timed:
+                _set_latency_ns(asked, at - asked.t_ns)
+            self._script.steps.append(_await(at, conn, "reply", number))
 
     def _once(self, raw: bytes, message: _Message) -> tuple[bytes, _Message]:
         """The two as they were kept before, if they were."""

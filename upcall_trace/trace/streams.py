@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from dissectors.constants import MESSAGE_SIZE
 
 from ..capture.reader import CaptureReader
 from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Origin, Record, Vmm
-from ..sources import Source
+from ..sources import Source, open_source
 from .filters import Mask
 from .operations import ANOMALY_BIT, Operations
 
@@ -38,20 +39,41 @@ def distinct_connections(records: Iterable[Record]) -> list[Record]:
     Marks stay with the first one of a number.
     """
     kept = list(records)
-    highest = max((getattr(record, "conn", None) or 0 for record in kept), default=0)
+    return list(_distinct(kept, lambda: kept))
+
+
+def distinct_records(path: Path, source: Source) -> Iterator[Record]:
+    """The same of the records of an open source, without holding them; `path` is where it is.
+
+    The file is read a second time when a number is used again: only then it counts which there are.
+    """
+
+    def again() -> Iterator[Record]:
+        with open_source(path) as other:
+            yield from (record for _, record in other.records())
+
+    return _distinct((record for _, record in source.records()), again)
+
+
+def _distinct(
+    records: Iterable[Record], again: Callable[[], Iterable[Record]]
+) -> Iterator[Record]:
+    """`again` gives all of the records once more."""
+    highest: int | None = None
     seen: set[int] = set()
     renamed: dict[int, int] = {}
-    for place, record in enumerate(kept):
+    for record in records:
         conn = getattr(record, "conn", None)
-        if not conn or isinstance(record, (Mark, Header, Origin, End)):
-            continue
-        if isinstance(record, Open) and conn in seen:
-            highest += 1
-            renamed[conn] = highest
-        seen.add(conn)
-        if conn in renamed:
-            kept[place] = dataclasses.replace(record, conn=renamed[conn])
-    return kept
+        if conn and not isinstance(record, (Mark, Header, Origin, End)):
+            if conn in seen and isinstance(record, Open):
+                if highest is None:
+                    highest = max(getattr(each, "conn", None) or 0 for each in again())
+                highest += 1
+                renamed[conn] = highest
+            seen.add(conn)
+            if conn in renamed:
+                record = dataclasses.replace(record, conn=renamed[conn])
+        yield record
 
 
 def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:
