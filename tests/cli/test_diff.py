@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_what_only_one_has_and_what_was_answered_otherwise(pair: tuple[Path, Pat
         "+           1.2  add_mmio 0xd0010000+0x2000 irq=7: ok",
         "1 alike, 2 only in A, 1 only in B, 1 answered otherwise",
     ]
+
+
+def test_a_rule_for_one_operation_is_not_for_others_with_its_answers(tmp_path: Path) -> None:
+    a = file_of(tmp_path / "a.upcap", disk(0), disk(1))
+    b = tmp_path / "b.upcap"
+    write_capture(
+        b, [*connect(1), *(r for n in (0, 1) for r in (
+            ask(disk(n), 10 * n + 5), answer(disk(n), 10 * n + 6, ret=-17)))]
+    )  # fmt: skip
+    told = run("diff", a, b, "--json", "--match", "1.0 ret=any")
+    assert [each["a"]["request"] for each in json.loads(told.out)["differences"]] == [1]
+    told = run("diff", a, b, "--json", "--match", "add_mmio ret=any")
+    assert json.loads(told.out)["differences"] == []
 
 
 def test_the_same_as_an_object(pair: tuple[Path, Path]) -> None:

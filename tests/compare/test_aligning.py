@@ -43,6 +43,18 @@ def test_as_many_as_possible_are_paired_in_order() -> None:
         assert len(found) == longest(a, b), (a, b)
 
 
+def test_the_table_finds_as_many_as_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(5)
+    for _ in range(300):
+        a, b = ([chance.randrange(5) for _ in range(chance.randrange(60))] for _ in "ab")
+        with monkeypatch.context() as only:
+            only.setattr("upcall_trace.compare.longest._NEAR", -1)
+            of_table = list(matches(a, b))
+        assert all(a[x] == b[y] for x, y in of_table)
+        assert all(p[0] < q[0] and p[1] < q[1] for p, q in pairwise(of_table))
+        assert len(of_table) == len(list(matches(a, b))) == longest(a, b), (a, b)
+
+
 def test_what_is_far_apart_is_still_paired_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upcall_trace.compare.longest._NEAR", 2)
     monkeypatch.setattr("upcall_trace.compare.longest._TABLE", 8)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.replay.playing import script_of
-from tests.support import ADD_MEM, DISK, HELLO, answer, ask, connect, golden, small_capture
+from tests.support import (
+    ADD_MEM,
+    DISK,
+    HELLO,
+    answer,
+    ask,
+    connect,
+    golden,
+    small_capture,
+    write_capture,
+)
 from upcall_trace.capture.records import (
     LEFT_OUT,
     Begins,
@@ -19,7 +31,7 @@ from upcall_trace.capture.records import (
 )
 from upcall_trace.sources import open_source
 from upcall_trace.trace.script import Act, Await, Connect, Leave, Script, Send, read_script
-from upcall_trace.trace.streams import distinct_connections
+from upcall_trace.trace.streams import distinct_connections, distinct_records
 
 
 def told(script: Script) -> list[str]:
@@ -138,6 +150,19 @@ def test_a_number_that_is_used_again_is_another_connection() -> None:
     assert {key: asked.reply for key, asked in script.asked.items()} == {
         (1, 0): DISK.reply(), (3, 0): DISK.reply(-17),
     }  # fmt: skip
+
+
+def test_numbers_are_told_apart_without_holding_the_records(tmp_path: Path) -> None:
+    records = [*connect(1), ask(DISK, 1), Close(3, 1, by_guest=False), *connect(2, 4),
+               *connect(1, 5), ask(DISK, 6), Close(7, 1, by_guest=True), *connect(2, 8),
+               ask(DISK, 9, conn=2), *connect(7, 10), *connect(1, 11), ask(DISK, 12)]  # fmt: skip
+    path = write_capture(tmp_path / "again.upcap", records)
+    with open_source(path) as source:
+        streamed = list(distinct_records(path, source))
+    with open_source(path) as source:
+        held = distinct_connections(record for _, record in source.records())
+    assert streamed == held
+    assert {record.conn for record in held if isinstance(record, Open)} == {1, 2, 7, 8, 9, 10}
 
 
 def test_what_no_plan_can_tell_of_is_never_sent() -> None:

@@ -11,10 +11,13 @@ from ..compare.aligning import align
 from ..compare.matchers import Matchers, parse_matcher
 from ..errors import ExitCode, NothingRun
 from ..sources import open_source
-from ..trace.script import Script, read_script
+from ..trace.decoding import Session
+from ..trace.opening import Capture, capture_of
+from ..trace.operations import NoTable
+from ..trace.script import Script, Scripter
 from ..trace.streams import distinct_records
-from .support.files import CAPTURE, open_capture, tell_losses
-from .support.output import out, out_json
+from .support.files import CAPTURE, tell_losses
+from .support.output import out_all, out_json
 
 _COLOURS = {"-": "red", "+": "green", "!": "yellow"}
 
@@ -43,7 +46,7 @@ def diff_command(
     10 s, or what --match says. Bytes that nobody wrote do not count. Ends with 0 without a
     difference, and with 1 when there is one.
     """
-    one, other = _read(a), _read(b)
+    (one, first), (other, second) = _read(a), _read(b)
     rules = Matchers()
     for place, told in map(parse_matcher, matchers):
         rules.add(place, told)
@@ -53,13 +56,17 @@ def diff_command(
     if as_json:
         out_json(diff_object(a, b, conversations))
     else:
-        for line in diff_lines(conversations):
-            out(line, _COLOURS.get(line[0]))
-    lost = max(tell_losses(path, open_capture(path)) for path in (a, b))
+        out_all((line, _COLOURS.get(line[0])) for line in diff_lines(conversations))
+    lost = max(tell_losses(a, first), tell_losses(b, second))
     alike = all(pair.kind == "same" for each in conversations for pair in each.pairs)
     return lost if alike else ExitCode.DIFFERENT
 
 
-def _read(path: Path) -> Script:
+def _read(path: Path) -> tuple[Script, Capture]:
+    """The script of a recording; the capture tells what is missing, and has no operations."""
     with open_source(path) as source:
-        return read_script(source.header, distinct_records(path, source))
+        session = Session(source.header, NoTable())
+        scripter = Scripter(session)
+        for record in distinct_records(path, source):
+            scripter.take(record, session.feed(record))
+        return scripter.finish(), capture_of(session, source)

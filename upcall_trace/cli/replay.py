@@ -30,7 +30,7 @@ from ..trace.script import Asked, Script
 from ..views.messages import reply_text, request_text
 from .support.files import CAPTURE, tell_losses
 from .support.options import given_world, tell_lacking_world, world_options
-from .support.output import SECONDS, has_terminal, out, out_json, say, talk
+from .support.output import SECONDS, has_terminal, out, out_all, out_json, say, talk
 from .support.signals import stop_on_signals
 
 _PATH = click.Path(path_type=Path)
@@ -190,9 +190,10 @@ def _show_plan(replay: Replay, allow: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         out_json(plan_object(replay, allow))
         return
-    for line in plan_lines(replay, allow):
-        refused = line.startswith("refused") or "DANGER" in line
-        out(line, "red" if refused else None)
+    out_all(
+        (line, "red" if line.startswith("refused") or "DANGER" in line else None)
+        for line in plan_lines(replay, allow)
+    )
 
 
 def _learn(replay: Replay, capture: Path, stop: threading.Event) -> ExitCode:

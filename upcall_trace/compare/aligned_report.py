@@ -85,7 +85,7 @@ def counts(conversations: Sequence[Conversation]) -> Counter[str]:
 
 
 def diff_object(a: Path, b: Path, conversations: Sequence[Conversation]) -> dict[str, Any]:
-    """`diff --json`."""
+    """`diff --json`; `differences` is an iterator, for `out_json`."""
     found = counts(conversations)
     return {
         "v": VERSION,
@@ -95,7 +95,7 @@ def diff_object(a: Path, b: Path, conversations: Sequence[Conversation]) -> dict
         "changed": found["changed"],
         "only_a": found["only_a"],
         "only_b": found["only_b"],
-        "differences": [
+        "differences": (
             {
                 "kind": pair.kind,
                 "a": _side(pair.a),
@@ -105,7 +105,7 @@ def diff_object(a: Path, b: Path, conversations: Sequence[Conversation]) -> dict
             for conversation in conversations
             for pair in conversation.pairs
             if pair.kind != "same"
-        ],
+        ),
     }
 
 

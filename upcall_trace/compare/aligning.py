@@ -13,6 +13,7 @@ from itertools import zip_longest
 from typing import Final
 
 from dissectors.layouts import DEVICE_MANAGER_TABLE
+from dissectors.slots import positional
 
 from ..errors import WrongUsage
 from ..trace.script import Asked, Script
@@ -39,6 +40,9 @@ class Pair:
         if self.b is None:
             return "only_a"
         return "changed" if self.differences else "same"
+
+
+_pair = positional(Pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,11 @@ def align(
     allowed.update(matchers or Matchers())
     allowed.add(EVERY, [MatchRule(name, "any") for name in ignored if name in FIELDS])
     dropped = set(ignored).union(*map(_bound_to, ignored))
+    compare = _Comparing(allowed, whole_bytes)
     for one, other in zip_longest(_by_connection(a), _by_connection(b), fillvalue=()):
         pairs = [
-            Pair(x, y, _differences(x, y, allowed, whole_bytes) if x and y else ())
-            for x, y in _paired(one, other, dropped)
+            _pair(x, y, compare(x, y) if x and y else ())
+            for x, y in _paired(one, other, _Numbers(dropped))
         ]
         yield Conversation(one[0].conn if one else None, other[0].conn if other else None, pairs)
 
@@ -92,47 +97,79 @@ def _by_connection(script: Script) -> list[Sequence[Asked]]:
     return [found[conn] for conn in sorted(found)]
 
 
-def _differences(
-    a: Asked, b: Asked, allowed: Matchers, whole_bytes: bool
-) -> tuple[Difference, ...]:
-    here, there = deadlines_missed(a.latency_ns), deadlines_missed(b.latency_ns)
-    timed = a.latency_ns is not None and b.latency_ns is not None
-    otherwise = timed and (here != there or allowed.about_latency)
-    if a.reply_raw == b.reply_raw and not otherwise and (a.raw == b.raw or not whole_bytes):
-        return ()  # nearly all of them
-    came = Got(b.reply, b.reply_raw, b.latency_ns)
-    whole = replace(a, cut_off=False)
-    found = differences(whole, came, allowed, whole_bytes, deadlines=True)
-    if timed and here > there and "latency" not in allowed.of(a):
-        # What was too late is in time now: no failure of a replay, but a difference.
-        found += (Difference("latency", a.latency_ns, b.latency_ns),)
-    if whole_bytes and a.raw != b.raw and not found:
-        at = next(n for n, (x, y) in enumerate(zip(a.raw, b.raw, strict=True)) if x != y)
-        one, other = (f"{raw[at : at + 8].hex(' ')} at {at:#06x}" for raw in (a.raw, b.raw))
-        found = (Difference("request", one, other),)
-    return found
+class _Comparing:
+    """What differs between two answers; the same two answers are compared once, for all who got
+    them."""
+
+    def __init__(self, allowed: Matchers, whole_bytes: bool) -> None:
+        self._allowed = allowed
+        self._whole_bytes = whole_bytes
+        self._known: dict[tuple[object, ...], tuple[Difference, ...]] = {}
+        # Of one operation alone, or of times: then every pair is another case.
+        self._alone = allowed.about_latency or allowed.about_single or whole_bytes
+
+    def __call__(self, a: Asked, b: Asked) -> tuple[Difference, ...]:
+        timed = a.latency_ns is not None and b.latency_ns is not None
+        here, there = 0, 0
+        if timed:
+            here, there = deadlines_missed(a.latency_ns), deadlines_missed(b.latency_ns)
+        if here != there or self._alone:
+            return self._looked_at(a, b, here, there, timed)
+        if a.reply_raw == b.reply_raw:
+            return ()  # nearly all of them
+        # A script has one object for all replies of the same bytes and meaning.
+        about = (a.message.op, id(a.reply), id(b.reply))
+        found = self._known.get(about)
+        if found is None:
+            found = self._known[about] = self._looked_at(a, b, here, there, timed)
+        return found
+
+    def _looked_at(
+        self, a: Asked, b: Asked, here: int, there: int, timed: bool
+    ) -> tuple[Difference, ...]:
+        allowed, whole_bytes = self._allowed, self._whole_bytes
+        otherwise = timed and (here != there or allowed.about_latency)
+        if a.reply_raw == b.reply_raw and not otherwise and (a.raw == b.raw or not whole_bytes):
+            return ()
+        came = Got(b.reply, b.reply_raw, b.latency_ns)
+        whole = replace(a, cut_off=False)
+        found = differences(whole, came, allowed, whole_bytes, deadlines=True)
+        if timed and here > there and "latency" not in allowed.of(a):
+            # What was too late is in time now: no failure of a replay, but a difference.
+            found += (Difference("latency", a.latency_ns, b.latency_ns),)
+        if whole_bytes and a.raw != b.raw and not found:
+            at = next(n for n, (x, y) in enumerate(zip(a.raw, b.raw, strict=True)) if x != y)
+            one, other = (f"{raw[at : at + 8].hex(' ')} at {at:#06x}" for raw in (a.raw, b.raw))
+            found = (Difference("request", one, other),)
+        return found
+
+
+class _Numbers:
+    """A number for each request, equal for those that are the same but for what was dropped."""
+
+    def __init__(self, dropped: Collection[str]) -> None:
+        self._dropped = dropped
+        self._by_values: dict[Hashable, int] = {}
+        self._by_bytes: dict[tuple[str, bytes], int] = {}
+
+    def of(self, asked: Asked) -> int:
+        """The number of a request."""
+        about = (asked.message.op, asked.raw)
+        known = self._by_bytes.get(about)
+        if known is None:
+            told = request_values(asked.message).items()
+            kept = tuple((name, str(value)) for name, value in told if name not in self._dropped)
+            known = self._by_values.setdefault((asked.message.op, kept), len(self._by_values))
+            self._by_bytes[about] = known
+        return known
 
 
 def _paired(
-    a: Sequence[Asked], b: Sequence[Asked], dropped: Collection[str]
+    a: Sequence[Asked], b: Sequence[Asked], number: _Numbers
 ) -> Iterator[tuple[Asked | None, Asked | None]]:
-    numbers: dict[Hashable, int] = {}
-    by_bytes: dict[bytes, int] = {}
-
-    def number(asked: Asked) -> int:
-        known = by_bytes.get(asked.raw)
-        if known is None:
-            known = by_bytes[asked.raw] = number_of(asked)
-        return known
-
-    def number_of(asked: Asked) -> int:
-        told = request_values(asked.message).items()
-        kept = tuple((name, str(value)) for name, value in told if name not in dropped)
-        return numbers.setdefault((asked.message.op, kept), len(numbers))
-
     i = j = 0
     ends = (len(a), len(b))
-    for x, y in (*matches([number(r) for r in a], [number(r) for r in b]), ends):
+    for x, y in (*matches(list(map(number.of, a)), list(map(number.of, b))), ends):
         yield from ((left, None) for left in a[i:x])
         yield from ((None, right) for right in b[j:y])
         if (x, y) != ends:

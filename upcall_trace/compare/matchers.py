@@ -187,6 +187,11 @@ class Matchers:
         """Whether a rule says something of times."""
         return any("latency" in rules for rules in self._rules.values())
 
+    @property
+    def about_single(self) -> bool:
+        """Whether a rule is for one operation alone."""
+        return any(_KEY.fullmatch(place) for place in self._rules)
+
     def add(self, place: str, rules: Iterable[MatchRule]) -> None:
         """More rules for a place; they replace those of the same field there."""
         self._rules.setdefault(place, {}).update({rule.field: rule for rule in rules})

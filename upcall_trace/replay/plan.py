@@ -106,28 +106,31 @@ def make_plan(
         for step in script.steps:
             for rehearsed in rehearsal.take(step, script.asked):
                 asked = rehearsed.asked
-                found = predicted.setdefault(asked.key, [])
-                found += _dangers(rehearsed)
+                key = asked.key
+                found = _dangers(rehearsed)
                 if hidden and _removes_unknown(asked, added):
                     found.append(codes.CHANNEL_REMOVED)
+                if found:
+                    predicted.setdefault(key, []).extend(found)
                 if number == 0:
-                    plan.rehearsed[asked.key] = rehearsed
+                    plan.rehearsed[key] = rehearsed
                 if _has_added(asked):
                     added.add(thing_of(asked.message))
     for finding in recorded:
         key = (finding.conn or 0, finding.request or 0)
-        if finding.code not in DANGERS or key not in predicted or script.asked[key].cut_off:
+        if finding.code not in DANGERS or key not in plan.rehearsed or script.asked[key].cut_off:
             continue
-        if (
-            not finding.inferred or not predicted[key]
-        ):  # of possible ones the first is the likeliest
-            predicted[key].append(finding.code)
-    for key, found in predicted.items():
+        if not finding.inferred or key not in predicted:  # of possible ones the first is likeliest
+            predicted.setdefault(key, []).append(finding.code)
+    for key in plan.rehearsed if predicted else ():
+        found = predicted.get(key, [])
         plan.dangers += [Danger(code, DANGERS[code], key) for code in dict.fromkeys(found)]
     return plan
 
 
 def _dangers(rehearsed: Rehearsed) -> list[str]:
+    if not rehearsed.codes:
+        return []
     lasts = rehearsed.fate in _LASTING
     return [
         code

@@ -57,7 +57,9 @@ def plan_lines(replay: Replay, allowed: Collection[str]) -> Iterator[str]:
         how = "" if target.control else "; without --control it is not"
         yield f"on the VMM's side: {safe(action)}{how}"
     otherwise = sum(
-        values(each.reply) != values(each.asked.reply) and not each.asked.cut_off
+        each.reply != each.asked.reply
+        and not each.asked.cut_off
+        and values(each.reply) != values(each.asked.reply)
         for each in plan.rehearsed.values()
     )
     if otherwise:
@@ -86,7 +88,9 @@ def _step_lines(rehearsed: Rehearsed, width: int, dangers: list[Danger]) -> Iter
     recorded = reply_text(asked.message, asked.reply)
     if asked.cut_off:
         recorded = "not recorded"
-    predicted = _predicted(rehearsed)
+    alike = rehearsed.reply is not None and rehearsed.reply == asked.reply
+    alike = alike and not (asked.cut_off or rehearsed.delay_ns)
+    predicted = recorded if alike else _predicted(rehearsed)
     indent = " " * (width + 4)
     if recorded == predicted:
         yield f"{indent}recorded and predicted: {safe(recorded)}"
@@ -113,11 +117,11 @@ def _predicted(rehearsed: Rehearsed) -> str:
 
 
 def plan_object(replay: Replay, allowed: Collection[str]) -> dict[str, Any]:
-    """`replay --json` without `--live`."""
+    """`replay --json` without `--live`; `plan` is an iterator, for `out_json`."""
     plan = replay.plan
     return {
         "v": VERSION,
-        "plan": [_step_object(rehearsed) for rehearsed in plan.rehearsed.values()],
+        "plan": map(_step_object, plan.rehearsed.values()),
         "target": _target_object(replay.target),
         "rebased": list(replay.rebase.told()) if replay.rebase else [],
         "left_out": replay.script.left_out,

@@ -29,6 +29,7 @@ from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.filters import Filter
 from ..trace.opening import Capture, capture_of
+from ..trace.operations import OperationTable
 from ..trace.script import Act, Asked, Key, Script, Scripter
 from ..trace.streams import distinct_records, with_dependencies
 from ..vantage.recorder import Recorder, live_header
@@ -74,13 +75,18 @@ def read_recording(
     without an answer it is the one that the header notes.
     """
     with open_source(path) as source:
-        session = Session(source.header)
-        diagnosis = Diagnosis(source.header, choose(source.header))
-        findings = []
+        diagnosis = Diagnosis(source.header, choose(source.header), table=OperationTable())
+        session, findings = diagnosis.session, []
+        shared = session.header == source.header  # a world may be of another architecture
+        if not shared:
+            session = Session(source.header)
         scripter = Scripter(session, keep_splits, port)
         for record in distinct_records(path, source):
-            scripter.take(record, session.feed(record))
             findings += diagnosis.feed(record)
+            if shared and not isinstance(record, (Mark, End)):
+                scripter.take(record, diagnosis.events)
+            else:  # a diagnosis leaves these out
+                scripter.take(record, session.feed(record))
         session.finish()
         findings += diagnosis.finish()
         capture = capture_of(session, source)

@@ -14,6 +14,7 @@ from dissectors.messages import (
     PciRequest,
 )
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
+from dissectors.slots import positional
 
 from .. import codes
 from ..codes import Code
@@ -42,17 +43,25 @@ class Rehearsed:
     delay_ns: int = 0
 
 
+_rehearsed = positional(Rehearsed)
+
+
 class Rehearsal:
     """A guest in its world; `take` the steps of a script in their order."""
 
     def __init__(self, world: World) -> None:
         self.guest = Guest(world)
         self._connections: dict[int, ServiceThread | None] = {}
+        self._things: _Things | None = None
+        """What the guest has after the last request; None when others may have changed it."""
+        self._replies: dict[tuple[bytes, type], tuple[bytes, ServiceReply]] = {}
+        """Nearly all replies were given before: they are decoded, and kept, once."""
 
     def take(self, step: Step, asked: Mapping[Key, Asked]) -> Iterator[Rehearsed]:
         """What comes of a step; only sends with requests come to anything."""
         if isinstance(step, Act):
             carry_out(self.guest, step.action)
+            self._things = None
         elif isinstance(step, Send) and step.what == "service":
             connection = self.guest.connect()
             known = connection.service(step.data[0]) is not None
@@ -66,22 +75,30 @@ class Rehearsal:
         connection = self._connections.get(asked.conn)
         if connection is None:  # another service's, or nobody listens
             return Rehearsed(asked, None, b"", Fate.CUT_OFF)
-        before = _Things(self.guest)
+        before = self._things or _Things(self.guest)
         outcome = connection.receive(piece)
-        raw = outcome.reply or b""
-        reply = None
+        raw, reply = b"", None
         if outcome.reply is not None:
-            arch = self.guest.world.arch
-            reply = DEVICE_MANAGER.decode_reply(raw, arch, asked.message)
-        changes, undo = before.until(_Things(self.guest), self.guest)
+            raw, reply = self._reply(outcome.reply, asked)
+        self._things = _Things(self.guest)
+        changes, undo = before.until(self._things, self.guest)
         lost = codes.CPU_LOST_ITS_ID in outcome.causes
         if lost:
             changes = (*changes, "a CPU loses its APIC id")
         alive = outcome.fate is Fate.ANSWERED and not lost
-        return Rehearsed(
+        rehearsed: Rehearsed = _rehearsed(
             asked, reply, raw, outcome.fate, outcome.causes, changes, undo if alive else None,
             outcome.delay_ns,
         )  # fmt: skip
+        return rehearsed
+
+    def _reply(self, raw: bytes, asked: Asked) -> tuple[bytes, ServiceReply]:
+        about = (raw, type(asked.message))
+        known = self._replies.get(about)
+        if known is None:
+            reply = DEVICE_MANAGER.decode_reply(raw, self.guest.world.arch, asked.message)
+            known = self._replies[about] = raw, reply
+        return known
 
 
 class _Things:
@@ -89,7 +106,7 @@ class _Things:
 
     def __init__(self, guest: Guest) -> None:
         self.cpus = frozenset(guest.cpus.online)
-        self.ids = tuple(guest.cpus.online_ids())
+        self.ids = guest.cpus.online_ids()
         self.windows = frozenset(guest.windows)
         self.pci = frozenset(guest.pci)
 
@@ -99,9 +116,11 @@ class _Things:
             return (), ()
         changes: list[str] = []
         undo: list[str] = []
-        up, down = set(after.ids) - set(self.ids), set(self.ids) - set(after.ids)
+        one, other = set(self.ids), set(after.ids)
         counted = guest.world.arch.value == "aarch64"
-        for ids, word, name in ((up, "comes up", "del-cpu"), (down, "goes", "add-cpu")):
+        for ids, word, name in (
+            (other - one, "comes up", "del-cpu"), (one - other, "goes", "add-cpu"),
+        ):  # fmt: skip
             changes += [f"CPU {cpu} {word}" for cpu in sorted(ids)]
             if ids:
                 # The highest first: the order in which no kernel loses one on the way.

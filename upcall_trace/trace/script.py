@@ -245,14 +245,15 @@ class Scripter:
     def take(self, record: Record, events: Sequence[Event]) -> None:
         """A record, and what the session took it for."""
         at = self._session.last_ns - (self._session.first_ns or 0)
+        if isinstance(record, Chunk):
+            if record.conn not in self._opened:
+                self._open(record.conn, Begins.MIDDLE, at)
+            self._chunk(record, events, at)
+            return
         match record:
             case Open(conn=conn, begins=begins):
                 self._opened.discard(conn)
                 self._open(conn, begins, at)
-            case Chunk(conn=conn):
-                if conn not in self._opened:
-                    self._open(conn, Begins.MIDDLE, at)
-                self._chunk(record, events, at)
             case Close(conn=conn) if conn in self._opened and conn not in self._ended:
                 self._close(record, events, at)
             case Vmm(action=action):
@@ -318,6 +319,10 @@ class Scripter:
         steps, conn = self._script.steps, chunk.conn
         for event in events:
             match event:
+                case RequestReceived():
+                    self._request(chunk, event, at)
+                case ReplyReceived(number=int(number)):
+                    self._reply(conn, event, number, at)
                 case ConnectLine(raw=raw, port=port):
                     moved = self._moved and port == self._session.header.port
                     steps.append(Send(at, conn, "line", self._line if moved else raw))
@@ -330,10 +335,6 @@ class Scripter:
                 case Hello(valid=valid):
                     self._script.greetings[conn] = valid
                     steps.append(Await(at, conn, "hello"))
-                case RequestReceived():
-                    self._request(chunk, event, at)
-                case ReplyReceived(number=int(number)):
-                    self._reply(conn, event, number, at)
                 case Opaque(to_guest=True):  # no plan could tell what they do
                     told = f"connection {conn}: bytes without a meaning are not sent"
                     ours = self._session.connections[conn].port == self._session.header.port

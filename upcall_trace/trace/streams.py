@@ -9,7 +9,7 @@ from pathlib import Path
 from dissectors.constants import MESSAGE_SIZE
 
 from ..capture.reader import CaptureReader
-from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Origin, Record, Vmm
+from ..capture.records import DAMAGED, Chunk, End, Gap, Header, Mark, Open, Origin, Record, Vmm
 from ..sources import Source, open_source
 from .filters import Mask
 from .operations import ANOMALY_BIT, Operations
@@ -55,14 +55,16 @@ def distinct_records(path: Path, source: Source) -> Iterator[Record]:
     return _distinct((record for _, record in source.records()), again)
 
 
-def _distinct(
-    records: Iterable[Record], again: Callable[[], Iterable[Record]]
-) -> Iterator[Record]:
+def _distinct(records: Iterable[Record], again: Callable[[], Iterable[Record]]) -> Iterator[Record]:
     """`again` gives all of the records once more."""
     highest: int | None = None
     seen: set[int] = set()
     renamed: dict[int, int] = {}
     for record in records:
+        if isinstance(record, Chunk) and not renamed:  # nearly every record
+            seen.add(record.conn)
+            yield record
+            continue
         conn = getattr(record, "conn", None)
         if conn and not isinstance(record, (Mark, Header, Origin, End)):
             if conn in seen and isinstance(record, Open):

@@ -6,8 +6,9 @@ import json
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import click
@@ -29,6 +30,8 @@ class _Seconds(click.FloatRange):
 
 
 _YEAR_S = 31_536_000.0
+_AT_ONCE = 512
+"""Items of a list that are written at once."""
 _PATIENCE_MS = 500
 """How long a remark waits for somebody to read the ones before it."""
 SECONDS = _Seconds()
@@ -43,9 +46,38 @@ def out(text: str, colour: str | None = None) -> None:
         click.secho(safe(line), fg=colour, color=None if _colour_allowed() else False)
 
 
+def out_all(lines: Iterable[tuple[str, str | None]]) -> None:
+    """Very many lines of data, each with its colour, written some at a time."""
+    allowed = None if _colour_allowed() else False
+    them = iter(lines)
+    while some := list(islice(them, _AT_ONCE)):
+        told = (
+            click.style(safe(line), fg=colour) if colour else safe(line) for line, colour in some
+        )
+        click.echo("\n".join(told), color=allowed)
+
+
 def out_json(value: Any) -> None:
-    """One JSON value on one line, in ASCII."""
-    click.echo(json.dumps(value))
+    """One JSON value on one line, in ASCII.
+
+    An object may have iterators in the place of lists: their items are made while they are written.
+    """
+    if not isinstance(value, dict) or not any(isinstance(v, Iterator) for v in value.values()):
+        click.echo(json.dumps(value))
+        return
+    lead = "{"
+    for name, part in value.items():
+        click.echo(f"{lead}{json.dumps(name)}: ", nl=False)
+        lead = ", "
+        if not isinstance(part, Iterator):
+            click.echo(json.dumps(part), nl=False)
+            continue
+        between = "["
+        while some := list(islice(part, _AT_ONCE)):
+            click.echo(between + json.dumps(some)[1:-1], nl=False)
+            between = ", "
+        click.echo("[]" if between == "[" else "]", nl=False)
+    click.echo("}")
 
 
 def talk(text: str) -> None:
