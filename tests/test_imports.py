@@ -259,9 +259,9 @@ def test_the_terminal_interface_reaches_no_socket() -> None:
     assert not {"socket", "socketserver", "upcall_trace.sockets.addresses"} & used
 
 
-def loaded(code: str) -> set[str]:
-    """The packages that a fresh Python has loaded after running `code`."""
-    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+def loaded(code: str, part: str = "name.partition('.')[0]") -> set[str]:
+    """The packages that a fresh Python has loaded after running `code`, or what of their names."""
+    report = f"import sys; print(*{{{part} for name in sys.modules}}, file=sys.stderr)"
     ended = subprocess.run(
         [sys.executable, "-c", f"try:\n    {code}\nexcept SystemExit:\n    pass\n{report}"],
         cwd=ROOT,
@@ -281,6 +281,15 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     packages = loaded(f"from upcall_trace.cli import main; main({arguments})")
     assert {"click", "upcall_trace"} <= packages
     assert not packages & HEAVY
+
+
+@pytest.mark.parametrize("command", ["show", "info", "diagnose"])
+def test_what_reads_logs_is_loaded_where_a_log_is_given(command: str) -> None:
+    arguments = [command, str(ROOT / "captures" / "cpu_lifecycle.upcap")]
+    modules = loaded(f"from upcall_trace.cli import main; main({arguments})", "name")
+    assert "upcall_trace.trace.opening" in modules
+    assert not modules & {"re2", "upcall_trace.logs.table", "upcall_trace.diagnose.log_inputs"}
+    assert ("upcall_trace.diagnose.engine" in modules) == (command == "diagnose")
 
 
 def test_the_decoder_loads_nothing_but_itself() -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -40,6 +45,7 @@ class Asking:
     def __init__(self, path: Path, pause_s: float = 0) -> None:
         self.answered: list[float] = []
         self.slowest_s = 0.0
+        self.cut_off: float | None = None
         self._path = path
         self._pause_s = pause_s
         self.stop = threading.Event()
@@ -57,22 +63,27 @@ class Asking:
                     self.slowest_s = max(self.slowest_s, self.answered[-1] - begun)
                     time.sleep(self._pause_s)
         except OSError:
-            return
+            self.cut_off = time.monotonic()
+
+    @property
+    def goes_on(self) -> bool:
+        return self._thread.is_alive()
 
     def join(self) -> None:
         self.stop.set()
         self._thread.join(40)
 
 
-def traced(directory: Path, *inject: str) -> subprocess.Popen[bytes]:
+def traced(directory: Path, *inject: str, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     traces = ",".join(what.partition(":")[0] for what in inject)
     injections = [word for what in inject for word in ("-e", f"inject={what}")]
     process = subprocess.Popen(
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={traces}", *injections, *COMMAND,
-         "--listen", directory / "p", "--upstream", directory / "vmm", "-o", directory / "c.upcap"],
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={traces}", *injections, *within,
+         *COMMAND, "--listen", directory / "p", "--upstream", directory / "vmm",
+         "-o", directory / "c.upcap"],
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 20
+    until = time.monotonic() + 30
     while not (directory / "p").exists() and process.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -103,7 +114,6 @@ def is_running(pid: int) -> bool:
 
 def whole_until(directory: Path, asking: Asking, killed: float) -> None:
     """Everything that was answered a window before the kill is in the capture, or beside it."""
-    time.sleep(0.3)
     asked, replies = set(), 0
     for path in sorted(directory.glob("*.upcap")):
         with CaptureReader(path) as reader:
@@ -117,34 +127,83 @@ def whole_until(directory: Path, asking: Asking, killed: float) -> None:
     assert replies >= len(due)
 
 
-def kill_at(directory: Path, point: str, number: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Whom, and at which call of which kind of its calls to the system."""
+
+    victim: Victim
+    call: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.victim.name.lower()}-{self.call}-{self.number}"
+
+
+class Victim(Enum):
+    """A process of the recorder, or both; with the calls that such a process makes."""
+
+    PATH = ("epoll_wait", "recvfrom", "sendto", "write")
+    WRITER = ("pwrite64", "pread64", "ioctl")
+    BOTH = ("epoll_wait", "recvfrom", "sendto")
+
+
+def kill_at(directory: Path, kill: Kill) -> None:
+    # All of a PID namespace dies in the moment in which its first process does.
+    within = ["unshare", "--pid", "--fork"] if kill.victim is Victim.BOTH else []
     with Vmm(directory / "vmm"):
-        process = traced(directory, f"{point}:signal=KILL:when={number}")
+        process = traced(directory, f"{kill.call}:signal=KILL:when={kill.number}", within=within)
         if process.poll() is not None:
             return  # killed before it listened: nothing was acknowledged
         asking = Asking(directory / "p")
-        until = time.monotonic() + 3
-        while process.poll() is None and time.monotonic() < until and asking._thread.is_alive():
+        until = time.monotonic() + 5
+        while (
+            time.monotonic() < until and asking.goes_on and not (directory / "c.1.upcap").exists()
+        ):
             time.sleep(0.01)
-        killed = time.monotonic()
+        if kill.victim is Victim.WRITER:
+            time.sleep(WINDOW_S)  # some more, for the other process alone
+        killed = asking.cut_off or time.monotonic()
         asking.join()
         if process.poll() is None:
             end(process)
     whole_until(directory, asking, killed)
 
 
-@pytest.mark.parametrize(("point", "number"), [("pwrite64", 9), ("write", 40), ("epoll_wait", 90)])
-def test_a_kill_loses_nothing_that_was_acknowledged_before(
-    tmp_path: Path, point: str, number: int
-) -> None:
-    kill_at(tmp_path, point, number)
+@pytest.mark.parametrize(
+    "kill",
+    [
+        Kill(Victim.WRITER, "pwrite64", 9), Kill(Victim.PATH, "sendto", 40),
+        Kill(Victim.BOTH, "epoll_wait", 190),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_kill_loses_nothing_that_was_acknowledged_before(tmp_path: Path, kill: Kill) -> None:
+    kill_at(tmp_path, kill)
+
+
+SEED = int(os.environ.get("UPCALL_TRACE_SEED", "16"))
+
+
+def kills(count: int) -> Iterator[Kill]:
+    """As many as wanted, all kinds of calls in turn; the same ones for the same seed."""
+    chance = random.Random(SEED)
+    kinds = [(victim, call) for victim in Victim for call in victim.value]
+    for number in range(count):
+        yield Kill(*kinds[number % len(kinds)], chance.randint(3, 800))
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("number", range(1, 201))
-def test_two_hundred_kill_points(tmp_path: Path, number: int) -> None:
-    points = ("pwrite64", "write", "epoll_wait", "sendto")
-    kill_at(tmp_path, points[number % 4], 3 + number * 2)
+@pytest.mark.parametrize("busy", [0, 2])
+@pytest.mark.parametrize("kill", list(kills(200)), ids=str)
+def test_two_hundred_kill_points(tmp_path: Path, kill: Kill, busy: int) -> None:
+    """Alone, and beside programs that want both processors."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    try:
+        kill_at(tmp_path, kill)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EROFS"])

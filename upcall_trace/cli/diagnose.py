@@ -10,23 +10,14 @@ import click
 
 from ..codes import Severity
 from ..diagnose.choosing import FindingChoice, choose
-from ..diagnose.code_quality import as_gitlab, as_sarif
 from ..diagnose.finding import Finding
 from ..diagnose.headline import rfc3339, short
-from ..diagnose.log_inputs import LogInput, Logs, Span, nothing_understood, read_logs
 from ..diagnose.report import as_text, in_full
-from ..diagnose.report_formats import (
-    as_github,
-    as_json,
-    as_junit,
-    as_markdown,
-    finding_object,
-)
 from ..diagnose.run import Diagnosed, diagnose, diagnose_logs, follow
+from ..diagnose.told_by_logs import LogInput, Logs, Span
 from ..errors import ExitCode, NothingRun, UnreadableInput, WrongUsage
 from ..kernel.world import World
 from ..sources.spooled import SpooledPath, plain
-from .support.explaining import code_words, explain
 from .support.files import CAPTURE, tell_damage
 from .support.inputs import by_kind, sandboxes
 from .support.options import Named, given_world, vmm_option, world_options
@@ -36,6 +27,12 @@ from .support.times import WallMoment, span_options
 _FORMATS = ("text", "json", "markdown", "junit", "github", "gitlab", "sarif")
 _SEVERITIES = [severity.word for severity in Severity]
 _GUESTS_TOLD = 5
+
+
+def _code_words() -> Iterable[str]:
+    from .support.explaining import code_words
+
+    return code_words()
 
 
 @click.command("diagnose")
@@ -99,7 +96,7 @@ _GUESTS_TOLD = 5
 @click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
 @click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they come.")
 @click.option(
-    "--explain", "word", type=Named("CODE", code_words), help="Show a code's page instead."
+    "--explain", "word", type=Named("CODE", _code_words), help="Show a code's page instead."
 )
 def diagnose_command(
     files: tuple[Path, ...],
@@ -133,6 +130,8 @@ def diagnose_command(
     findings say "possibly".
     """
     if word is not None:
+        from .support.explaining import explain
+
         explain(word)
         return ExitCode.EXPECTED
     form = "json" if as_json_too else form
@@ -155,7 +154,7 @@ def diagnose_command(
     if as_it_grows:
         if len(captures) != 1 or form not in ("text", "json"):
             raise WrongUsage("--follow takes one capture, and tells it as text or JSON lines")
-        logs = read_logs(console, vmm_log, found, sandbox=sandbox, span=span)
+        logs = _read(console, vmm_log, found, sandbox, span)
         findings = follow(captures[0], world, vmm == "dragonball", logs)
         return _follow(findings, form == "json", everything, choice, fail_on)
     logs = _read(console, vmm_log, found, sandbox, span)
@@ -184,6 +183,10 @@ def _read(
     span: Span,
 ) -> Logs:
     paths = dict.fromkeys([*console, *vmm_log, *found])
+    if not paths and sandbox is None:
+        return Logs()
+    from ..diagnose.log_inputs import read_logs  # who gives none waits for nothing of it
+
     size = sum(path.stat().st_size for path in paths if path.is_file())
     name = paths and next(iter(paths)).name
     with progress(f"reading {name}", size) as report:
@@ -224,7 +227,11 @@ def _read_line(told: LogInput) -> str:
 def _nothing(logs: Logs, diagnosed: Sequence[Diagnosed]) -> NothingRun | None:
     """Why nothing can be said, where nothing concerned upcall."""
     told = [f for each in diagnosed for f in each.findings if f.severity > Severity.NOTE]
-    return None if told or logs.concerns_upcall else nothing_understood(logs)
+    if told or logs.concerns_upcall:
+        return None
+    from ..diagnose.log_inputs import nothing_understood
+
+    return nothing_understood(logs)
 
 
 def _print(
@@ -235,22 +242,26 @@ def _print(
     version: int,
     nothing: NothingRun | None,
 ) -> None:
-    match form:
-        case "json":
-            out(as_json(diagnosed, inputs, version))
-        case "markdown":
-            out("\n".join(as_markdown(diagnosed)))
-        case "junit" if nothing is None:
-            out(as_junit(diagnosed))
-        case "sarif":
-            out(as_sarif(diagnosed))
-        case "gitlab":
-            out(as_gitlab(diagnosed))
-        case "github":
-            out("\n".join(as_github(diagnosed)))
-        case "text" if nothing is None or any(each.findings for each in diagnosed):
+    if form == "text":
+        if nothing is None or any(each.findings for each in diagnosed):
             for line in as_text(diagnosed, everything):
                 out(line)
+        return
+    from ..diagnose import code_quality, report_formats  # who reads text needs none of them
+
+    match form:
+        case "json":
+            out(report_formats.as_json(diagnosed, inputs, version))
+        case "markdown":
+            out("\n".join(report_formats.as_markdown(diagnosed)))
+        case "junit" if nothing is None:
+            out(report_formats.as_junit(diagnosed))
+        case "sarif":
+            out(code_quality.as_sarif(diagnosed))
+        case "gitlab":
+            out(code_quality.as_gitlab(diagnosed))
+        case "github":
+            out("\n".join(report_formats.as_github(diagnosed)))
 
 
 def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> Diagnosed:
@@ -296,6 +307,8 @@ def _follow(
         if finding not in choice:
             continue
         if as_json:
+            from ..diagnose.report_formats import finding_object
+
             out_json(finding_object(finding))
         elif everything or finding.severity >= Severity.ERROR:
             out("\n".join(in_full(finding)))

@@ -11,9 +11,6 @@ import click
 import numpy as np
 
 from ..capture.reader import CaptureReader
-from ..diagnose.judged import codes_by_place
-from ..diagnose.run import diagnose
-from ..diagnose.verdict import verdict
 from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
 from ..sources.spooled import plain
@@ -109,7 +106,7 @@ def show_command(
         rows = _rows(opened.operations, wanted, sort, limit, tail)
         lines = Lines(opened.header, opened.first_ns, clock == "absolute")
         remarks = {} if as_json else comments(opened.marks)
-        codes = codes_by_place(diagnose(plain(capture)).findings) if as_json else {}
+        codes = _codes(capture) if as_json else {}
         for row in rows:
             operation = opened.operations.operation(row)
             found = codes.get((operation.conn, operation.request), ())
@@ -136,6 +133,14 @@ def _rows(
     return shown
 
 
+def _codes(capture: Path) -> dict[tuple[int | None, int | None], list[str]]:
+    """The codes of what was found at each operation."""
+    from ..diagnose.judged import codes_by_place  # all of the rules come with it
+    from ..diagnose.run import diagnose
+
+    return codes_by_place(diagnose(plain(capture)).findings)
+
+
 def _heading(as_json: bool) -> None:
     if not as_json:
         out(HEADING)
@@ -143,6 +148,8 @@ def _heading(as_json: bool) -> None:
 
 def _show_verdict(operation: Operation) -> None:
     """What the VMM and the runtime make of an operation, below its line."""
+    from ..diagnose.verdict import verdict
+
     if operation.msg_type is not None:
         opinion = verdict(operation.msg_type, operation.ret, operation.latency_ns)
         for line in textwrap.wrap(f"Dragonball: {opinion}", WIDTH - len(_VERDICT)):

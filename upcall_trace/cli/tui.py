@@ -79,7 +79,7 @@ def tui_command(
         if logs:
             return _print_logs(logs)
         return _print(ctx, capture, record or memory is not None, since, until)
-    from ..diagnose.log_inputs import Span
+    from ..diagnose.told_by_logs import Span
     from ..tui.app import Browser
     from ..tui.data.settings import user_settings
     from ..tui.screens.work import Given

@@ -12,8 +12,8 @@ from typing import Any
 from ..codes import table
 from ..errors import UnreadableInput, WrongUsage
 from .finding import Finding
-from .log_inputs import Span
 from .run import Diagnosed
+from .told_by_logs import Span
 
 
 @dataclass(frozen=True, slots=True)

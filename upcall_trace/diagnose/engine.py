@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dissectors.constants import (
     CPU_MSG_SIZE,
@@ -81,12 +81,14 @@ from .finding import Cause, Finding, Ref, sure
 from .judging import Judging
 from .lives import Lives
 from .lock import RESTS_ON_IT
-from .log_matching import ConsoleMatcher
 from .other_services import OtherServices
 from .rules.registry import Cue
 from .situation import LONG_NS, ConnectionSituation, Situation, WaitEnd
 from .telling import Telling
 from .watched import REPLY_SIZE, Watched, Witness, is_whole
+
+if TYPE_CHECKING:
+    from .log_matching import ConsoleMatcher
 
 _LAYOUTS: Final = {msg_size: arch for arch, msg_size in CPU_MSG_SIZE.items()}
 _RESTS_ON_THE_CHANNEL: Final = frozenset({codes.CHANNEL_REMOVED})

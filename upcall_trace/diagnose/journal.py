@@ -15,8 +15,9 @@ from ..logs.table import understood, wanted
 from .choosing import identity
 from .finding import Finding
 from .log_guests import Stories
-from .log_inputs import Logs, read_stream
+from .log_inputs import read_stream
 from .log_story import told_so_far
+from .told_by_logs import Logs
 
 IDENTIFIERS: Final = ("kata", "containerd", "dragonball", "kernel")
 """Whose entries are read: Kata's since 3.20, containerd's before, and kills by the kernel."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dissectors.constants import CALLER_TIMEOUT_NS, EBUSY, MAGIC_VERSION
 
 from .. import codes
@@ -12,8 +14,10 @@ from .finding import Cause, Ref
 from .history import History
 from .lock import RESTS_ON_IT, LockWatch, started_late
 from .log_decisions import decide
-from .log_matching import ConsoleMatcher
 from .situation import LONG_NS, REMOVALS, Situation, WaitEnd, added_here
+
+if TYPE_CHECKING:
+    from .log_matching import ConsoleMatcher
 
 
 class Judging:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dissectors.constants import MAGIC_VERSION, MessageType
 
 from .. import codes
 from ..codes import Code
-from ..logs.console_operations import ConsoleOperation, evidence_of
 from .finding import Cause
 from .situation import Situation
+
+if TYPE_CHECKING:
+    from ..logs.console_operations import ConsoleOperation
+    from ..logs.evidence import Evidence
+    from ..logs.lines import LogLine
 
 _AFTER_SOME: frozenset[Code] = frozenset(
     {codes.VCPU_NOT_STARTED, codes.NO_CPU_NUMBER, codes.CPU_REFUSED_BY_KERNEL,
@@ -62,7 +66,7 @@ def decide(causes: list[Cause], at: Situation, said: ConsoleOperation) -> list[C
     elif at.is_pci and at.ret is not None and at.ret < 0 and said.ret == 0:
         decided = [Cause(codes.STALE_ERROR)]
     if said.probe_failed is not None and (at.is_mmio or at.is_pci):
-        at.evidence.append(evidence_of(said.probe_failed))
+        at.evidence.append(_evidence_of(said.probe_failed))
         failed = codes.MMIO_DRIVER_FAILED if at.is_mmio else codes.PCI_DRIVER_FAILED
         decided = [*decided, Cause(failed)]
     return decided
@@ -75,7 +79,7 @@ def _unanswered(causes: list[Cause], at: Situation, said: ConsoleOperation) -> l
     registered = at.request.msg_type == MessageType.ADD_MMIO and said.window is not None
     if registered and at.waited_long:
         # It got the lock, and as far as the driver: neither a lock nor a death keeps it.
-        at.evidence += [evidence_of(line) for line in said.lines[:1]]
+        at.evidence += [_evidence_of(line) for line in said.lines[:1]]
         return [Cause(codes.DRIVER_HANGS, inferred=at.waited_ns < _DRIVERS_LIMIT_NS)]
     return causes
 
@@ -86,6 +90,12 @@ def _more_exact(code: Code, causes: list[Cause]) -> Code:
     if code == codes.VCPU_NOT_STARTED and any(cause.code == never for cause in causes):
         return never
     return code
+
+
+def _evidence_of(line: LogLine) -> Evidence:
+    from ..logs.console_operations import evidence_of  # there is a console, so it is loaded
+
+    return evidence_of(line)
 
 
 def killer(said: ConsoleOperation) -> Code:

@@ -23,9 +23,9 @@ from ..trace.opening import Capture, load
 from ..views.text import duration
 from .finding import Finding
 from .log_guests import LoggedGuest
-from .log_inputs import Logs
 from .log_matching import ConsoleMatcher, Slip
 from .log_story import of_guest, of_incidents
+from .told_by_logs import Logs
 
 _OF_THE_WIRE: Final = frozenset(
     {codes.NO_LISTENER, codes.CONNECT_REFUSED_LOOP, codes.NO_HELLO, codes.BAD_HELLO,

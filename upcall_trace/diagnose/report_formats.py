@@ -12,9 +12,9 @@ from ..codes import Severity
 from ..views.text import safe
 from .finding import Finding
 from .headline import by_guest, clock, failures, fault, headline, rfc3339, short
-from .log_inputs import LogInput
 from .report import place, seen_at, summary
 from .run import Diagnosed
+from .told_by_logs import LogInput
 
 VERSION: Final = 2
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..capture.reader import CaptureReader, Damage
 from ..errors import WrongUsage
@@ -15,9 +16,10 @@ from ..sources import open_source
 from ..trace.opening import Progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
-from .log_inputs import Logs
-from .log_joining import Joining
-from .log_matching import ConsoleMatcher
+from .told_by_logs import Logs
+
+if TYPE_CHECKING:
+    from .log_joining import Joining
 
 _PROGRESS_EVERY = 4096
 
@@ -65,9 +67,10 @@ def diagnose(
 ) -> Diagnosed:
     """Every finding about a capture, or any file that can be imported; raises UnreadableInput."""
     findings: list[Finding] = []
-    joining = Joining(path, logs or Logs())
+    joining = _joined(path, logs) if logs else None
     with open_source(path) as source:
-        diagnosis = Diagnosis(source.header, world, dragonball, joining.matcher)
+        matcher = joining.matcher if joining is not None else None
+        diagnosis = Diagnosis(source.header, world, dragonball, matcher)
         for count, (offset, record) in enumerate(source.records()):
             findings += diagnosis.feed(record, offset)
             if progress is not None and count % _PROGRESS_EVERY == 0:
@@ -78,12 +81,19 @@ def diagnose(
         whole = source.complete and not source.damage and not session.lost
         operations = sum(connection.requests for connection in session.connections.values())
     findings.sort(key=sort_key)
-    findings = sorted(joining.completed(findings), key=sort_key)
-    matched = "; ".join(joining.sentences)
+    if joining is not None:
+        findings = sorted(joining.completed(findings), key=sort_key)
+    matched = "; ".join(joining.sentences) if joining is not None else ""
     damage = tuple(source.damage)
     return Diagnosed(
         path, findings, operations, len(session.connections), whole, damage, matched, lacks
     )
+
+
+def _joined(path: Path, logs: Logs) -> Joining:
+    from .log_joining import Joining  # who gives no log waits for nothing that reads logs
+
+    return Joining(path, logs)
 
 
 def follow(
@@ -98,7 +108,11 @@ def follow(
         if not isinstance(source, CaptureReader):
             raise WrongUsage(f"{path} is not a capture: only captures grow")
         console = next(iter(logs.consoles), None)
-        matcher = ConsoleMatcher(console.console.operations) if console else None
+        matcher = None
+        if console is not None:
+            from .log_matching import ConsoleMatcher
+
+            matcher = ConsoleMatcher(console.console.operations)
         diagnosis = Diagnosis(source.header, world, dragonball, matcher)
         found: list[Finding] = []
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dissectors.constants import MAGIC_VERSION, MessageType
 from dissectors.events import Event
@@ -27,8 +27,10 @@ from ..trace.operations import NoTable
 from .engine import Diagnosis
 from .finding import Cause, Finding, Ref
 from .ledger import KINDS, Cpu, Dead, Entry, Ledger, Lock, Mmio, Pci, Thing
-from .log_matching import ConsoleMatcher
 from .situation import Situation
+
+if TYPE_CHECKING:
+    from .log_matching import ConsoleMatcher
 
 _PROGRESS_EVERY: Final = 4096
 _KEPT: Final = 64

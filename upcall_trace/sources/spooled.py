@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import IO, Final
 
@@ -69,6 +68,8 @@ def _key(path: Path) -> tuple[str, int, int, int] | None:
 
 def _copy_of(path: Path, size: int) -> SpooledPath:
     name = "standard input" if path == STDIN else str(path)
+    import tempfile  # hardly ever: what is read is nearly always a file
+
     with tempfile.TemporaryFile() as copy:
         torn = _fill(copy, path, name, size)
         if torn and not copy.tell():

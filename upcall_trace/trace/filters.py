@@ -6,7 +6,6 @@ A comparison with a field that an operation does not have is false. docs/filters
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -364,6 +363,8 @@ class _Build:
         return operations[name]
 
     def _unknown(self, token: Token, known: list[str]) -> BadFilter:
+        import difflib  # only on a mistyped name
+
         near = difflib.get_close_matches(token.lower(), [name.lower() for name in known], n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return self._bad(token, f"{str(token)!r} is not known; {hint}")

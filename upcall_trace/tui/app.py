@@ -12,7 +12,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 
-from ..diagnose.log_inputs import Span
+from ..diagnose.told_by_logs import Span
 from ..errors import WrongUsage
 from .data.settings import Settings, remember
 from .screens.capture_keys import APP_KEYS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,8 @@ from .output import progress, talk
 
 if TYPE_CHECKING:
     from ...diagnose.whole_capture import WholeCapture
+    from ...trace.judgement import Judged
+    from ...trace.operations import Operations
 
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
 CAPTURE = click.Path(path_type=Path, readable=False)
@@ -42,9 +43,13 @@ def open_capture(path: Path, check: bool = True) -> Capture:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
     with progress(f"decoding {path.name}", size) as report:
         opened = load(path, report, check)
-    from ...diagnose.judged import judging
 
-    opened.operations.judge = judging(path)
+    def judge(operations: Operations) -> Judged:
+        from ...diagnose.judged import judging  # all of the rules come with it
+
+        return judging(path)(operations)
+
+    opened.operations.judge = judge
     return opened
 
 
@@ -131,6 +136,8 @@ def replacing(
     """
     try:
         check_output(path, *inputs, overwrite=overwrite)
+        import tempfile  # who only reads does not wait for it
+
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None

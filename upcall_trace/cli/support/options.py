@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from dissectors.constants import Arch
 
-from ...control.target_note import read_target_note
 from ...errors import WrongUsage
 from ...kernel.noted_world import MACHINE, lacking_world, noted_world, world_notes
 from ...kernel.world import World, choose_world, kata_pod, load_worlds
 from .output import talk
+
+if TYPE_CHECKING:
+    pass
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
@@ -107,6 +108,8 @@ class Named(click.types.StringParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
         """The names that begin as what is typed, in upper or lower case."""
         typed = incomplete.lower()
+        from click.shell_completion import CompletionItem  # only who completes needs it
+
         return [CompletionItem(name) for name in self._names() if name.lower().startswith(typed)]
 
 
@@ -120,6 +123,8 @@ def parse_notes(notes: tuple[str, ...]) -> dict[str, str]:
 
 def target_notes(socket: Path) -> dict[str, str]:
     """The notes of a recording that is made at this socket, where the guest tells its world."""
+    from ...control.target_note import read_target_note
+
     note = read_target_note(socket)
     if note is None or not note.tells_world:
         return {}

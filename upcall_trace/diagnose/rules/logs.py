@@ -1,15 +1,15 @@
-"""Codes that logs alone can tell: no recording shows them."""
+"""Codes that logs alone can tell: no recording shows them.
+
+What reads logs is imported where a log is told of: all rules are loaded for every capture.
+"""
 
 from __future__ import annotations
 
 from dissectors.constants import errno_name
 
 from ... import codes
-from ...logs.meaning import quote
 from ...views.text import safe
 from ..finding import Told
-from ..log_console_words import no_server
-from ..log_words import missing_device, other_vmm
 from ..situation import Situation
 from .registry import rule
 
@@ -35,6 +35,7 @@ def no_upcall(line: object) -> Told:
     VMM: upcall needs the VM's virtio-vsock device.
     """
     from ...logs.lines import LogLine
+    from ..log_console_words import no_server
 
     assert isinstance(line, LogLine)  # no recording shows it
     return no_server(line)
@@ -59,7 +60,11 @@ def cpu_refused_by_kernel(at: Situation) -> Told:
     the guest was not booted for.
     """
     line = None if at.console is None else at.console.decided_by
-    said = f": {safe(quote(line.text.strip()))}" if line is not None else ""
+    said = ""
+    if line is not None:
+        from ...logs.meaning import quote
+
+        said = f": {safe(quote(line.text.strip()))}"
     name = errno_name(at.ret or 0)
     return Told(
         what=f"The guest's kernel refused {at.op}" + (f": {at.ret} ({name})." if name else "."),
@@ -119,6 +124,8 @@ def missing_in_guest(place: str = "", disk: str = "") -> Told:
 
     **What to do.** Look in the guest's console what became of the request.
     """
+    from ..log_words import missing_device
+
     return missing_device(place, disk)
 
 
@@ -139,4 +146,6 @@ def other_vmm_page(name: str) -> Told:
 
     **What to do.** Look for help with that VMM.
     """
+    from ..log_words import other_vmm
+
     return other_vmm(name)

@@ -22,10 +22,10 @@ from ... import codes
 from ...capture.reader import CaptureReader
 from ...capture.records import Record
 from ...diagnose.finding import Finding
-from ...diagnose.log_inputs import Logs
 from ...diagnose.log_joining import Joining
 from ...diagnose.log_matching import ConsoleMatcher
 from ...diagnose.state import Following, GuestState
+from ...diagnose.told_by_logs import Logs
 from ...kernel.world import World
 from ...sources import Source, open_source
 from ...trace.operations import Operation, Operations

@@ -17,8 +17,9 @@ from textual.widgets import Footer
 
 from ...diagnose.finding import Finding
 from ...diagnose.headline import by_guest, headline
-from ...diagnose.log_inputs import Span, read_logs
+from ...diagnose.log_inputs import read_logs
 from ...diagnose.report import in_full, section, seen_at
+from ...diagnose.told_by_logs import Span
 from ...errors import UserError
 from ...logs.evidence import Evidence
 from ...views.text import safe

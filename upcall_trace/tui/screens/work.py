@@ -16,7 +16,8 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.worker import Worker, get_current_worker
 
-from ...diagnose.log_inputs import Logs, read_logs
+from ...diagnose.log_inputs import read_logs
+from ...diagnose.told_by_logs import Logs
 from ...errors import UserError
 from ...kernel.world import World
 from ...trace.filters import Filter
