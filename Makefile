@@ -65,8 +65,9 @@ lock:
 	$(VENV)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    -c requirements/test.txt requirements/node.txt -o requirements/node-locked.txt
 
+# TORTURE_MINUTES is the time for all of its sections, 60 if it is not set.
 torture: $(STAMP)
-	$(BIN)/python -m pytest -m torture --timeout 3600
+	$(BIN)/python -m tools.torture
 
 # The tests in odd places: paths, TMPDIR, sizes, time zones, locales, umasks.
 odd: $(STAMP)

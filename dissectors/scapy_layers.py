@@ -205,7 +205,8 @@ class UpcallRequest(UpcallHeader):
     def dispatch_hook(cls, _pkt: bytes = b"", *args: Any, **kargs: Any) -> type[Packet]:
         if not _pkt:
             return cls
-        if len(_pkt) == 1 or _pkt[1:5] == _MAGIC:
+        # Whole messages are messages, whatever stands in them.
+        if len(_pkt) == 1 or (_pkt[1:5] == _MAGIC and len(_pkt) % MESSAGE_SIZE):
             return UpcallService
         if len(_pkt) < MESSAGE_SIZE:
             return conf.raw_layer

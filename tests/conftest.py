@@ -19,6 +19,9 @@ _TEMPORARY_LIMIT = 20
 settings.register_profile(
     "ordinary", deadline=None, derandomize=True, database=None, max_examples=50
 )
+settings.register_profile(
+    "torture", deadline=None, derandomize=False, database=None, max_examples=2000
+)
 settings.load_profile("ordinary")
 # As the program does: a worker imports numpy, and starts what imports it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -240,6 +240,14 @@ def test_a_service_byte_and_a_request_in_one_packet_are_told_apart() -> None:
     assert kinds(VsockMon(bytes(vsock(True, bytes(UpcallAddPci()) + b"d")))) == [UpcallAddPci, Raw]
 
 
+def test_a_whole_message_is_one_whatever_its_first_bytes_are() -> None:
+    """A wrong magic that looks like a service byte and a request."""
+    raw = b"\0" + UpcallRequest().build()[:4]
+    raw += bytes(MESSAGE_SIZE - len(raw))
+    assert kinds(UpcallRequest(raw)) == [UpcallRequest]
+    assert kinds(UpcallRequest(raw + b"\0"))[0] is UpcallService
+
+
 def test_other_ports_and_unknown_transports_are_left_alone() -> None:
     ours = bytes(vsock(True, UpcallAddPci()))
     other_port = ours.replace(UPCALL_PORT.to_bytes(4, "little"), (1024).to_bytes(4, "little"))

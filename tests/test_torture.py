@@ -1,0 +1,68 @@
+"""`make torture`: its sections are those of the page, and what they find fails them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import campaign
+from tests.fuzz.targets import Target
+from tools import torture
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_names_every_section() -> None:
+    page = (ROOT / "docs" / "robustness.md").read_text("utf-8")
+    table = page.partition("## Torture")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, re.MULTILINE))
+    assert rows == {name: section.does for name, section in torture.SECTIONS.items()}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["torture", *words])
+    return torture.main()
+
+
+def test_a_section_has_its_share_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(torture.VARIABLE, "0.003")
+    assert run(monkeypatch, "messages", "--seed", "7") == 0
+    told = capsys.readouterr().out
+    assert "messages: mutated messages through decode and encode; seed 7" in told
+    assert "seed 7" in told.splitlines()[1]
+    assert told.endswith("nothing was found\n")
+
+
+def test_what_is_found_fails_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def wrong(raw: bytes) -> None:
+        raise IndexError(raw)
+
+    bad = {"wrong": Target(wrong, lambda: [b"x"], 1.0)}
+    monkeypatch.setattr(torture, "targets", lambda _: bad)
+    monkeypatch.setattr(torture, "ROOT", tmp_path)
+    monkeypatch.setattr(campaign.run, "__defaults__", (tmp_path,))
+    assert run(monkeypatch, "parsers", "--minutes", "0.001") == 1
+    told = capsys.readouterr().out
+    assert "1 FINDS" in told
+    assert "IndexError at test_torture.py" in told
+    assert told.endswith("FOUND something: parsers\n")
+    assert len(list((tmp_path / "wrong").iterdir())) == 1
+
+
+def test_a_section_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, "nothing")
+    assert ended.value.code == 2
+
+
+def test_tests_that_fail_fail_their_section() -> None:
+    until = time.monotonic() + 60
+    assert torture._tests("-p", "no:cacheprovider", "no_such_test.py")(1, until) is False
