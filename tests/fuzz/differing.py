@@ -14,7 +14,7 @@ from scapy.config import conf
 from dissectors.constants import Arch
 from dissectors.layouts import DEVICE_MANAGER_TABLE
 from tests.dissectors.strategies import Sample
-from tests.dissectors.test_lua import compare
+from tests.dissectors.test_lua import Tshark, compare
 from tests.dissectors.test_wire_formats import by_construct, by_scapy, by_struct
 from tests.fuzz import samples
 from tests.fuzz.mutating import mutated
@@ -84,5 +84,5 @@ def compare_with_lua(seed: int, rounds: int, until: float) -> int:
             header = replace(Header("test"), arch=Arch.X86_64.value)
             with capture.open("wb") as file:
                 write_packets(header, _conversation(chance, 100), file, {})
-            count += compare(script, capture)
+            count += compare(Tshark("tshark", script), capture)
     return count
