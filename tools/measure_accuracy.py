@@ -21,27 +21,27 @@ _HEADINGS: Final = (
 )  # fmt: skip
 _TEXT: Final = """# How far findings can be trusted
 
-Findings are compared with a kernel model that answered random requests on random guests: both
+The findings are compared with a kernel model. It answered random requests on random guests: both
 architectures, all kernel series, several connections, split, short and damaged requests, overlaps,
-vCPUs that the VMM creates meanwhile. The model itself foretells every reply byte of the recordings
-in `tests/golden/`. Each row is {recordings:,} recordings, as far as they can lack that;
+and vCPUs that the VMM creates meanwhile. The model predicts every reply byte of the recordings in
+`tests/golden/`. Each row has {recordings:,} recordings, as far as they can lack what the row says.
 `python -m tools.measure_accuracy` makes this page.
 
 {table}
 
-- *lacking* is what was taken out of each recording before it was diagnosed.
-- *world* says whether the guest's state at boot was given (`--world`).
+- *lacking* is what was removed from each recording before it was diagnosed.
+- *world* says whether the program got the guest's state at boot (`--world`).
 - *certain causes* are findings of a request's cause that are not marked as inferred. *certain and
   wrong* are those of them that the model contradicts.
 - *only inferred* are requests with inferred causes and no certain one.
-- *cause not named* are failed requests whose decisive cause is not among the findings at all,
-  counted where the reply or the lasting silence is in the recording.
+- *cause not named* are failed requests whose decisive cause is not among the findings, although the
+  reply or the lasting silence is in the recording.
 
-With a world the model also relies on what happened on other connections, so those have to be in the
-recording. Connections are numbered, and from the moment at which a number is missing the model's
-word is only an inference. Before that moment nothing can be noticed: of {premature:,} causes that
-were certain by then, {mistaken:,} were wrong. Give `--world` for recordings that have all of a
-guest's upcall connections.
+With a world the model also relies on what happened on other connections, so the recording must have
+those. Connections are numbered. If a number is missing, the model's word is only an inference from
+there on. Before that, nobody can notice it: of {premature:,} causes that were certain by then,
+{mistaken:,} were wrong. Give `--world` only for recordings that have all of a guest's upcall
+connections.
 """
 
 
