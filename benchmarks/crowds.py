@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .peers import MESSAGE, connect, ping_pong
 from .relays import start
+from .rows import Row
 
 ASKING = 1_000
 LEAVING = 8_000
@@ -25,7 +26,7 @@ ROUNDS = 5
 EXCHANGES = 2_000
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table."""
     _raise_limit()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -44,7 +45,7 @@ def run() -> Iterator[str]:
         yield from _in_turn(proxy, recorder)
 
 
-def _idle(path: Path) -> Iterator[str]:
+def _idle(path: Path) -> Iterator[Row]:
     """Ping-pong alone, and beside a thousand that say nothing, in turns."""
     alone, beside = [], []
     for _ in range(ROUNDS):
@@ -53,20 +54,24 @@ def _idle(path: Path) -> Iterator[str]:
         beside.append(_p50(ping_pong(path, EXCHANGES)))
         for stream in crowd:
             stream.close()
-    one, other = statistics.median(alone), statistics.median(beside)
-    yield f"1 KiB ping-pong alone {one:.1f} us, beside {ASKING:,} idle connections {other:.1f} us"
-    yield f"with / without the idle ones at p50: {other / one:.2f}"
+    paired = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
+    yield Row("1 KiB ping-pong, alone, p50", statistics.median(alone), "us")
+    yield Row(f"1 KiB ping-pong, beside {ASKING:,} idle connections, p50",
+              statistics.median(beside), "us", paired, "alone")  # fmt: skip
 
 
-def _asking(paths: dict[str, Path]) -> Iterator[str]:
+def _asking(paths: dict[str, Path]) -> Iterator[Row]:
     took: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(ROUNDS):
         for name, path in paths.items():
             took[name].append(_ask_at_once(path))
     median = {name: statistics.median(times) for name, times in took.items()}
-    for name, seconds in median.items():
-        yield f"{ASKING:,} connections asking at once, {name}: {seconds * 1000:.1f} ms"
-    yield f"record / direct: {median['record'] / median['direct']:.1f}"
+    paired = statistics.median(
+        one / other for one, other in zip(took["record"], took["direct"], strict=True)
+    )
+    what = f"{ASKING:,} connections asking at once"
+    yield Row(f"{what}, direct", median["direct"] * 1000, "ms")
+    yield Row(f"{what}, record", median["record"] * 1000, "ms", paired, "direct")
 
 
 def _ask_at_once(path: Path) -> float:
@@ -101,7 +106,7 @@ def _ask_at_once(path: Path) -> float:
     return took
 
 
-def _leaving(paths: dict[str, Path]) -> Iterator[str]:
+def _leaving(paths: dict[str, Path]) -> Iterator[Row]:
     for name, path in paths.items():
         served = []
         for _ in range(3):
@@ -113,19 +118,19 @@ def _leaving(paths: dict[str, Path]) -> Iterator[str]:
                 fresh.sendall(b"d")
                 fresh.recv(1)
             served.append((time.perf_counter() - begun) * 1000)
-        yield f"a fresh client after {LEAVING:,} left at once, {name}: {_median(served):.0f} ms"
+        yield Row(f"a fresh client after {LEAVING:,} left at once, {name}", _median(served), "ms")
 
 
-def _in_turn(path: Path, recorder: subprocess.Popen[bytes]) -> Iterator[str]:
+def _in_turn(path: Path, recorder: subprocess.Popen[bytes]) -> Iterator[Row]:
     process = Path(f"/proc/{recorder.pid}")
-    told = []
-    for _ in range(2):
+    for times in ("once", "twice"):
         for _ in range(IN_TURN):
             connect(path, 219).close()
         time.sleep(0.5)
         resident = int((process / "statm").read_text().split()[1]) * 4
-        told.append(f"{len(list((process / 'fd').iterdir()))} descriptors, {resident} KiB")
-    yield f"after {IN_TURN:,} connections in turn {told[0]}; after as many again {told[1]}"
+        what = f"after {IN_TURN:,} connections in turn, {times}"
+        yield Row(f"{what}: open files", len(list((process / "fd").iterdir())), "descriptors")
+        yield Row(f"{what}: memory", resident / 1024, "MiB")
 
 
 def _p50(times: list[int]) -> float:

@@ -16,6 +16,8 @@ from upcall_trace.trace.decoding import Session
 from upcall_trace.trace.filters import parse
 from upcall_trace.trace.opening import build_index, load
 
+from .rows import Row
+
 OPERATIONS = 100_000
 MANY = 1_000_000
 REPEATS = 5
@@ -44,7 +46,7 @@ def records(operations: int) -> Iterator[Record]:
         yield Chunk(1000 * number + 400, 1, False, reply)
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table."""
     ready = list(records(OPERATIONS))
 
@@ -54,7 +56,8 @@ def run() -> Iterator[str]:
         for record in ready:
             feed(record)
 
-    yield f"decode and pair: {2 * OPERATIONS / _best(decode):,.0f} messages a second"
+    yield Row("decode and pair records", 2 * OPERATIONS / _best(decode), "messages/s",
+              size=OPERATIONS)  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "many.upcap"
         with CaptureWriter(path, Header("bench")) as writer:
@@ -64,12 +67,13 @@ def run() -> Iterator[str]:
         begun = time.perf_counter()
         load(path)
         decoded = time.perf_counter() - begun
-        yield f"{MANY:,} operations, {size / (2 * MANY):.1f} bytes a message in the file"
-        yield f"opened without an index: {decoded:.2f} s, {2 * MANY / decoded:,.0f} messages/s"
+        yield Row("opened without an index", 2 * MANY / decoded, "messages/s", size=MANY,
+                  message_bytes=size / (2 * MANY))  # fmt: skip
         build_index(path)
         index = path.stat().st_size - size
-        yield f"its index takes {index / MANY:.1f} bytes an operation"
-        yield f"opened with its index: {_best(lambda: load(path)) * 1000:.1f} ms"
+        opened = _best(lambda: load(path)) * 1000
+        yield Row("opened with its index", opened, "ms", size=MANY,
+                  message_bytes=(size + index) / (2 * MANY))  # fmt: skip
         wanted = parse("op == add_mmio and ret < 0 and latency > 100ns")
 
         def open_and_filter() -> None:
@@ -77,7 +81,7 @@ def run() -> Iterator[str]:
             if int(wanted.mask(capture.operations).sum()) != MANY // 4:
                 raise ValueError("the filter is wrong")
 
-        yield f"opened and filtered: {_best(open_and_filter) * 1000:.1f} ms"
+        yield Row("opened and filtered", _best(open_and_filter) * 1000, "ms", size=MANY)
 
 
 def _best(work: Callable[[], object]) -> float:

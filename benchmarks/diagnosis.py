@@ -14,6 +14,8 @@ from upcall_trace.diagnose.engine import Diagnosis
 from upcall_trace.kernel.model import Guest, ServiceThread
 from upcall_trace.kernel.world import World, kata_pod
 
+from .rows import Row
+
 OPERATIONS = 100_000
 _SETTLED = 30_000
 """Operations after which what is remembered of the past has reached its bounds."""
@@ -67,7 +69,7 @@ def _faulty(number: int) -> Request:
     return taken if number % 4 == 0 and not number // _PER_CONNECTION % 2 else _good(number)
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table."""
     world = kata_pod()
     for faulty in (False, True):
@@ -76,21 +78,17 @@ def run() -> Iterator[str]:
         failed = sum(reply[16:20] != bytes(4) for reply in replies)
         for known in (None, world):
             begun = time.process_time()
-            found = _diagnose(ready, known)
+            _diagnose(ready, known)
             took = time.process_time() - begun
             blind = "with" if known else "without"
-            yield (
-                f"{OPERATIONS:,} operations, {failed:,} failed, {blind} the world: "
-                f"{took:.2f} s of CPU time, {found:,} findings"
-            )
+            yield Row(f"{failed:,} failed, {blind} the world", OPERATIONS / took, "operations/s",
+                      size=OPERATIONS)  # fmt: skip
         del ready
     for known in (None, world):
         blind = "with" if known else "without"
         few, many = (_peak_kib(count, bool(known)) for count in (_SETTLED, OPERATIONS))
-        yield (
-            f"memory {blind} the world: {few / 1024:.1f} MiB after {_SETTLED:,} operations, "
-            f"{many / 1024:.1f} MiB after {OPERATIONS:,} ({many - few:+,} KiB)"
-        )
+        name = f"memory after {OPERATIONS:,} operations, {blind} the world"
+        yield Row(name, many / 1024, "MiB", many / few, f"after {_SETTLED:,}", size=OPERATIONS)
 
 
 def _diagnose(ready: Iterable[Record], world: World | None) -> int:

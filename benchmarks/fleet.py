@@ -21,6 +21,7 @@ from upcall_trace.dataset.stored import Dataset
 from upcall_trace.kernel.world import kata_pod
 
 from .diagnosis import records
+from .rows import Row
 
 CAPTURES = int(os.environ.get("UPCALL_BENCH_CAPTURES", "200"))
 OPERATIONS = 1_000
@@ -31,7 +32,7 @@ _FIRST_NS = 1_790_000_000_000_000_000
 _DAYS = 10
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table."""
     with tempfile.TemporaryDirectory() as name:
         folder, url = Path(name, "captures"), str(Path(name, "fleet"))
@@ -51,19 +52,17 @@ def run() -> Iterator[str]:
         took = time.perf_counter() - begun
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         size = sum(path.stat().st_size for path in Path(url).rglob("*.parquet"))
-        yield (
-            f"{added.captures:,} captures, {added.operations:,} operations: {took:.1f} s by {JOBS} "
-            f"processes, {added.operations / took:,.0f} operations a second, "
-            f"{used.ru_utime + used.ru_stime:.1f} s of CPU time"
-        )
-        yield (
-            f"at most {used.ru_maxrss / 1024:.0f} MiB a process, "
-            f"{size / added.operations:.1f} bytes an operation in Parquet"
-        )
+        what = f"{added.captures:,} captures"
+        yield Row(f"{what}, converted by {JOBS} processes", added.operations / took, "operations/s",
+                  size=added.operations, cpu_s=used.ru_utime + used.ru_stime,
+                  peak_mib=used.ru_maxrss / 1024,
+                  message_bytes=size / (2 * added.operations))  # fmt: skip
+        yield Row(f"{what}, the whole conversion", took, "s", size=added.operations)
         dataset = Dataset(url)
         times = []
         for _ in range(ASKED):
             begun = time.perf_counter()
             ask(dataset, failures(["kernel", "op"]), DayRange())
             times.append(time.perf_counter() - begun)
-        yield f"failures by kernel and operation: {statistics.median(times) * 1000:.0f} ms"
+        yield Row(f"{what}, failures by kernel and operation", statistics.median(times) * 1000,
+                  "ms", size=added.operations)  # fmt: skip

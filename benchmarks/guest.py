@@ -16,6 +16,7 @@ from dissectors.messages import Request, bare_request, cpu_request, mmio_request
 
 from .peers import connect
 from .relays import start
+from .rows import Row
 
 ROUNDS = 25
 EXCHANGES = 1_000
@@ -30,7 +31,7 @@ REQUESTS: dict[str, list[Request]] = {
 }
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table; the two take turns, so that the machine's mood meets both."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
@@ -41,18 +42,15 @@ def run() -> Iterator[str]:
             "echo": stack.enter_context(_service(echo, 1)),
             "guest": stack.enter_context(_service(guest, MESSAGE_SIZE)),
         }
-        lowest = []
         for kind, requests in REQUESTS.items():
             pieces = [request.encode() for request in requests]
             rounds = [[_rate(stream, pieces) for stream in streams.values()] for _ in range(ROUNDS)]
             echoed, answered = (statistics.median(rates) for rates in zip(*rounds, strict=True))
             ratio = statistics.median(ours / theirs for theirs, ours in rounds)
-            lowest.append(ratio)
-            yield (
-                f"{kind:<10} {answered:7,.0f} requests a second, echo loop {echoed:7,.0f}, "
-                f"ratio {ratio:.2f}"
+            yield Row(f"{kind}, an echo loop", echoed, "requests/s")
+            yield Row(
+                f"{kind}, the simulated guest", answered, "requests/s", ratio, "the echo loop"
             )
-        yield f"lowest ratio: {min(lowest):.2f}"
 
 
 def _service(path: Path, greeting: int) -> socket.socket:

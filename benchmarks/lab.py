@@ -13,17 +13,18 @@ from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.sockets.addresses import UnixAddress
 from upcall_trace.sockets.client import UpcallClient
 
+from .rows import Row, Skip
+
 ROUNDS = 5
 REQUESTS = 300
 NO_SUCH_TYPE = bare_request(77).encode()
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table; the machines take turns."""
     missing = [piece.name for piece in pieces.survey() if piece.where is None]
     if missing:
-        yield f"skipped: {', '.join(missing)} missing, see upcall-trace lab setup"
-        return
+        raise Skip(f"{', '.join(missing)} missing, see upcall-trace lab setup")
     first: dict[str, list[float]] = {"microvm": [], "pc": []}
     later: dict[str, list[float]] = {"microvm": [], "pc": []}
     for _ in range(ROUNDS):
@@ -35,13 +36,13 @@ def run() -> Iterator[str]:
                     times.append(time.perf_counter() - begun)
                 later[machine].append(_round_trip(UnixAddress(guest.address)))
     for machine, times in first.items():
-        yield f"{machine:<8} to the first answer {_of(times, 1, 's')}"
-    for machine, times in later.items():
-        yield f"{machine:<8} a later answer      {_of(times, 1000, 'ms')}"
+        yield Row(f"{machine}, to the first answer", statistics.median(times), "s")
     with SimulatedGuest() as simulated:
         ours = _round_trip(UnixAddress(simulated.path))
-    yield f"a simulated guest          {ours * 1000:6.2f} ms"
-    yield f"ratio microvm: {statistics.median(later['microvm']) / ours:.1f}"
+    yield Row("a simulated guest, an answer", ours * 1000, "ms")
+    for machine, times in later.items():
+        middle = statistics.median(times)
+        yield Row(f"{machine}, a later answer", middle * 1000, "ms", middle / ours, "simulated")
 
 
 def _round_trip(address: UnixAddress) -> float:
@@ -53,8 +54,3 @@ def _round_trip(address: UnixAddress) -> float:
             assert answer is not None
             times.append(answer.latency_ns / 1e9)
     return statistics.median(times)
-
-
-def _of(times: list[float], factor: int, unit: str) -> str:
-    middle, worst = statistics.median(times) * factor, max(times) * factor
-    return f"median {middle:6.2f} {unit}, worst {worst:6.2f} {unit}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from upcall_trace.diagnose.log_inputs import read_logs
+
+from .rows import Row
 
 _LINES: Final = 500_000
 _PODS: Final = 50
@@ -26,7 +27,7 @@ _WANTED: Final = (
 )  # fmt: skip
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """A plain console with one wanted line in two hundred, and a journal of fifty pods."""
     chance = random.Random(1)  # the same in every run
     with TemporaryDirectory() as folder:
@@ -37,12 +38,9 @@ def run() -> Iterator[str]:
             size = path.stat().st_size
             plain = _timed(partial(_split, path))
             took = _timed(partial(_diagnose, path))
-            yield (
-                f"{name}: {size / took / 1e6:.0f} MB/s, {_LINES / took:,.0f} lines/s on one core, "
-                f"{took / plain:.1f} times what splitting it into lines takes"
-            )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    yield f"peak memory {peak} MiB"
+            yield Row(f"{name}, on one core", _LINES / took, "lines/s", took / plain,
+                      "the time of splitting it into lines")  # fmt: skip
+            yield Row(f"{name}, bytes", size / took / 1e6, "MB/s")
 
 
 def _split(path: Path) -> int:

@@ -18,11 +18,13 @@ from upcall_trace.vantage.apart import ApartRecorder
 from upcall_trace.vantage.recorder import live_header
 from upcall_trace.vantage.store import OnStoreError
 
+from .rows import Row
+
 MESSAGES = 10_000_000
 _STEPS = 4
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table; UPCALL_TRACE_MESSAGES in the environment makes it shorter."""
     messages = int(os.environ.get("UPCALL_TRACE_MESSAGES", MESSAGES))
     request = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
@@ -46,16 +48,20 @@ def run() -> Iterator[str]:
                 recorder.settle()
                 while recorder.is_behind:  # no faster than it can be written
                     time.sleep(0.002)
-            told = ", ".join(f"{memory:,} KiB" for memory in recorder.resident())
-            yield f"after {(step + 1) * messages // _STEPS:,} messages: {told}"
+            done = (step + 1) * messages // _STEPS
+            resident = sum(recorder.resident()) / 1024
+            yield Row(f"memory after {done:,} messages", resident, "MiB", size=done // 2)
         rate = messages / (time.perf_counter() - begun)
         begun = time.perf_counter()
         recorder.close()
         took = time.perf_counter() - begun
         size = path.stat().st_size
-        yield f"{rate:,.0f} messages a second, {size / messages:.1f} bytes each, index included"
-        yield f"its end took {took * 1000:.0f} ms; lost {recorder.account.lost} bytes"
+        operations = messages // 2
+        yield Row("recorded, index included", rate, "messages/s", size=operations,
+                  message_bytes=size / messages)  # fmt: skip
+        yield Row("its end", took * 1000, "ms", size=operations)
+        yield Row("lost", recorder.account.lost, "bytes", size=operations)
         begun = time.perf_counter()
         capture = load(path)
         took = time.perf_counter() - begun
-        yield f"opened in {took:.1f} s: {len(capture.operations):,} operations"
+        yield Row("opened", took, "s", size=len(capture.operations))

@@ -24,22 +24,24 @@ from upcall_trace.sources import open_source
 from upcall_trace.vantage.guest_memory.locating import locate
 from upcall_trace.vantage.guest_memory.processes import RunningVmm
 
+from .rows import Row, Skip
+
 ROUNDS = 5
 REQUESTS = 2_000
 BLOCKS, BLOCK = 12, 150
 _SHARE = re.compile(r"([0-9.]+) % of a processor")
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table."""
     yield from _scans("1 GiB, all of it resident", 1024, 1.0)
     yield from _scans("8 GiB, 5 % resident", 8192, 0.05)
     for service_us in (5_000, 1_000, 300):
-        yield _watch(service_us)
+        yield from _watch(service_us)
     yield from _guest()
 
 
-def _scans(what: str, mib: int, share: float) -> Iterator[str]:
+def _scans(what: str, mib: int, share: float) -> Iterator[Row]:
     with _writer(mib, share) as writer:
         before = _resident(writer.pid)
         times = []
@@ -50,11 +52,11 @@ def _scans(what: str, mib: int, share: float) -> Iterator[str]:
             times.append(time.perf_counter() - begun)
             assert len(found.objects) == 1
         grown = _resident(writer.pid) - before
-    middle, worst = statistics.median(times), max(times)
-    yield f"scan of {what}: median {middle:.2f} s, worst {worst:.2f} s; the VMM grew {grown} kB"
+    yield Row(f"scan of {what}", statistics.median(times), "s")
+    yield Row(f"scan of {what}: the VMM grew", grown / 1024, "MiB")
 
 
-def _watch(service_us: int) -> str:
+def _watch(service_us: int) -> Iterator[Row]:
     """What a watch at 200 us sees of requests that take so long, and how late."""
     with tempfile.TemporaryDirectory() as name, _writer(256, 0.2) as writer:
         path = Path(name) / "watched.upcap"
@@ -69,11 +71,13 @@ def _watch(service_us: int) -> str:
         seen, late = _compared(path, truth)
     late.sort()
     p99 = late[len(late) * 99 // 100] / 1000 if late else 0.0
-    return (
-        f"watch of requests of {service_us / 1000:g} ms: {100 * seen / REQUESTS:.2f} % seen, first "
-        f"seen {statistics.median(late) / 1000:.0f} us late (p99 {p99:.0f} us), "
-        f"{share[1] if share else '?'} % of a processor"
-    )
+    what = f"watch of requests of {service_us / 1000:g} ms"
+    yield Row(f"{what}: seen", 100 * seen / REQUESTS, "% of them")
+    if late:
+        yield Row(f"{what}: late, p50", statistics.median(late) / 1000, "us")
+        yield Row(f"{what}: late, p99", p99, "us")
+    if share:
+        yield Row(f"{what}: takes of a processor", float(share[1]), "%")
 
 
 def _compared(path: Path, truth: list[tuple[list[int], int, int]]) -> tuple[int, list[int]]:
@@ -94,12 +98,11 @@ def _compared(path: Path, truth: list[tuple[list[int], int, int]]) -> tuple[int,
     return len(seen), late
 
 
-def _guest() -> Iterator[str]:
+def _guest() -> Iterator[Row]:
     """A real guest's answers with the watcher at work and without, in alternating blocks."""
     missing = [piece.name for piece in pieces.survey() if piece.where is None]
     if missing:
-        yield f"guest: skipped, {', '.join(missing)} missing, see upcall-trace lab setup"
-        return
+        raise Skip(f"{', '.join(missing)} missing, see upcall-trace lab setup")
     ratios = []
     with tempfile.TemporaryDirectory() as name, LiveGuest("--machine", "microvm") as guest:
         path = Path(name) / "watched.upcap"
@@ -117,10 +120,10 @@ def _guest() -> Iterator[str]:
             recording.process.send_signal(signal.SIGCONT)
     middle = statistics.mean(ratios)
     reach = 2.2 * statistics.stdev(ratios) / len(ratios) ** 0.5
-    yield (
-        f"the guest's latency with a watcher, against without: {100 * (middle - 1):+.1f} % "
-        f"(95 % interval {100 * (middle - reach - 1):+.1f} to {100 * (middle + reach - 1):+.1f} %)"
-    )
+    name = "the guest's latency with a watcher"
+    for what, value in (("", middle), (", low end of 95 %", middle - reach),
+                        (", high end of 95 %", middle + reach)):  # fmt: skip
+        yield Row(name + what, 100 * value, "%", value, "without")
 
 
 def _block(client: UpcallClient) -> float:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .peers import bulk, ping_pong
+from .rows import Row, Skip
 
 ROUNDS = 9
 EXCHANGES = 2_000
@@ -20,11 +21,10 @@ BULK_SIZE = 1 << 30
 BULK_ROUNDS = 5
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table; relays take turns, so that the machine's mood meets all of them."""
     if shutil.which("socat") is None:
-        yield "socat is not installed; apt-get install socat"
-        return
+        raise Skip("socat is not installed; apt-get install socat")
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         server = directory / "vmm"
@@ -44,7 +44,7 @@ def run() -> Iterator[str]:
         yield from _bulk({name: path for name, path in paths.items() if name != "socat"})
 
 
-def _ping_pong(paths: dict[str, Path]) -> Iterator[str]:
+def _ping_pong(paths: dict[str, Path]) -> Iterator[Row]:
     medians: dict[str, list[float]] = {name: [] for name in paths}
     tails: dict[str, list[float]] = {name: [] for name in paths}
     for path in paths.values():
@@ -56,22 +56,30 @@ def _ping_pong(paths: dict[str, Path]) -> Iterator[str]:
             tails[name].append(times[len(times) * 99 // 100] / 1000)
     p50 = {name: statistics.median(values) for name, values in medians.items()}
     p99 = {name: statistics.median(values) for name, values in tails.items()}
+    beside_socat = {name: _paired(values, medians["socat"]) for name, values in medians.items()}
     for name in paths:
-        yield f"1 KiB ping-pong, {name:<8} p50 {p50[name]:7.1f} us   p99 {p99[name]:7.1f} us"
-    added50, added99 = p50["record"] - p50["direct"], p99["record"] - p99["direct"]
-    yield f"record adds {added50:.1f} us (p50) and {added99:.1f} us (p99) to direct"
-    yield f"record / socat at p50: {p50['record'] / p50['socat']:.2f}"
+        ratio = (beside_socat[name], "socat") if name != "socat" else (None, "")
+        yield Row(f"1 KiB ping-pong, {name}, p50", p50[name], "us", *ratio)
+        yield Row(f"1 KiB ping-pong, {name}, p99", p99[name], "us")
+    yield Row("record adds to direct, p50", p50["record"] - p50["direct"], "us")
+    yield Row("record adds to direct, p99", p99["record"] - p99["direct"], "us")
 
 
-def _bulk(paths: dict[str, Path]) -> Iterator[str]:
+def _bulk(paths: dict[str, Path]) -> Iterator[Row]:
     speeds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(BULK_ROUNDS):
         for name, path in paths.items():
             speeds[name].append(bulk(path, BULK_SIZE) / 1e9)
     median = {name: statistics.median(values) for name, values in speeds.items()}
+    plain = "socat -b262144"
     for name, speed in median.items():
-        yield f"1 GiB on another port, {name:<15} {speed:5.2f} GB/s"
-    yield f"record / socat -b262144: {median['record'] / median['socat -b262144']:.2f}"
+        ratio = (_paired(speeds[name], speeds[plain]), plain) if name != plain else (None, "")
+        yield Row(f"1 GiB on another port, {name}", speed, "GB/s", *ratio)
+
+
+def _paired(ours: list[float], theirs: list[float]) -> float:
+    """The median of the ratios of each round."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def _socat(stack: ExitStack, path: Path, server: Path, *options: str) -> Path:

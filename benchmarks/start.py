@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+from .rows import Row
+
 ROUNDS = 15
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table; the two take turns."""
     commands = {
         "an empty Python": ["-c", ""],
@@ -24,7 +26,7 @@ def run() -> Iterator[str]:
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - begun)
     median = {name: statistics.median(values) * 1000 for name, values in times.items()}
-    for name, milliseconds in median.items():
-        yield f"{name:<20} {milliseconds:6.1f} ms"
-    empty, ours = median.values()
-    yield f"ratio: {ours / empty:.1f}"
+    empty, ours = commands
+    yield Row(empty, median[empty], "ms")
+    paired = statistics.median(b / a for a, b in zip(times[empty], times[ours], strict=True))
+    yield Row(ours, median[ours], "ms", paired, empty)

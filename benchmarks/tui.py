@@ -31,6 +31,7 @@ from upcall_trace.vantage.recorder import Recorder, live_header
 from upcall_trace.vantage.store import OnStoreError
 
 from .decoding import MANY, records
+from .rows import Row
 
 SIZE = (40, 120)
 ROUNDS = 9
@@ -122,7 +123,7 @@ class Terminal:
         return True
 
 
-def run() -> Iterator[str]:
+def run() -> Iterator[Row]:
     """Rows of the table."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -135,24 +136,25 @@ def run() -> Iterator[str]:
         yield from _follow(directory)
 
 
-def _browse(path: Path, home: Path) -> Iterator[str]:
-    yield f"{MANY:,} operations with an index"
+def _browse(path: Path, home: Path) -> Iterator[Row]:
     with Terminal(path, home=home) as terminal:
         began = terminal.until(b"\x1b[?1049h")
         first = terminal.until(b"add_cpu")
-        yield f"the screen is taken after {began:.2f} s, and filled {first:.2f} s later"
+        yield Row("the screen is taken", began, "s", size=MANY)
+        yield Row("the screen is filled", began + first, "s", size=MANY)
         for name, before, keys in _KEYS:
-            yield f"{name:<10} {_median(terminal, before, keys)}, while it is diagnosed"
+            yield from _key(f"{name}, while it is diagnosed", terminal, before, keys)
         _filter(terminal, b"op == add_mmio and ret < 0")
         terminal.send(b"\r")
-        yield f"filter by operation and result: {terminal.until(b'match op =='):.2f} s"
+        filtered = terminal.until(b"match op ==")
+        yield Row("filter by operation and result", filtered, "s", size=MANY)
         _filter(terminal, b"")
         terminal.send(b"\r")
         diagnosed = _wait_for_diagnosis(terminal)
-        yield f"diagnosed after {diagnosed:.0f} s"
+        yield Row("diagnosed after", diagnosed, "s", size=MANY)
         for name, before, keys in _KEYS:
-            yield f"{name:<10} {_median(terminal, before, keys)}"
-        yield f"memory at most: {terminal.memory():.0f} MB"
+            yield from _key(name, terminal, before, keys)
+        yield Row("memory at most", terminal.memory(), "MiB", size=MANY)
 
 
 def _filter(terminal: Terminal, expression: bytes) -> None:
@@ -175,16 +177,17 @@ def _wait_for_diagnosis(terminal: Terminal) -> float:
     return time.perf_counter() - terminal.begun
 
 
-def _median(terminal: Terminal, before: bytes, keys: bytes) -> str:
+def _key(name: str, terminal: Terminal, before: bytes, keys: bytes) -> Iterator[Row]:
     times = []
     for _ in range(ROUNDS):
         if before:
             terminal.send(before)
         times.append(terminal.type(keys) * 1000)
-    return f"{statistics.median(times):6.1f} ms, at most {max(times):6.1f}"
+    yield Row(f"key {name}, p50", statistics.median(times), "ms", size=MANY)
+    yield Row(f"key {name}, at most", max(times), "ms", size=MANY)
 
 
-def _follow(home: Path) -> Iterator[str]:
+def _follow(home: Path) -> Iterator[Row]:
     """A recording of `RATE` operations a second, and how far behind the screen is."""
     path = home / "growing.upcap"
     written: list[tuple[float, int]] = []
@@ -223,6 +226,7 @@ def _follow(home: Path) -> Iterator[str]:
         writer.join()
         recorder.close()
     lags = lags[5:]
-    yield f"following {RATE:,} operations a second for {FOLLOWED_S:.0f} s, {len(lags)} screens"
-    yield f"behind: median {statistics.median(lags):.2f} s, at most {max(lags):.2f} s"
-    yield f"memory at most: {memory:.0f} MB"
+    what = f"following {RATE:,} operations a second"
+    yield Row(f"{what}: behind, p50", statistics.median(lags), "s")
+    yield Row(f"{what}: behind, at most", max(lags), "s")
+    yield Row(f"{what}: memory at most", memory, "MiB")

@@ -1,0 +1,285 @@
+"""Decoding and reading from 10^3 operations up to 10^7, beside other ways to decode the same.
+
+Each figure is of a process of its own, `python -m benchmarks.growth STEP SIZE FOLDER`, and each is
+measured in turn with what it is held against. Rates are by seconds of one processor. The others
+are slow, and get fewer messages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
+
+from .rows import Row
+
+LARGEST = int(os.environ.get("UPCALL_BENCH_LARGEST", "100000"))
+SIZES: Final = tuple(10**power for power in range(3, 8))
+_ROUNDS = 3
+_LONG = 1_000_000
+"""From so many operations on a figure is of one round."""
+_OTHERS: Final = {"plain struct loop": 10**7, "construct": 1_000, "scapy": 1_000, "tshark": 10_000}
+"""What else decodes, and at most how many operations of it."""
+_HEADER: Final = Struct("<IIII")
+_WINDOW: Final = Struct("<QQI")
+_SLOT: Final = Struct("<BB")
+_AT_ONCE: Final = 4096
+Work = Callable[[], object]
+
+
+class _Took(NamedTuple):
+    seconds: float
+    cpu_s: float
+    peak_mib: float
+
+
+def run() -> Iterator[Row]:
+    """Rows of the table, size by size."""
+    for size in SIZES:
+        if size <= LARGEST:
+            with tempfile.TemporaryDirectory() as name:
+                yield from _of_size(size, Path(name))
+
+
+def _of_size(size: int, folder: Path) -> Iterator[Row]:
+    rounds = _ROUNDS if size < _LONG else 1
+    written = _child("write", size, folder)
+    on_disk = (folder / "c.upcap").stat().st_size / (2 * size)
+    yield _rate("written", size, written, on_disk)
+    others = {
+        name: step for name, step in _STEPS.items()
+        if size <= _OTHERS.get(name, 0) and (name != "tshark" or shutil.which("tshark"))
+    }  # fmt: skip
+    if "tshark" in others:
+        _child("packets", size, folder)
+    took: dict[str, list[_Took]] = {}
+    for _ in range(rounds):  # in turns, so that the machine's mood meets all of them
+        for name in ("decoded and paired", *others):
+            took.setdefault(name, []).append(_child(name, size, folder))
+    ours = took["decoded and paired"]
+    yield _rate("decoded and paired, from the file", size, _middle(ours), on_disk)
+    for name in others:
+        paired = statistics.median(
+            one.seconds / other.seconds for one, other in zip(took[name], ours, strict=True)
+        )
+        yield _rate(f"the same by {name}", size, _middle(took[name]), None, 1 / paired)
+    indexed = _child("indexed", size, folder)
+    yield _rate("indexed", size, indexed, (folder / "c.upcap").stat().st_size / (2 * size))
+    for name in ("opened", "filtered"):
+        one = _middle([_child(name, size, folder) for _ in range(rounds)])
+        yield _row(name, one.seconds * 1000, "ms", size, one)
+    one = _middle([_child("diagnosed", size, folder) for _ in range(rounds)])
+    yield _row("diagnosed", size / one.seconds, "operations/s", size, one)
+
+
+def _middle(several: list[_Took]) -> _Took:
+    return sorted(several)[len(several) // 2]
+
+
+def _rate(
+    name: str, size: int, took: _Took, on_disk: float | None, ratio: float | None = None
+) -> Row:
+    against = "decoded and paired" if ratio is not None else ""
+    rate = 2 * size / took.seconds
+    return _row(name, rate, "messages/s", size, took, ratio, against, on_disk)
+
+
+def _row(
+    name: str, value: float, unit: str, size: int, took: _Took, ratio: float | None = None,
+    against: str = "", on_disk: float | None = None,
+) -> Row:  # fmt: skip
+    return Row(f"{name}, {size:,} operations", value, unit, ratio, against, size, on_disk,
+               took.cpu_s, took.peak_mib)  # fmt: skip
+
+
+def _child(step: str, size: int, folder: Path) -> _Took:
+    command = [sys.executable, "-m", "benchmarks.growth", step, str(size), str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return _Took(*map(float, told.split()))
+
+
+# What a child does.
+
+
+def _pairs() -> list[bytes]:
+    from .decoding import records
+
+    return [raw for record in records(4) if len(raw := getattr(record, "data", b"")) == 1024][1:]
+
+
+def _messages(size: int) -> Iterator[bytes]:
+    return islice(cycle(_pairs()), 2 * size)
+
+
+def _write(size: int, folder: Path) -> Work:
+    from upcall_trace.capture.records import Header
+    from upcall_trace.capture.writer import CaptureWriter
+
+    from .decoding import records
+
+    def work() -> None:
+        with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
+            for record in records(size):
+                writer.write(record)
+
+    return work
+
+
+def _packets(size: int, folder: Path) -> Work:
+    from upcall_trace.exports.pcapng import write_packets
+    from upcall_trace.exports.wireshark import dissector
+    from upcall_trace.sources import open_source
+
+    def work() -> None:
+        (folder / "upcall.lua").write_text(dissector(), "utf-8")
+        with open_source(folder / "c.upcap") as source, (folder / "c.pcapng").open("wb") as file:
+            write_packets(source.header, (record for _, record in source.records()), file, {})
+
+    return work
+
+
+def _decode(size: int, folder: Path) -> Work:
+    from upcall_trace.sources import open_source
+    from upcall_trace.trace.opening import decode_source
+
+    def work() -> None:
+        with open_source(folder / "c.upcap") as source:
+            _check(len(decode_source(source).operations), size)
+
+    return work
+
+
+def _struct(size: int, folder: Path) -> Work:
+    """The least that a program written for the purpose does: a header, a load, a list of rows."""
+    messages = _messages(size)
+
+    def work() -> None:
+        header, rows = _HEADER.unpack_from, []
+        for raw in messages:
+            magic, load_size, kind, flags = header(raw)
+            load = _WINDOW.unpack_from(raw, 16) if load_size > 4 else _SLOT.unpack_from(raw, 16)
+            rows.append((magic, kind, flags, load))
+            if len(rows) == _AT_ONCE:
+                rows.clear()
+
+    return work
+
+
+def _construct(size: int, folder: Path) -> Work:
+    from dissectors.wire_formats import reply_format, request_format
+
+    formats = []
+    for place, raw in enumerate(_pairs()):
+        _, load_size, kind, _ = _HEADER.unpack_from(raw)
+        formats.append(reply_format(kind) if place % 2 else request_format(kind, load_size))
+    messages = _messages(size)
+
+    def work() -> None:
+        for layout, raw in zip(cycle(formats), messages, strict=False):
+            layout.parse(raw)
+
+    return work
+
+
+def _scapy(size: int, folder: Path) -> Work:
+    from dissectors.scapy_layers import UpcallReply, UpcallRequest
+
+    messages = _messages(size)
+
+    def work() -> None:
+        for kind, raw in zip(cycle((UpcallRequest, UpcallReply)), messages, strict=False):
+            kind(raw)
+
+    return work
+
+
+def _tshark(size: int, folder: Path) -> Work:
+    command = ["tshark", "-X", f"lua_script:{folder / 'upcall.lua'}", "-r", str(folder / "c.pcapng"),
+               "-T", "fields", "-Y", "upcall", "-e", "upcall.op", "-e", "upcall.ret"]  # fmt: skip
+
+    def work() -> None:
+        told = subprocess.run(command, capture_output=True, check=True).stdout
+        _check(min(told.count(b"\n"), 2 * size) // 2, size)
+
+    return work
+
+
+def _index(size: int, folder: Path) -> Work:
+    from upcall_trace.trace.opening import build_index
+
+    return lambda: build_index(folder / "c.upcap")
+
+
+def _open(size: int, folder: Path) -> Work:
+    from upcall_trace.trace.opening import load
+
+    return lambda: load(folder / "c.upcap")
+
+
+def _filter(size: int, folder: Path) -> Work:
+    from upcall_trace.trace.filters import parse
+    from upcall_trace.trace.opening import load
+
+    wanted = parse("op == add_mmio and ret < 0 and latency > 100ns")
+
+    def work() -> None:
+        hits = wanted.mask(load(folder / "c.upcap").operations)
+        _check(int(hits.sum()), size // 4)
+
+    return work
+
+
+def _diagnose(size: int, folder: Path) -> Work:
+    from upcall_trace.diagnose.run import diagnose
+
+    return lambda: diagnose(folder / "c.upcap")
+
+
+def _check(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ValueError(f"{found} instead of {wanted}")
+
+
+_STEPS: Final[dict[str, Callable[[int, Path], Work]]] = {
+    "write": _write,
+    "packets": _packets,
+    "decoded and paired": _decode,
+    "plain struct loop": _struct,
+    "construct": _construct,
+    "scapy": _scapy,
+    "tshark": _tshark,
+    "indexed": _index,
+    "opened": _open,
+    "filtered": _filter,
+    "diagnosed": _diagnose,
+}
+
+
+def _status(name: str, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/self/{name}").read_text(), re.M)
+    return int(found[1]) if found else 0
+
+
+def main() -> None:
+    """Do one step; print its CPU seconds, those of the whole process, and the peak in MiB."""
+    work = _STEPS[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]))  # it imports what it needs
+    begun = sum(os.times()[:4])  # seconds of CPU: others may be at work on this machine
+    work()
+    cpu = sum(os.times()[:4])
+    seconds = max(cpu - begun, 0.01)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(seconds, cpu, max(_status("status", "VmHWM"), children) / 1024)
+
+
+if __name__ == "__main__":
+    main()
