@@ -204,8 +204,9 @@ def _scapy(size: int, folder: Path) -> Work:
 
 
 def _tshark(size: int, folder: Path) -> Work:
-    command = ["tshark", "-X", f"lua_script:{folder / 'upcall.lua'}", "-r", str(folder / "c.pcapng"),
-               "-T", "fields", "-Y", "upcall", "-e", "upcall.op", "-e", "upcall.ret"]  # fmt: skip
+    packets, script = str(folder / "c.pcapng"), f"lua_script:{folder / 'upcall.lua'}"
+    command = ["tshark", "-X", script, "-r", packets, "-T", "fields", "-Y",
+               "upcall", "-e", "upcall.op", "-e", "upcall.ret"]  # fmt: skip
 
     def work() -> None:
         told = subprocess.run(command, capture_output=True, check=True).stdout

@@ -74,8 +74,8 @@ def test_the_page_has_a_line_for_what_grows_and_a_bar_for_what_is_a_ratio() -> N
     rows.append(Row("<record>", 20, "us", 1.5, "socat"))
     text = page(Report("now", "here", figures("growth", [(1.0, rows)]), {"lab": "no <QEMU>"}))
     tree = ElementTree.fromstring(re.sub(r"<!DOCTYPE html>|<meta[^>]*>", "", text))
-    assert len([each for each in tree.iter("polyline")]) == 1
-    assert len([each for each in tree.iter("circle")]) == 3
+    assert len(list(tree.iter("polyline"))) == 1
+    assert len(list(tree.iter("circle"))) == 3
     assert "1.5 times socat" in "".join(tree.itertext())
     assert "lab was not measured: no <QEMU>" in "".join(tree.itertext())
     assert [len(row) for row in tree.iter("tr")] == [8] * 5
