@@ -283,6 +283,7 @@ BLOCKS: Final[Blocks] = {
     "control-state": guest_blocks.control_state,
     "tui-keys": tui_blocks.keys,
     "tui-signs": tui_blocks.signs,
+    "tui-columns": tui_blocks.columns,
     "lab-machines": lab_blocks.machines,
     "lab-orders": lab_blocks.orders,
     "lab-state": lab_blocks.state,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from textual.binding import Binding, BindingType
 
 from upcall_trace.codes import Severity
+from upcall_trace.tui.data.settings import COLUMNS, USUAL_COLUMNS
 from upcall_trace.tui.panes.bars import key_name
 from upcall_trace.tui.panes.detail import HexDump
 from upcall_trace.tui.panes.line_view import LineView
@@ -48,6 +49,15 @@ def _rows(place: str, bindings: Iterable[BindingType]) -> Iterable[tuple[str, st
             place,
             code(binding.id or ""),
         )
+
+
+def columns() -> str:
+    """The columns that the ladder can have."""
+    rows = [
+        (code(name), told, "yes" if name in USUAL_COLUMNS else "no")
+        for name, told in COLUMNS.items()
+    ]
+    return table(("column", "what it shows", "usual"), rows)
 
 
 def signs() -> str:

@@ -3,9 +3,9 @@ has left."""
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
-import pty
 import subprocess
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from tests.support import (
     small_capture,
     write_capture,
 )
+from tests.terminals import on_terminal
+from upcall_trace import cli
 from upcall_trace.capture.records import (
     COMMENT,
     Chunk,
@@ -34,6 +36,7 @@ from upcall_trace.capture.records import (
 )
 from upcall_trace.errors import ExitCode
 
+ROOT = Path(__file__).parents[2]
 NASTY = "\x1b[31mA\x1b]0;B\x07\nFORGED\r\x08\x9bC\u202eD\u2028E\ud800F\x00"
 """Colours, a window title, lines of one's own, bidi, a lone surrogate."""
 RAW = NASTY.encode("utf-8", "surrogatepass")
@@ -286,20 +289,67 @@ def test_colour_is_for_terminals_only(tmp_path: Path) -> None:
     """A pseudo terminal gets it, unless it asks not to."""
     path = write_capture(tmp_path / "x.upcap", small_capture())
     assert "\x1b" not in run("show", path).out
-    assert "\x1b[31m" in on_a_terminal(path, {})
-    assert "\x1b" not in on_a_terminal(path, {"NO_COLOR": "1"})
+    assert "\x1b[31m" in on_terminal(["show", path])[1]
+    assert "\x1b" not in on_terminal(["show", path], environment={"NO_COLOR": "1"})[1]
+    assert "\x1b[31m" in on_terminal(["show", path], environment={"NO_COLOR": ""})[1]
 
 
-def on_a_terminal(path: Path, environment: dict[str, str]) -> str:
-    plain = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command("show", path), stdout=theirs, env=plain | environment):
-        os.close(theirs)
-        shown = b""
-        try:
-            while part := os.read(ours, 4096):
-                shown += part
-        except OSError:
-            pass  # how Linux says that the other side has closed
-    os.close(ours)
-    return shown.decode()
+@pytest.mark.parametrize("when", ["auto", "always", "never"])
+def test_colours_are_always_never_or_as_the_terminal_is(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_capture(tmp_path / "x.upcap", small_capture())
+    arguments: list[str | Path] = ["show", "--color", when, path]
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert ("\x1b[31m" in run(*arguments).out) is (when == "always")
+    assert ("\x1b[31m" in on_terminal(arguments)[1]) is (when != "never")
+    # What is said in so many words counts more than what the environment says.
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert ("\x1b[31m" in run(*arguments).out) is (when == "always")
+
+
+@pytest.mark.parametrize("arguments", [["docs", "exit-codes"], ["diagnose", "UP201"]])
+def test_pages_are_formatted_in_colours_when_that_is_asked_for(arguments: list[str]) -> None:
+    assert "\x1b[" not in run(*arguments).out
+    assert "\x1b[1" in run(*arguments, "--color", "always").out
+    assert run(*arguments, "--color", "never").out == run(*arguments).out
+
+
+COLOURING = {"out_all", "show_operation", "memory_lines", "show_markdown", "explain"}
+
+
+def prints_colours(source: str) -> bool:
+    """Whether a module gives `out` a colour, or calls what does."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return any(
+        (call.func.id == "out" and len(call.args) > 1) or call.func.id in COLOURING
+        for call in calls if isinstance(call.func, ast.Name)
+    )  # fmt: skip
+
+
+def test_every_command_that_uses_colours_takes_color() -> None:
+    folder = ROOT / "upcall_trace" / "cli"
+    coloured = {
+        name for name, (module, _) in cli.COMMANDS.items()
+        if prints_colours((folder / f"{module}.py").read_text())
+    }  # fmt: skip
+    assert {"show", "send", "replay", "diff", "doctor", "docs", "diagnose"} <= coloured
+    for name in coloured:
+        words = {"lab": ("lab", "setup"), "fleet": ("fleet", "show")}.get(name, (name,))
+        assert "--color [auto|always|never]" in run(*words, "--help").out, name
+
+
+def test_a_tab_of_the_library_is_no_escape() -> None:
+    """click puts choices on lines that begin with a tab."""
+    told = run("completion", "show")
+    assert told.code == ExitCode.USAGE
+    assert "\\t" not in told.err
+    assert "    bash," in told.err.splitlines()
+
+
+def test_export_shows_no_tab_as_an_escape(tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", small_capture())
+    for arguments in (["--list"], [path], [path, "-o", "-"], [path, "-o", "x.foo"],
+                      [path, "--format", "nothing", "-o", "-"], []):  # fmt: skip
+        told = run("export", *arguments)
+        assert "\\t" not in told.out + told.err

@@ -160,6 +160,35 @@ def test_explain_prints_the_page_of_every_code(code: str) -> None:
     assert run("diagnose", "--explain", rule.name.upper()) == told
 
 
+@pytest.mark.parametrize("word", ["UP201", "up201", "vcpu-not-started"])
+def test_a_code_in_place_of_a_file_is_explained(word: str) -> None:
+    assert run("diagnose", word) == run("diagnose", "--explain", "UP201")
+
+
+def test_several_codes_are_explained_one_after_the_other() -> None:
+    both = run("diagnose", "UP201", "UP301")
+    assert both.out == run("diagnose", "UP201").out + run("diagnose", "UP301").out
+
+
+def test_a_code_beside_files_or_one_that_nobody_knows_is_wrong_usage() -> None:
+    beside = run("diagnose", "UP201", sample("guest_oops"))
+    assert (beside.code, beside.out) == (ExitCode.USAGE, "")
+    assert beside.err == (
+        "upcall-trace: UP201 is a code and no file; explain it without the files\n"
+    )
+    unknown = run("diagnose", "UP999")
+    assert unknown.code == ExitCode.USAGE
+    assert unknown.err.startswith("upcall-trace: 'UP999' is no code; ")
+
+
+def test_a_file_that_is_called_as_a_code_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("UP201").write_bytes(sample("guest_oops").read_bytes())
+    assert "UP206" in run("diagnose", "UP201").out
+
+
 def test_codes_are_completed_by_number_and_by_name() -> None:
     assert completed("upcall-trace diagnose --explain up30") == [
         code for code in rules() if code.startswith("UP30")

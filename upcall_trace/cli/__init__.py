@@ -182,5 +182,5 @@ def _tell(error: click.ClickException) -> None:
     """What click has to say, which may repeat what was on the command line."""
     said = io.StringIO()
     error.show(said)
-    for line in said.getvalue().rstrip("\n").split("\n"):
+    for line in said.getvalue().rstrip("\n").expandtabs(4).split("\n"):
         talk(line)

@@ -40,6 +40,7 @@ from ..vantage.recorder import Recorder
 from ..vantage.store import OnStoreError
 from ..views.text import HEADING
 from .support.listing import comments, show_comments, show_operation
+from .support.options import color_option
 from .support.output import out, talk
 
 _T = MessageType
@@ -86,6 +87,7 @@ _SCRIPT: Final[tuple[tuple[tuple[Request, str], ...], ...]] = (
 
 
 @click.command("demo")
+@color_option
 def demo_command() -> ExitCode:
     """Record a client that hotplugs against a simulated guest, and show what was recorded.
 
@@ -109,6 +111,7 @@ def demo_command() -> ExitCode:
         out(line)
     out(
         f"\nThe capture is\n{path}\n\nTry:\n"
+        f"  upcall-trace tui {path}   # browse it, ? lists the keys\n"
         f"  upcall-trace diagnose --all {path}\n"
         f"  upcall-trace show --filter 'ret < 0' {path}\n"
         f"  upcall-trace show --hex {path}\n"

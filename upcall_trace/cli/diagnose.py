@@ -20,7 +20,7 @@ from ..kernel.world import World
 from ..sources.spooled import SpooledPath, plain
 from .support.files import CAPTURE, tell_damage
 from .support.inputs import by_kind, sandboxes
-from .support.options import Named, given_world, vmm_option, world_options
+from .support.options import Named, color_option, given_world, vmm_option, world_options
 from .support.output import out, out_json, progress, talk
 from .support.times import WallMoment, span_options
 
@@ -96,8 +96,12 @@ def _code_words() -> Iterable[str]:
 @click.option("--fail-on", type=click.Choice(_SEVERITIES), help="End with 1 from here on.")
 @click.option("--follow", "as_it_grows", is_flag=True, help="Tell findings as they come.")
 @click.option(
-    "--explain", "word", type=Named("CODE", _code_words), help="Show a code's page instead."
+    "--explain",
+    "word",
+    type=Named("CODE", _code_words),
+    help="Show the page of a code or a name instead.",
 )
+@color_option
 def diagnose_command(
     files: tuple[Path, ...],
     console: tuple[Path, ...],
@@ -127,12 +131,14 @@ def diagnose_command(
     Give captures, logs, or both; what each file is, is found out by looking. A guest's console
     tells which of several causes it was, and stands in for a missing capture. With the
     guest's world (--world) causes that the wire cannot decide become certain. Without, such
-    findings say "possibly".
+    findings say "possibly". A code in place of a file, such as UP201, shows the code's page.
     """
-    if word is not None:
+    words = [word] if word is not None else _codes_in(files)
+    if words:
         from .support.explaining import explain
 
-        explain(word)
+        for each in words:
+            explain(each)
         return ExitCode.EXPECTED
     form = "json" if as_json_too else form
     choice = FindingChoice.of(select, ignore, baseline)
@@ -173,6 +179,19 @@ def diagnose_command(
     nothing = None if captures else _nothing(logs, diagnosed)
     _print(diagnosed, logs.inputs, form, everything, int(json_version), nothing)
     return _exit_code(diagnosed, fail_on, nothing)
+
+
+def _codes_in(files: Sequence[Path]) -> list[str]:
+    """The codes that were given in place of files; raises WrongUsage when files are among them."""
+    lacking = [str(path) for path in files if path.name == str(path) and not path.exists()]
+    if not lacking:
+        return []
+    from .support.explaining import is_code
+
+    codes = [word for word in lacking if is_code(word)]
+    if codes and len(codes) < len(files):
+        raise WrongUsage(f"{codes[0]} is a code and no file; explain it without the files")
+    return codes
 
 
 def _read(

@@ -17,6 +17,7 @@ from ..trace.operations import NoTable
 from ..trace.script import Script, Scripter
 from ..trace.streams import distinct_records
 from .support.files import CAPTURE, tell_losses
+from .support.options import color_option
 from .support.output import out_all, out_json
 
 _COLOURS = {"-": "red", "+": "green", "!": "yellow"}
@@ -31,6 +32,7 @@ _COLOURS = {"-": "red", "+": "green", "!": "yellow"}
               help="What B may have in A's place, such as '* latency<=2x'.")  # fmt: skip
 @click.option("--bytes", "whole_bytes", is_flag=True, help="Compare all bytes, written or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@color_option
 def diff_command(
     a: Path,
     b: Path,

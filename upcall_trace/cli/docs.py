@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from ..errors import ExitCode
-from .support.options import Named
-from .support.output import out, show_markdown
+from .support.options import Named, color_option
+from .support.output import is_formatted, out, show_markdown
 from .support.pages import contents, page, page_names
 
 
 @click.command("docs")
 @click.argument("name", metavar="[PAGE]", type=Named("PAGE", page_names), required=False)
+@color_option
 def docs_command(name: str | None) -> ExitCode:
     """Read a page of the documentation; without PAGE, list the pages.
 
@@ -23,7 +22,7 @@ def docs_command(name: str | None) -> ExitCode:
     if name is None:
         for each, what in contents():
             out(f"{each:<20} {what}")
-    elif sys.stdout.isatty():
+    elif is_formatted():
         show_markdown(page(name))
     else:
         out(page(name).rstrip("\n"))

@@ -9,6 +9,7 @@ import click
 from ..errors import ExitCode
 from ..vantage.doctor import Examination, Host, Point, examine
 from ..views.text import safe
+from .support.options import color_option
 from .support.output import out, out_json
 
 VERSION: Final = 1
@@ -16,6 +17,7 @@ VERSION: Final = 1
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@color_option
 def doctor_command(as_json: bool) -> ExitCode:
     """Tell from where upcall can be watched on this host, and what stands in the way elsewhere.
 

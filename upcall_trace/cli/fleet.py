@@ -16,7 +16,7 @@ from ..errors import ExitCode, NothingRun, UserError, WrongUsage
 from ..views.json_objects import operation_object
 from .support.files import CAPTURE, STDOUT, replacing
 from .support.listing import show_operation
-from .support.options import overwrite_option
+from .support.options import color_option, overwrite_option
 from .support.output import out, out_json, talk
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def new_command(dataset: str, since: str, by: str, **options: Any) -> ExitCode:
 @click.argument("dataset")
 @click.argument("row")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@color_option
 def show_row_command(dataset: str, row: str, as_json: bool) -> ExitCode:
     """Lead from a row of operations or findings to its recording and request.
 

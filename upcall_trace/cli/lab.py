@@ -26,6 +26,7 @@ from .lab_vmm import vmm_command
 from .support.detached import Detached
 from .support.files import CAPTURE
 from .support.lab_orders import lab_name_option, order_lab, ready_lab
+from .support.options import color_option
 from .support.output import out, out_json, talk
 from .support.signals import interrupt_on_signals, stop_on_signals
 
@@ -51,6 +52,7 @@ lab_command.add_command(vmm_command)
 @lab_command.command("setup")
 @click.option("--install", is_flag=True, help="Get what is missing; works offline afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@color_option
 def setup_command(install: bool, as_json: bool) -> ExitCode:
     """Tell what the lab needs and what of it is missing; with --install, get it.
 

@@ -37,6 +37,7 @@ from ..views.text import HEADING, operation_text
 from .edit import write_edited
 from .support.files import CAPTURE, check_output, open_capture, tell_losses
 from .support.options import (
+    color_option,
     given_world,
     overwrite_option,
     tell_lacking_world,
@@ -61,6 +62,7 @@ _AT_ONCE: Final = Patience(reply_s=2.0, silence_s=0.3, simulated=True)
               help="Begin in spite of this danger, as the plan of replay names it.")  # fmt: skip
 @world_options
 @overwrite_option
+@color_option
 def minimise_command(
     capture: Path,
     output: Path,

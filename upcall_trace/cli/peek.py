@@ -14,7 +14,7 @@ from ..vantage.guest_memory.as_capture import as_records
 from .support.files import CAPTURE, check_output, write_capture
 from .support.memory_target import MemoryTarget, look_through, memory_header, nothing_in, sandbox_in
 from .support.memory_views import memory_lines, memory_object
-from .support.options import overwrite_option
+from .support.options import color_option, overwrite_option
 from .support.output import out, out_json, talk
 
 
@@ -27,6 +27,7 @@ from .support.output import out, out_json, talk
 @overwrite_option
 @click.option("--port", default=219, show_default=True, help="The guest's upcall port.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
+@color_option
 def peek_command(
     image: Path | None,
     pid: int | None,

@@ -12,6 +12,7 @@ from ..errors import ExitCode
 from ..plugins import SEAMS, BrokenPlugin, Plugin, broken_services, installed
 from ..views.printable import safe
 from . import COMMANDS
+from .support.options import color_option
 from .support.output import out, out_json
 
 VERSION: Final = 1
@@ -49,6 +50,7 @@ _ABOUT: Final[dict[str, Callable[[Plugin], str]]] = {
 
 @click.command("plugins")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@color_option
 def plugins_command(as_json: bool) -> ExitCode:
     """List what installed packages add to this program, and what of it is broken.
 

@@ -29,7 +29,7 @@ from ..trace.filters import parse
 from ..trace.script import Asked, Script
 from ..views.messages import reply_text, request_text
 from .support.files import CAPTURE, tell_losses
-from .support.options import given_world, tell_lacking_world, world_options
+from .support.options import color_option, given_world, tell_lacking_world, world_options
 from .support.output import SECONDS, has_terminal, out, out_all, out_json, say, talk
 from .support.signals import stop_on_signals
 
@@ -78,6 +78,7 @@ _PROGRESS_S = 1.0
 @click.option("-o", "--output", type=CAPTURE, help="A capture of what happens.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing one.")
 @click.option("--json", "as_json", is_flag=True, help="The plan or the verdict as one JSON object.")
+@color_option
 def replay_command(
     capture: Path,
     address: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,8 @@ from ..trace.script import read_script
 from ..views.asking import BadWord, usage, values_of
 from ..views.json_objects import operation_object
 from ..views.text import HEADING, duration, hex_lines, operation_text
-from .support.output import out, out_json, talk
+from .support.options import color_option
+from .support.output import has_terminal, out, out_json, say, talk
 
 _TIMEOUT_S: Final = 15.0
 _RAW_LIMIT: Final = 64 << 10
@@ -41,8 +43,8 @@ _HELP: Final = f"""Send one request and show what the guest answers.
 OPERATION is {
     ", ".join(f"{name} {words}".partition(", on ")[0] for name, words in _OPERATIONS.items())
 }, or raw FILE, which sends the file's bytes in one write. Numbers may be
-hexadecimal. The operations of other packages' services can be sent, too. Ends with 1 when the guest
-refuses or says nothing.
+hexadecimal. The operations of other packages' services can be sent, too. On a terminal, values that
+you leave out are asked for. Ends with 1 when the guest refuses or says nothing.
 """
 
 
@@ -64,6 +66,7 @@ refuses or says nothing.
               help="Send it in spite of this danger, to a guest that may be real.")  # fmt: skip
 @click.option("--hex", "with_hex", is_flag=True, help="Also the bytes of request and reply.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@color_option
 @click.argument("operation", nargs=-1, required=True)
 def send_command(
     address: str,
@@ -99,11 +102,19 @@ def send_command(
             for line in hex_lines(message):
                 out(line)
     if answer is None:
-        talk(f"no reply within {timeout_s:g} s, or the guest closed")
+        talk(_no_reply(client, timeout_s))
     elif answer.latency_ns > CALLER_TIMEOUT_NS:
         talk(f"the reply took {duration(answer.latency_ns)}; Kata waits 250 ms for most of them")
     done = shown.ret == 0 and "bad-magic" not in shown.anomalies
     return ExitCode.EXPECTED if done else ExitCode.DIFFERENT
+
+
+def _no_reply(client: UpcallClient, timeout_s: float) -> str:
+    """Why there is none: the guest's end of the connection, or the end of our patience."""
+    whole = f"; {client.received} bytes of one had come" if client.received else ""
+    if client.ended_by_guest:
+        return f"the guest closed the connection instead of a reply{whole}"
+    return f"no reply within {timeout_s:g} s{whole}"
 
 
 def _guard(target: Target, raw: bytes, arch: Arch, allow: tuple[str, ...]) -> None:
@@ -148,11 +159,24 @@ def _request(words: tuple[str, ...], arch: Arch) -> tuple[Service, bytes]:
         return DEVICE_MANAGER, _raw(arguments)
     service, message = _named(name)
     layout = service.table.layout(message.number, arch)
+    if not arguments and usage(service.table, message):
+        arguments = _asked_for(name, usage(service.table, message))
     try:
         values = values_of(layout, arguments)
     except BadWord as error:
         raise WrongUsage(f"{name} {usage(service.table, message)}: {error}") from None
     return service, service.codec.request_with(message.number, values, arch).encode()
+
+
+def _asked_for(name: str, words: str) -> list[str]:
+    """The values that were left out, as they are typed now; raises WrongUsage for none."""
+    arguments: list[str] = []
+    if sys.stdin is not None and sys.stdin.isatty() and has_terminal():
+        say(f"{name} needs {words}: ")
+        arguments = sys.stdin.readline().split()
+    if not arguments:
+        raise WrongUsage(f"{name} needs {words}; nothing was sent")
+    return arguments
 
 
 def _named(name: str) -> tuple[Service, MessageRow]:

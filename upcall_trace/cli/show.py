@@ -30,6 +30,7 @@ from ..views.text import (
 )
 from .support.files import CAPTURE, open_capture, tell_losses
 from .support.listing import Lines, comments, show_comments, show_operation
+from .support.options import color_option
 from .support.output import out, out_json
 from .support.times import WallMoment, in_span, span_options
 
@@ -63,6 +64,7 @@ _VERDICT = "        = "
     help="Since the first record, or the time of day in UTC.",
 )
 @click.option("--follow", is_flag=True, help="Go on with what is recorded from now on.")
+@color_option
 def show_command(
     capture: Path,
     as_frames: bool,

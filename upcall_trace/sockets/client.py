@@ -47,6 +47,10 @@ class UpcallClient:
         self._service = service
         self._address = address
         unix = isinstance(address, UnixAddress)
+        self.received = 0
+        """Bytes of the reply that came last, also of one that is not whole."""
+        self.ended_by_guest = False
+        """Whether the guest closed before a whole reply."""
         self._channel = Client(arch, State.UNCONNECTED if unix else State.ACCEPTED)
         self._stream = self._open(port)
         try:
@@ -58,15 +62,18 @@ class UpcallClient:
     def ask(self, request: bytes, timeout_s: float) -> Answer | None:
         """Send `request` in one write and wait for a whole reply.
 
-        None when no whole reply came in time, or the guest closed. Nothing of the reply is
-        checked; it is decoded for the client's architecture.
+        None when no whole reply came in time, or the guest closed, which `ended_by_guest` tells.
+        Nothing of the reply is checked; it is decoded for the client's architecture.
         """
         begun = time.monotonic_ns()
         self._stream.settimeout(timeout_s)
         try:
             self._stream.sendall(request)
             raw = self._whole(self._service.reply_size, begun / 1e9 + timeout_s)
-        except OSError:
+        except TimeoutError:
+            return None
+        except OSError:  # a reset, or a pipe that is broken already
+            self.ended_by_guest = True
             return None
         if raw is None:
             return None
@@ -76,6 +83,7 @@ class UpcallClient:
     def _whole(self, size: int, deadline: float) -> bytes | None:
         """So many bytes, None when they do not come in time or the guest closes; raises OSError."""
         raw = b""
+        self.received = 0
         while len(raw) < size:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -83,8 +91,10 @@ class UpcallClient:
             self._stream.settimeout(left_s)
             received = self._stream.recv(size - len(raw))
             if not received:
+                self.ended_by_guest = True
                 return None
             raw += received
+            self.received = len(raw)
         return raw
 
     def exchange(self, sent: bytes, size: int, timeout_s: float) -> bytes:

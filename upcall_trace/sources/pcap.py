@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -10,6 +11,7 @@ from ..capture.reader import Damage
 from ..capture.records import Gap, Header, Record
 from ..errors import UnreadableInput
 from .carried import PROGRAM
+from .clock_ticks import LOOKED_AT, tick_ns
 from .packets import CapturedPacket, NotPackets, PacketFile
 from .vsock_records import PacketRecords
 
@@ -26,8 +28,10 @@ DROPPED = "packets that the capturing program lost"
 class PcapSource:
     """A packet capture made inside a guest as a `Source`.
 
-    `t_ns` counts from the first packet. A torn end and packets too short for their own headers
-    are `damage`; packets of other link types beside vsock ones are left out.
+    `t_ns` counts from the first packet; the clock's step is seen in the times of the first
+    packets, for a guest's clock may tick less often than the file could tell. A torn end and
+    packets too short for their own headers are `damage`; packets of other link types beside vsock
+    ones are left out.
     """
 
     live = False
@@ -39,9 +43,11 @@ class PcapSource:
         self._file = file
         self._size = path.stat().st_size
         self._other_linktype: int | None = None
-        self._packets = self._vsock_packets()
-        self._first = next(self._packets, None)
-        if self._first is None:
+        packets = self._vsock_packets()
+        begin = list(islice(packets, LOOKED_AT))
+        self._begin_ns = begin[0].wall_ns if begin else None
+        self._packets = chain(begin, packets)
+        if not begin:
             others = [link for link in file.linktypes if link != LINKTYPE_VSOCK]
             other = self._other_linktype or next(iter(others), None)
             if other is not None and LINKTYPE_VSOCK not in file.linktypes:
@@ -52,23 +58,23 @@ class PcapSource:
                 )
         self.header = Header(
             source="vsockmon",
-            wall_ns=self._first.wall_ns if self._first else None,
-            resolution_ns=file.resolution_ns,
+            wall_ns=self._begin_ns,
+            resolution_ns=max(
+                file.resolution_ns, tick_ns([packet.wall_ns for packet in begin]) or 0
+            ),
         )
 
     def records(self) -> Iterator[tuple[int, Record]]:
         converter = PacketRecords(self.header.port)
-        begin_ns = self._first.wall_ns if self._first else 0
-        packet = self._first
+        begin_ns = self._begin_ns or 0
         t_ns = 0
-        while packet is not None:
+        for packet in self._packets:
             t_ns = packet.wall_ns - begin_ns
             malformed = converter.malformed
             for record in converter.packet(t_ns, packet.raw, packet.original_size):
                 yield 0, record
             if converter.malformed > malformed:
                 self.damage.append(Damage(packet.offset, len(packet.raw), at_end=False))
-            packet = next(self._packets, None)
         for record in converter.finish():
             yield 0, record
         if self._file.dropped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -13,14 +14,17 @@ from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 
 from ..diagnose.told_by_logs import Span
-from ..errors import WrongUsage
-from .data.settings import Settings, remember
+from ..errors import UserError, WrongUsage
+from .data.settings import COLUMNS, Settings, remember, settings_path
+from .data.settings_file import write_settings
+from .panes.looks import readable_variables
 from .screens.capture_keys import APP_KEYS
 from .screens.capture_screen import CaptureScreen
 from .screens.chooser import ChooserScreen
 from .screens.help import HelpScreen, live_keys, pane_title
+from .screens.key_choice import KeyScreen
 from .screens.logs_screen import LogsScreen
-from .screens.palette import Actions
+from .screens.palette import Entries
 from .screens.replaying import Replays
 from .screens.stopping import StopScreen
 from .screens.work import Given
@@ -37,8 +41,15 @@ class Browser(App[bool], inherit_bindings=False):
     """
 
     TITLE = "upcall-trace"
+    CSS = """
+    * {
+        scrollbar-color: $text-muted; scrollbar-color-hover: $text; scrollbar-color-active: $text;
+        scrollbar-background: $background; scrollbar-background-hover: $background;
+        scrollbar-background-active: $background;
+    }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*APP_KEYS]
-    COMMANDS: ClassVar = {Actions}
+    COMMANDS: ClassVar = {Entries}
     COMMAND_PALETTE_BINDING = "ctrl+p"
     ENABLE_COMMAND_PALETTE = True
 
@@ -65,10 +76,15 @@ class Browser(App[bool], inherit_bindings=False):
                     + ", ".join(sorted(self.available_themes))
                 )
             self.theme = settings.theme
-        self._keys = settings.keys
+        self.settings = settings
+        """As they are kept; a change takes their place."""
+
+    def get_css_variables(self) -> dict[str, str]:
+        """Those of the theme, with colours of text that can be read on every ground."""
+        return readable_variables(super().get_css_variables(), self.current_theme.dark)
 
     def on_mount(self) -> None:
-        self.set_keymap(self._keys)
+        self.set_keymap(self.settings.keys)
         self.set_interval(_LOOK_EVERY_S, self._look_for_terminal)
         if self._logs:
             self.push_screen(LogsScreen(self._logs, self._span))
@@ -91,11 +107,76 @@ class Browser(App[bool], inherit_bindings=False):
 
     def _open(self, given: Given) -> None:
         remember(given.path)
-        self.push_screen(CaptureScreen(given))
+        self.push_screen(CaptureScreen(given, self.settings.columns, self.save_filter))
 
     def handle_bindings_clash(self, clashed_bindings: set[Binding], node: DOMNode) -> None:
         """A key that the user gave to another action: that one has it now."""
         self.clashes |= {binding.id for binding in clashed_bindings if binding.id}
+
+    # What the palette changes for good.
+
+    def _keep(self, changed: Settings, said: str) -> None:
+        self.settings = changed
+        try:
+            write_settings(settings_path(), changed)
+        except OSError as error:
+            said += f"; it is not kept: {settings_path()}: {error.strerror}"
+        except UserError as error:  # there is no home
+            said += f"; it is not kept: {error}"
+        for screen in self.screen_stack:
+            if isinstance(screen, CaptureScreen):
+                screen.panes.say(said)
+
+    def use_theme(self, name: str) -> None:
+        """Draw in a theme from now on."""
+        self.theme = name
+        self._keep(replace(self.settings, theme=name), f"the theme is {name}")
+
+    def turn_column(self, name: str) -> None:
+        """Show a column of the ladder, or hide it."""
+        shown = {name} ^ set(self.settings.columns)
+        columns = tuple(each for each in COLUMNS if each in shown)
+        word = "shown" if name in columns else "hidden"
+        self._keep(replace(self.settings, columns=columns), f"the column {name} is {word}")
+        for screen in self.screen_stack:
+            if isinstance(screen, CaptureScreen):
+                screen.ladder.use_columns(columns)
+
+    def ask_for_key(self, name: str, told: str) -> None:
+        """Give an action the key that is pressed next."""
+
+        def pressed(key: str | None) -> None:
+            if key is not None:
+                before = self.screen.active_bindings.get(key)
+                other = before.binding if before and before.binding.id != name else None
+                lost = f"; it was that of: {other.description}" if other else ""
+                keys = {**self.settings.keys, name: key}
+                self.set_keymap(keys)
+                self._keep(replace(self.settings, keys=keys), f"{key} is the key of: {told}{lost}")
+
+        self.push_screen(KeyScreen(told), pressed)
+
+    def use_filter(self, name: str) -> None:
+        """Show what a saved filter matches."""
+        for screen in self.screen_stack:
+            if isinstance(screen, CaptureScreen):
+                screen.use_filter(self.settings.filters[name])
+
+    def ask_for_filter_name(self) -> None:
+        """Ask by what name the filter of the capture on the screen is to be saved."""
+        for screen in self.screen_stack:
+            if isinstance(screen, CaptureScreen):
+                screen.ask_for_filter_name()
+
+    def save_filter(self, name: str, text: str) -> None:
+        """Keep a filter under a name, in place of one that had it."""
+        filters = {**self.settings.filters, name: text}
+        self._keep(replace(self.settings, filters=filters), f"the filter is saved as {name}")
+
+    def forget_filter(self, name: str) -> None:
+        """Keep a filter no longer."""
+        filters = {each: text for each, text in self.settings.filters.items() if each != name}
+        self._keep(replace(self.settings, filters=filters), f"the filter {name} is forgotten")
 
     def action_help(self) -> None:
         """Show the keys of the pane that has the focus."""

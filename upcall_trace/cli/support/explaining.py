@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
+import re
+from typing import Final
 
 from ...diagnose.rules.registry import rules
 from ...errors import WrongUsage
-from .output import out, show_markdown
+from .output import is_formatted, out, show_markdown
 from .pages import with_commands
+
+_NUMBER: Final = re.compile(r"UP\d+", re.IGNORECASE)
 
 
 def code_words() -> list[str]:
     """What a code can be called: the numbers of all, then their names."""
     known = rules()
     return [*known, *(rule.name for rule in known.values())]
+
+
+def is_code(word: str) -> bool:
+    """Whether a word is a code, or looks like one: UP and digits."""
+    return bool(_NUMBER.fullmatch(word)) or word.lower() in map(str.lower, code_words())
 
 
 def explain(word: str) -> None:
@@ -31,7 +39,7 @@ def explain(word: str) -> None:
         raise WrongUsage(f"{word!r} is no code; {hint}")
     title = f"{rule.code} {rule.name} ({rule.severity.word})"
     page = with_commands(inspect.cleandoc(rule.page))
-    if sys.stdout.isatty():
+    if is_formatted():
         show_markdown(f"# {title}\n\n{page}")
     else:
         out(f"{title}\n\n{page}")

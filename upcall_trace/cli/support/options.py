@@ -93,6 +93,20 @@ def _worlds(file: Path) -> dict[str, World]:
     return {header.notes.get(MACHINE, "pod"): world}
 
 
+def _set_colour(context: click.Context, _: click.Parameter, when: str) -> None:
+    context.color = {"always": True, "never": False}.get(when)
+
+
+color_option = click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    expose_value=False,
+    callback=_set_colour,
+    help="Use colours: on a terminal without NO_COLOR, always, or never.",
+)
+"""`--color auto|always|never`, for `output.wants_colour`."""
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace the output when it exists."
 )

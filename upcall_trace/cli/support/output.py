@@ -38,23 +38,23 @@ SECONDS = _Seconds()
 
 
 def out(text: str, colour: str | None = None) -> None:
-    """One or more lines of data; colour is dropped when stdout is not a terminal.
+    """One or more lines of data; colour is dropped as `wants_colour` says.
 
     What comes from outside is the caller's to make safe: a newline in it would begin a line.
     """
     for line in text.split("\n"):
-        click.secho(safe(line), fg=colour, color=None if _colour_allowed() else False)
+        click.secho(safe(line), fg=colour, color=wants_colour())
 
 
 def out_all(lines: Iterable[tuple[str, str | None]]) -> None:
     """Very many lines of data, each with its colour, written some at a time."""
-    allowed = None if _colour_allowed() else False
+    wanted = wants_colour()
     them = iter(lines)
     while some := list(islice(them, _AT_ONCE)):
         told = (
             click.style(safe(line), fg=colour) if colour else safe(line) for line, colour in some
         )
-        click.echo("\n".join(told), color=allowed)
+        click.echo("\n".join(told), color=wanted)
 
 
 def out_json(value: Any) -> None:
@@ -125,15 +125,26 @@ def show_markdown(text: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    console = Console(no_color=not _colour_allowed())
+    wanted = wants_colour()
+    console = Console(force_terminal=wanted or None, no_color=wanted is False)
     with console.capture() as formatted:
         console.print(Markdown(text, hyperlinks=False))
     # None: only a pager that shows colours, which click knows of less, gets them.
-    click.echo_via_pager(formatted.get(), color=None if _colour_allowed() else False)
+    click.echo_via_pager(formatted.get(), color=wanted)
 
 
-def _colour_allowed() -> bool:
-    return "NO_COLOR" not in os.environ
+def wants_colour() -> bool | None:
+    """What --color said, then NO_COLOR (https://no-color.org); None: a terminal gets colours."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.color is not None:
+        return context.color
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def is_formatted() -> bool:
+    """Whether pages are formatted rather than printed as the Markdown that they are."""
+    context = click.get_current_context(silent=True)
+    return sys.stdout.isatty() or (context is not None and context.color is True)
 
 
 @contextmanager
@@ -149,6 +160,7 @@ def progress(what: str, size: int) -> Iterator[Any]:
     from rich.markup import escape
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    plain = wants_colour() is False
+    with Progress(console=Console(stderr=True, no_color=plain), transient=True) as bar:
         task = bar.add_task(escape(safe(what)), total=size)
         yield lambda offset: bar.update(task, completed=offset)

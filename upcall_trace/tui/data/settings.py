@@ -15,12 +15,28 @@ _LIMIT: Final = 64 << 10
 _RECENT: Final = 20
 
 
+COLUMNS: Final[dict[str, str]] = {
+    "row": "Number among all operations, as state --at takes it",
+    "number": "Number of connection and request",
+    "time": "Time of a request, and what its answer took",
+    "codes": "Codes of findings",
+    "doubts": "Doubts about an answer",
+}
+"""What the ladder can show beside what crossed, in its order."""
+USUAL_COLUMNS: Final = ("number", "time", "codes", "doubts")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`theme` is a theme's name, None for the usual one; `keys` give bindings other keys."""
+    """`theme` is a theme's name, None for the usual one; `keys` give bindings other keys.
+
+    `columns` are those of the ladder, and `filters` expressions by the user's names for them.
+    """
 
     theme: str | None = None
     keys: dict[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] = USUAL_COLUMNS
+    filters: dict[str, str] = field(default_factory=dict)
 
 
 def settings_path() -> Path:
@@ -40,14 +56,21 @@ def read_settings(path: Path) -> Settings:
         raise WrongUsage(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongUsage(f"{path}: {error}") from None
-    theme, keys = values.pop("theme", None), values.pop("keys", {})
+    theme, columns = values.pop("theme", None), values.pop("columns", list(USUAL_COLUMNS))
+    keys, filters = values.pop("keys", {}), values.pop("filters", {})
     if values:
         raise WrongUsage(f"{path}: {safe(next(iter(values)))} is not a setting")
     if not (theme is None or isinstance(theme, str)):
         raise WrongUsage(f"{path}: theme is the name of a theme")
-    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-        raise WrongUsage(f"{path}: keys are names of actions, each with a key")
-    return Settings(theme, keys)
+    if not isinstance(columns, list) or any(each not in COLUMNS for each in columns):
+        raise WrongUsage(f"{path}: columns is a list; known are {', '.join(COLUMNS)}")
+    for table, of in (
+        (keys, "keys are names of actions, each with a key"),
+        (filters, "filters are names of yours, each with an expression"),
+    ):
+        if not isinstance(table, dict) or not all(isinstance(each, str) for each in table.values()):
+            raise WrongUsage(f"{path}: {of}")
+    return Settings(theme, keys, tuple(columns), filters)
 
 
 def user_settings() -> Settings:

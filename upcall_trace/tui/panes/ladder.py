@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted
 from ..data.line_order import Line as Place
 from ..data.line_order import Order, Shows
+from ..data.settings import USUAL_COLUMNS
 from .ladder_lines import (
     Beside,
     Clock,
+    Columns,
     connection_line,
     heading,
     operation_line,
@@ -35,6 +37,7 @@ class Ladder(LineView):
         self.recording = recording
         self.clock = Clock.SINCE_START
         self.picked: list[int] = []
+        self.shown_columns: Sequence[str] = USUAL_COLUMNS
         self.arranged = Arranged(Wanted(), Order(recording.operations, 0, None, ()), None, 0, 0)
         self._signs: dict[tuple[int, int], str] = {}
         self._remarked: set[tuple[int, int]] = set()
@@ -43,6 +46,16 @@ class Ladder(LineView):
     def order(self) -> Order:
         """Which line shows what."""
         return self.arranged.order
+
+    def use_columns(self, columns: Sequence[str]) -> None:
+        """Show these columns beside what crossed, by their names in the settings."""
+        self.shown_columns = columns
+        self.refresh()
+
+    def _columns(self, width: int) -> Columns:
+        whole = len(self.recording)
+        room = time_room(self.clock, self.recording.wall_ns)
+        return Columns.of(width, room, self.shown_columns, whole)
 
     def take(self, arranged: Arranged, follow: bool) -> None:
         """Show other lines; the cursor stays on what it is on, or with `follow` goes to the end."""
@@ -189,7 +202,7 @@ class Ladder(LineView):
         return len(self.order)
 
     def heading(self, width: int) -> Line | None:
-        return heading(width, time_room(self.clock, self.recording.wall_ns))
+        return heading(self._columns(width))
 
     def line(self, number: int, width: int) -> Line:
         place = self.order.line(number)
@@ -206,7 +219,6 @@ class Ladder(LineView):
         findings = self.recording.findings
         beside = Beside(
             time="" if is_reply else self._time(operations, operation),
-            room=time_room(self.clock, self.recording.wall_ns),
             severity=int(findings.worst[place.at]) if tells else 0,
             codes=findings.codes_of(place.at) if is_reply else (),
             sign=" " if is_reply else self._sign(operation),
@@ -214,7 +226,7 @@ class Ladder(LineView):
             context=(asked is not None and asked != operation.conn)
             or (matching is not None and not matching[place.at]),
         )
-        return operation_line(place.shows, operation, width, beside)
+        return operation_line(place.shows, operation, self._columns(width), beside)
 
     def _sign(self, operation: Operation) -> str:
         if operation.row in self.picked:
@@ -234,10 +246,9 @@ class Ladder(LineView):
         return connection_line(
             place.shows,
             connection,
-            width,
+            self._columns(width),
             Beside(
                 time=time_text(self.clock, t_ns, t_ns, self.recording.wall_ns),
-                room=time_room(self.clock, self.recording.wall_ns),
                 severity=findings.severity_of_connection(connection.number) if opens else 0,
                 codes=[finding.code for finding in told],
                 context=chosen is not None and chosen != connection.number,

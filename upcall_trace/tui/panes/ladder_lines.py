@@ -63,12 +63,34 @@ def time_room(clock: Clock, wall_ns: int | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """How many columns of the screen each part of a line has, with a blank; 0 where it is hidden.
+
+    `lane` is what is between VMM and guest.
+    """
+
+    row: int
+    key: int
+    time: int
+    lane: int
+    codes: bool
+    doubts: bool
+
+    @classmethod
+    def of(cls, width: int, time: int, shown: Sequence[str], operations: int) -> Columns:
+        """For a pane so wide, with so much room for a time, and those columns shown."""
+        row = len(str(operations)) + 1 if "row" in shown else 0
+        key = (7 if width < 96 else 12) if "number" in shown else 0
+        time = time if "time" in shown else 0
+        lane = min(max(width - GUTTER - row - key - time - 2, _LEAST_LANE), _WIDEST_LANE)
+        return cls(row, key, time, lane, "codes" in shown, "doubts" in shown)
+
+
+@dataclass(frozen=True, slots=True)
 class Beside:
     """What the browser adds to a line: its time as text, what was found, the user's marks."""
 
     time: str
-    room: int = _TIME
-    """Columns for the time."""
     severity: int = 0
     codes: Sequence[str] = ()
     sign: str = " "
@@ -78,26 +100,23 @@ class Beside:
     """Of another connection than the chosen one, or not matching."""
 
 
-def heading(width: int, room: int) -> Line:
-    """The line above the ladder, with `room` columns for times."""
-    text = f"{'req':>{GUTTER + _key(width) - 1}} {'time':>{room - 1}} "
-    return [Styled(f"{text}VMM{'guest':>{_lane(width, room) - 1}}", "heading")]
+def heading(columns: Columns) -> Line:
+    """The line above the ladder."""
+    row = _cell("#", columns.row)
+    text = f"{' ' * GUTTER}{row}{_cell('req', columns.key)}{_cell('time', columns.time)}"
+    return [Styled(f"{text}VMM{'guest':>{columns.lane - 1}}", "heading")]
 
 
-def operation_line(shows: Shows, operation: Operation, width: int, beside: Beside) -> Line:
-    """A request or its answer in `width` columns."""
+def operation_line(shows: Shows, operation: Operation, columns: Columns, beside: Beside) -> Line:
+    """A request or its answer."""
     if shows is Shows.REQUEST:
-        return _request(operation, width, beside)
-    return _reply(operation, width, beside)
+        return _request(operation, columns, beside)
+    return _reply(operation, columns, beside)
 
 
-def _key(width: int) -> int:
-    """Columns for a request's number, with a blank: longer ones where there is room."""
-    return 7 if width < 96 else 12
-
-
-def _lane(width: int, room: int) -> int:
-    return min(max(width - GUTTER - _key(width) - room - 2, _LEAST_LANE), _WIDEST_LANE)
+def _cell(text: str, room: int) -> str:
+    """A text at the right of its columns, with a blank behind; nothing where there are none."""
+    return f"{cut(text, room - 1):>{room - 1}} " if room else ""
 
 
 def _gutter(beside: Beside) -> list[Styled]:
@@ -122,8 +141,8 @@ def _laned(middle: Line, fill: str, end: Line, lane: int) -> Line:
     return [*line, Styled(fill * room, "dim"), *end]
 
 
-def _request(operation: Operation, width: int, beside: Beside) -> Line:
-    lane = _lane(width, beside.room)
+def _request(operation: Operation, columns: Columns, beside: Beside) -> Line:
+    lane = columns.lane
     plain = "dim" if beside.context else ""
     key = f"{operation.conn}.{operation.request}"
     name = safe(operation.op)
@@ -131,22 +150,26 @@ def _request(operation: Operation, width: int, beside: Beside) -> Line:
     said = f" {name} {fields}".rstrip() + " "
     return [
         *_gutter(beside),
-        Styled(f"{cut(key, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
-        Styled(f"{cut(beside.time, beside.room - 1):>{beside.room - 1}} ", plain or "dim"),
+        Styled(_cell(str(operation.row), columns.row), plain or "dim"),
+        Styled(_cell(key, columns.key), plain or "key"),
+        Styled(_cell(beside.time, columns.time), plain or "dim"),
         *_laned([Styled("├─", "dim"), Styled(said, plain)], "─", [Styled("►│", "dim")], lane),
     ]
 
 
-def _reply(operation: Operation, width: int, beside: Beside) -> Line:
-    lane = _lane(width, beside.room)
+def _reply(operation: Operation, columns: Columns, beside: Beside) -> Line:
+    lane = columns.lane
     plain = "dim" if beside.context else ""
     latency, late = "", None
     if operation.latency_ns is not None:
         latency, late = duration(operation.latency_ns), deadline(operation.latency_ns)
     sign = late.sign if late else ""
+    if sign and not columns.key:
+        latency = f"{sign} {latency}"
     look = plain or ("error" if operation.failed else "warning" if operation.anomalies else "ok")
     result = safe(result_text(operation))
-    tags = [*beside.codes, *(f"[{name}]" for name in operation.anomalies)]
+    tags = [*beside.codes] if columns.codes else []
+    tags += [f"[{name}]" for name in operation.anomalies] if columns.doubts else []
     least = len(tags[0]) + 2 if tags else 0
     notes = cut(f" {' '.join(tags)} " if tags else "", max(lane - len(result) - 3, least))
     result = cut(result, max(lane - len(notes) - 4, 0))
@@ -157,32 +180,35 @@ def _reply(operation: Operation, width: int, beside: Beside) -> Line:
         arrow, fill, end = "◄", "─", [noted, Styled("─┤", "dim")]
     return [
         *_gutter(beside),
-        Styled(f"{sign:>{_key(width) - 1}} ", plain or (late.look if late else "")),
-        Styled(f"{latency:>{beside.room - 1}} ", plain or (late.look if late else "dim")),
+        Styled(" " * columns.row),
+        Styled(_cell(sign, columns.key), plain or (late.look if late else "")),
+        Styled(_cell(latency, columns.time), plain or (late.look if late else "dim")),
         *_laned([Styled("│", "dim"), Styled(f"{arrow} {result} ", look)], fill, end, lane),
     ]
 
 
-def connection_line(shows: Shows, connection: Connection, width: int, beside: Beside) -> Line:
-    """A connection's beginning or end in `width` columns."""
+def connection_line(shows: Shows, connection: Connection, columns: Columns, beside: Beside) -> Line:
+    """A connection's beginning or end."""
     plain = "dim" if beside.context else ""
     opens = shows is Shows.OPENED
     said = opening_text(connection) if opens else end_text(connection)
     name = f"conn {connection.number}"
-    if len(name) >= _key(width):
+    if len(name) >= columns.key:
         name = str(connection.number)
-    notes = f" {' '.join(beside.codes)} " if opens and beside.codes else ""
+    noted = opens and columns.codes and beside.codes
+    notes = f" {' '.join(beside.codes)} " if noted else ""
     severity = beside.severity if opens else 0
     look = plain or ("error" if severity >= Severity.ERROR else "dim")
     return [
         *_gutter(beside),
-        Styled(f"{cut(name, _key(width) - 1):>{_key(width) - 1}} ", plain or "key"),
-        Styled(f"{cut(beside.time, beside.room - 1):>{beside.room - 1}} ", plain or "dim"),
+        Styled(" " * columns.row),
+        Styled(_cell(name, columns.key), plain or "key"),
+        Styled(_cell(beside.time, columns.time), plain or "dim"),
         *_laned(
             [Styled("│", "dim"), Styled(f" {said} ", look)],
             "·",
             [Styled(notes, plain or SEVERITY_LOOKS.get(severity, "")), Styled("│", "dim")],
-            _lane(width, beside.room),
+            columns.lane,
         ),
     ]
 

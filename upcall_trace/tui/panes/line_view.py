@@ -26,7 +26,9 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
     went elsewhere, `Chosen` that Enter was pressed on it, `Left` that Escape was.
     """
 
-    DEFAULT_CSS = "LineView { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }"
+    DEFAULT_CSS = """
+    LineView { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up a line", id="up", show=False),
         Binding("down,j", "move(1)", "Down a line", id="down", show=False),

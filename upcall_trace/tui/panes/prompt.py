@@ -34,6 +34,8 @@ class Asks(Enum):
     EXPORT = "export to"
     MARK = "mark with the letter"
     JUMP = "go to the mark"
+    FIND = "find"
+    NAME = "save the filter as"
 
 
 _LETTER: Final = (Asks.MARK, Asks.JUMP)

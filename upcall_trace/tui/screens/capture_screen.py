@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual import events, on
@@ -40,13 +41,17 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
     VERTICAL_BREAKPOINTS = [(0, "-flat"), (16, "-short"), (40, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [*CAPTURE_KEYS]
 
-    def __init__(self, given: Given) -> None:
+    def __init__(
+        self, given: Given, columns: Sequence[str], save_filter: Callable[[str, str], None]
+    ) -> None:
         super().__init__()
+        self._save_filter = save_filter
         self.given = given
         self.panes = panes = CapturePanes(given)
         self.recording = panes.recording
         self.sessions, self.ladder = panes.sessions, panes.ladder
         self.prompt = panes.prompt
+        self.ladder.use_columns(columns)
         self._work = panes.work
         self._last: LineView = panes.ladder
         """The pane that has the focus, or had it last."""
@@ -186,6 +191,20 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         wanted = self.panes.wanted.filter
         self.prompt.ask(Asks.FILTER, wanted.text if wanted else "")
 
+    def use_filter(self, text: str) -> None:
+        """Show what an expression matches, as if it had been typed."""
+        try:
+            self._take_answer(Asks.FILTER, text)
+        except BadFilter as error:
+            self.panes.say(f"that filter is wrong at {error.position + 1}: {error.why}")
+
+    def ask_for_filter_name(self) -> None:
+        """Ask by what name the filter is to be saved."""
+        if self.panes.wanted.filter is None:
+            self.panes.say("there is no filter to save: / types one")
+        else:
+            self.prompt.ask(Asks.NAME)
+
     def action_match(self, step: int) -> None:
         """Go to the next operation that matches, or back."""
         if not self.ladder.go_to_match(step):
@@ -249,6 +268,9 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         if asks is Asks.FILTER:
             wanted = parse(text) if text.strip() else None
             self._work.lay(dataclasses.replace(self.panes.wanted, filter=wanted))
+        elif asks is Asks.NAME and text.strip():
+            filter_now = self.panes.wanted.filter
+            self._save_filter(text.strip(), filter_now.text if filter_now else "")
         elif asks is Asks.MARK:
             self._mark(text, "")
         elif asks is Asks.COMMENT and text.strip():

@@ -58,7 +58,7 @@ class ChooserScreen(Screen[Path]):
 
     DEFAULT_CSS = """
     ChooserScreen { layout: vertical; }
-    ChooserScreen Choices { height: 1fr; border-top: heavy $accent; background: $background; }
+    ChooserScreen Choices { height: 1fr; border-top: heavy $text-accent; background: $background; }
     """
 
     def compose(self) -> ComposeResult:

@@ -40,7 +40,7 @@ class CompareScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     CompareScreen { align: center middle; }
     CompareScreen ComparedLines {
-        width: 90%; max-width: 120; height: 80%; border: round $accent; background: $surface;
+        width: 90%; max-width: 120; height: 80%; border: round $text-accent; background: $surface;
     }
     """
 

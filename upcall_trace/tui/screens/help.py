@@ -50,7 +50,7 @@ class HelpScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
     HelpScreen TextLines {
-        width: 90%; max-width: 96; height: 90%; border: round $accent; background: $surface;
+        width: 90%; max-width: 96; height: 90%; border: round $text-accent; background: $surface;
     }
     """
 

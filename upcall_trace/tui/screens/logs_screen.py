@@ -35,7 +35,7 @@ class LogsScreen(Screen[None], inherit_bindings=False):
         Binding("tab,shift+tab", "other_pane", "Other pane", id="other_pane"),
     ]
     DEFAULT_CSS = """
-    LogsScreen LineView { border: round $accent; height: 1fr; }
+    LogsScreen LineView { border: round $text-accent; height: 1fr; }
     """
     AUTO_FOCUS = "#findings"
 

@@ -86,7 +86,7 @@ class ReplayScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     ReplayScreen { align: center middle; }
     ReplayScreen Vertical {
-        width: 90%; max-width: 130; height: 90%; border: round $accent; background: $surface;
+        width: 90%; max-width: 130; height: 90%; border: round $text-accent; background: $surface;
     }
     ReplayScreen TextLines { height: 1fr; }
     ReplayScreen Static { height: auto; padding: 0 1; }

@@ -29,7 +29,7 @@ class StopScreen(ModalScreen[bool | None]):
     DEFAULT_CSS = """
     StopScreen { align: center middle; }
     StopScreen Static {
-        width: 70%; max-width: 66; height: auto; border: round $accent; padding: 1 2;
+        width: 70%; max-width: 66; height: auto; border: round $text-accent; padding: 1 2;
         background: $surface;
     }
     """
