@@ -13,7 +13,7 @@ from ..data.settings import COLUMNS, Settings
 from ..panes.bars import key_name
 
 
-class Entry(NamedTuple):
+class PaletteEntry(NamedTuple):
     """One line of the palette."""
 
     name: str
@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     run: Callable[[], Awaitable[None] | None]
 
 
-class Kept(Protocol):
+class KeepsSettings(Protocol):
     """The app, as far as the palette changes its settings."""
 
     settings: Settings
@@ -46,26 +46,32 @@ class Entries(Provider):
                 found.setdefault(binding.id, active)
         return found
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[PaletteEntry]:
         bindings = self._bindings()
         for active in bindings.values():
             binding = active.binding
             run = partial(self.app.run_action, binding.action, active.node)
-            yield Entry(f"{binding.description} ({key_name(binding)})", binding.tooltip, _only(run))
-        kept: Kept = self.app  # type: ignore[assignment]  # the Browser is the only app of ours
-        yield Entry("Save this filter", "Under a name, for the next time", kept.ask_for_filter_name)
+            yield PaletteEntry(
+                f"{binding.description} ({key_name(binding)})", binding.tooltip, _only(run)
+            )
+        kept: KeepsSettings = self.app  # type: ignore[assignment]  # the Browser is the only app of ours
+        yield PaletteEntry(
+            "Save this filter", "Under a name, for the next time", kept.ask_for_filter_name
+        )
         for name, text in kept.settings.filters.items():
-            yield Entry(f"Filter {name}", text, partial(kept.use_filter, name))
-            yield Entry(f"Forget the filter {name}", text, partial(kept.forget_filter, name))
+            yield PaletteEntry(f"Filter {name}", text, partial(kept.use_filter, name))
+            yield PaletteEntry(f"Forget the filter {name}", text, partial(kept.forget_filter, name))
         for name, told in COLUMNS.items():
             word = "Hide" if name in kept.settings.columns else "Show"
-            yield Entry(f"{word} the column {name}", told, partial(kept.turn_column, name))
+            yield PaletteEntry(f"{word} the column {name}", told, partial(kept.turn_column, name))
         for name in sorted(kept.available_themes):
-            yield Entry(f"Theme {name}", "Kept in the settings", partial(kept.use_theme, name))
+            yield PaletteEntry(
+                f"Theme {name}", "Kept in the settings", partial(kept.use_theme, name)
+            )
         for name, active in bindings.items():
             told = active.binding.description
             run_key = partial(kept.ask_for_key, name, told)
-            yield Entry(f"Change the key of: {told}", key_name(active.binding), run_key)
+            yield PaletteEntry(f"Change the key of: {told}", key_name(active.binding), run_key)
 
     async def discover(self) -> Hits:
         """Everything, before anything is typed."""
