@@ -13,7 +13,7 @@ from ..data.settings import COLUMNS, Settings
 from ..panes.bars import key_name
 
 
-class Choice(NamedTuple):
+class Offer(NamedTuple):
     """One line of the palette."""
 
     name: str
@@ -46,30 +46,26 @@ class Entries(Provider):
                 found.setdefault(binding.id, active)
         return found
 
-    def _entries(self) -> Iterator[Choice]:
+    def _entries(self) -> Iterator[Offer]:
         bindings = self._bindings()
         for active in bindings.values():
             binding = active.binding
             run = partial(self.app.run_action, binding.action, active.node)
-            yield Choice(
-                f"{binding.description} ({key_name(binding)})", binding.tooltip, _only(run)
-            )
+            yield Offer(f"{binding.description} ({key_name(binding)})", binding.tooltip, _only(run))
         kept: KeepsSettings = self.app  # type: ignore[assignment]  # the Browser is the only app of ours
-        yield Choice(
-            "Save this filter", "Under a name, for the next time", kept.ask_for_filter_name
-        )
+        yield Offer("Save this filter", "Under a name, for the next time", kept.ask_for_filter_name)
         for name, text in kept.settings.filters.items():
-            yield Choice(f"Filter {name}", text, partial(kept.use_filter, name))
-            yield Choice(f"Forget the filter {name}", text, partial(kept.forget_filter, name))
+            yield Offer(f"Filter {name}", text, partial(kept.use_filter, name))
+            yield Offer(f"Forget the filter {name}", text, partial(kept.forget_filter, name))
         for name, told in COLUMNS.items():
             word = "Hide" if name in kept.settings.columns else "Show"
-            yield Choice(f"{word} the column {name}", told, partial(kept.turn_column, name))
+            yield Offer(f"{word} the column {name}", told, partial(kept.turn_column, name))
         for name in sorted(kept.available_themes):
-            yield Choice(f"Theme {name}", "Kept in the settings", partial(kept.use_theme, name))
+            yield Offer(f"Theme {name}", "Kept in the settings", partial(kept.use_theme, name))
         for name, active in bindings.items():
             told = active.binding.description
             run_key = partial(kept.ask_for_key, name, told)
-            yield Choice(f"Change the key of: {told}", key_name(active.binding), run_key)
+            yield Offer(f"Change the key of: {told}", key_name(active.binding), run_key)
 
     async def discover(self) -> Hits:
         """Everything, before anything is typed."""
