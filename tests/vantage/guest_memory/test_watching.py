@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -89,6 +90,18 @@ def test_a_connection_that_begins_later_is_found_by_itself(tmp_path: Path) -> No
                 ask(vmm, conn, at)
                 seen(watcher, conn, 0)
     assert [each.fields["slot"] for each in load(path).operations] == [1, 2, 3]
+
+
+def test_the_vm_goes_first_and_the_rest_of_the_program_as_before(tmp_path: Path) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with vmm_process() as vmm:
+        vmm.put(AT, held(NOTHING, hello().encode()))
+        with watched(vmm, tmp_path / "memory.upcap") as watcher:
+            ask(vmm, 1)
+            seen(watcher, 1, 0)
+            tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+            assert max(os.getpriority(os.PRIO_PROCESS, task) for task in tasks) >= 10
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_watching_and_searching_leave_a_vmm_as_large_as_it_was(tmp_path: Path) -> None:
