@@ -25,7 +25,7 @@ from .rows import Row, Skip
 
 ALL = {
     name: name for name in (
-        "relays", "crowds", "guest", "growth", "decoding", "diagnosis", "logs", "fleet", "replay",
+        "relays", "crowds", "disk", "guest", "growth", "decoding", "diagnosis", "logs", "fleet", "replay",
         "start", "tui", "lab", "memory",
     )
 } | {"long": "long_run"}  # fmt: skip

@@ -34,13 +34,18 @@ def ping_pong(path: Path, count: int) -> list[int]:
         stream.sendall(b"d")
         stream.recv(1)
         for _ in range(count):
-            begun = time.perf_counter_ns()
-            stream.sendall(MESSAGE)
-            missing = len(MESSAGE)
-            while missing:
-                missing -= len(stream.recv(missing))
-            times.append(time.perf_counter_ns() - begun)
+            times.append(exchange(stream))
     return times
+
+
+def exchange(stream: socket.socket) -> int:
+    """Nanoseconds of one exchange of 1 KiB."""
+    begun = time.perf_counter_ns()
+    stream.sendall(MESSAGE)
+    missing = len(MESSAGE)
+    while missing:
+        missing -= len(stream.recv(missing))
+    return time.perf_counter_ns() - begun
 
 
 def bulk(path: Path, size: int) -> float:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from .peers import bulk, ping_pong
 from .rows import Row, Skip
@@ -90,9 +91,11 @@ def _socat(stack: ExitStack, path: Path, server: Path, *options: str) -> Path:
     return path
 
 
-def start(stack: ExitStack, path: Path, *command: str) -> subprocess.Popen[bytes]:
-    """A process that lives as long as the stack, once it listens at `path`."""
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+def start(
+    stack: ExitStack, path: Path, *command: str, said: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """A process that lives as long as the stack, once it listens; `said` is its stderr."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL if said is None else said)
     stack.callback(process.wait)
     stack.callback(process.terminate)
     for _ in range(200):
