@@ -25,8 +25,8 @@ from .rows import Row, Skip
 
 ALL = {
     name: name for name in (
-        "relays", "crowds", "disk", "guest", "growth", "decoding", "diagnosis", "logs", "fleet", "replay",
-        "start", "tui", "lab", "memory",
+        "relays", "crowds", "disk", "weeks", "guest", "growth", "decoding", "diagnosis", "logs",
+        "fleet", "replay", "start", "tui", "lab", "memory",
     )
 } | {"long": "long_run"}  # fmt: skip
 """Name and module of each benchmark."""
