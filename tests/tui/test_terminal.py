@@ -94,7 +94,8 @@ def test_a_person_looks_into_a_recording(tmux: Tmux) -> None:
     tmux.type("echo before; stty -a > $XDG_STATE_HOME/stty\n")
     tmux.wait("before")
     tmux.type(typed(golden("mmio_lifecycle")))
-    screen = tmux.wait("15 operations", "sessions", "1.0", "failures")
+    # The last of what comes by itself: the diagnosis has ended, and the cursor is on an operation.
+    screen = tmux.wait("15 operations", "sessions", "1.0", "goes to the first of 8 failures")
     assert "VMM" in screen
     tmux.type("]")
     tmux.wait("UP301 mmio-overlap at 1.2", "why   The window overlaps one that it knows")
@@ -129,7 +130,7 @@ def test_a_size_in_the_environment_does_no_harm(tmux: Tmux) -> None:
 
 def test_a_terminal_that_shrinks_and_goes_away(tmux: Tmux) -> None:
     tmux.type("exec " + typed(golden("guest_oops")))
-    tmux.wait("4 operations", "failures")
+    tmux.wait("4 operations", "goes to the first of", "failures")
     tmux.type("G")
     tmux.wait("closed by the client")
     tmux.type("g")

@@ -167,8 +167,8 @@ class CapturePanes(Widget):
     def _begin(self) -> None:
         """On the first operation, unless connections that have none come before it."""
         order = self.ladder.order
-        self._begun = len(order) > 1  # the first line may come alone
-        if self._begun and order.line(1).shows is Shows.REQUEST:
+        self._begun = order.count > 0  # lines of connections may come alone
+        if self._begun and self.ladder.cursor == 0 and order.line(1).shows is Shows.REQUEST:
             self.ladder.move_to(1)
 
     @on(Work.Summed)
