@@ -148,6 +148,15 @@ def test_a_kill_at_any_moment_leaves_the_same_dataset(tmp_path: Path) -> None:
     assert files(tmp_path / "set") == files(tmp_path / "fresh")
 
 
+def test_a_kill_before_anything_was_whole_leaves_no_folder_that_is_refused(tmp_path: Path) -> None:
+    captures(tmp_path / "nodes", 1)
+    there = tmp_path / "set"
+    there.mkdir()
+    (there / "fleet.json.123.part").write_text('{"fle')
+    made(there, tmp_path / "nodes")
+    assert not list(there.glob("*.part"))
+
+
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     captures(tmp_path / "nodes", 1)
     there = Dataset(str(tmp_path / "set"))

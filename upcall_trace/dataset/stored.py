@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _ABOUT: Final = "fleet.json"
+_PART: Final = ".part"
 _COMMITS: Final = "commits"
 _GROUP: Final = 1 << 17
 """Rows of a row group: what a writer holds in memory of each table and day."""
@@ -85,8 +86,13 @@ class Dataset:
         if self._exists(_ABOUT):
             self.check()
             return
-        if self.fs.exists(self.root) and self.fs.ls(self.root):
+        there = self.fs.ls(self.root, detail=False) if self.fs.exists(self.root) else []
+        # Somebody was killed while this was written, and came no further.
+        begun = [path for path in there if f"/{_ABOUT}." in path and path.endswith(_PART)]
+        if len(begun) < len(there):
             raise WrongUsage(f"{self.url} has something in it, and is no fleet")
+        for path in begun:
+            self.fs.rm_file(path)
         about = {"fleet": FLEET_VERSION, "tables": list(FLEET)}
         self._put(_ABOUT, json.dumps(about).encode())
 
@@ -190,7 +196,7 @@ class Dataset:
         if "file" not in self.fs.protocol:
             self.fs.pipe_file(at, content)  # an object store shows an object when it is whole
             return
-        temporary = f"{at}.{os.getpid()}.part"
+        temporary = f"{at}.{os.getpid()}{_PART}"
         with self.fs.open(temporary, "wb") as file:
             file.write(content)
             file.flush()
