@@ -8,12 +8,12 @@ RELEASE := $(VENV)/release/bin
 # The tests start the program some hundred times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint check lab suites trace-processor supply lock audit torture odd bench docs site captures man wheel pyz image clean
+.PHONY: demo test lint check lab suites perfetto supply lock audit torture odd bench docs site captures man wheel pyz image clean
 
 demo: $(STAMP)
 	$(BIN)/upcall-trace demo
 
-test: lint check supply lab suites trace-processor $(VENV)/node/.installed $(VENV)/site/.installed
+test: lint check supply lab suites perfetto $(VENV)/node/.installed $(VENV)/site/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where it cannot be set up, the live tests are skipped and say why.
@@ -37,7 +37,7 @@ $(ENGINE)/.installed: tests/exports/trace_processor.sha256 $(STAMP)
 	else echo 'make: tests with the trace processor will be skipped'; fi
 	touch $@
 
-trace-processor: $(ENGINE)/.installed
+perfetto: $(ENGINE)/.installed
 
 # A validator for the HTML report, where npm is; its test is skipped elsewhere.
 $(VENV)/node/.installed: $(STAMP)

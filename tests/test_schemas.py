@@ -42,6 +42,12 @@ def test_what_is_printed_of_a_recording_fits(path: Path) -> None:
     check("state", outputs("state", "--json", path))
 
 
+def test_what_is_printed_of_several_files_fits() -> None:
+    check("operation", outputs("show", "--json", *CAPTURES[:2]))
+    check("frame", outputs("show", "--frames", "--json", *CAPTURES[:2]))
+    check("info", outputs("info", "--json", *CAPTURES[:2]))
+
+
 @pytest.mark.parametrize("path", LOGS[1::2], ids=lambda path: path.parent.name)
 def test_what_is_found_in_a_log_fits(path: Path) -> None:
     check("findings", outputs("diagnose", "--json", path))

@@ -49,13 +49,22 @@ def samples() -> dict[str, list[Any]]:
     """Outputs of each kind, by the name of their schema."""
     recordings = [*GOLDEN, *PCAPS]
     return {
-        "operation": [v for path in recordings for v in outputs("show", "--json", path)],
-        "frame": [
-            value
-            for path in GOLDEN[:6] + PCAPS[:2]
-            for value in outputs("show", "--frames", "--json", path)
+        "operation": [
+            *(v for path in recordings for v in outputs("show", "--json", path)),
+            *outputs("show", "--json", *GOLDEN[:2]),
         ],
-        "info": [v for path in recordings for v in outputs("info", "--json", path)],
+        "frame": [
+            *(
+                value
+                for path in GOLDEN[:6] + PCAPS[:2]
+                for value in outputs("show", "--frames", "--json", path)
+            ),
+            *outputs("show", "--frames", "--json", *GOLDEN[:2]),
+        ],
+        "info": [
+            *(v for path in recordings for v in outputs("info", "--json", path)),
+            *outputs("info", "--json", *GOLDEN[:2]),
+        ],
         "findings": [
             value for path in [*recordings, *LOGS] for value in outputs("diagnose", "--json", path)
         ],

@@ -18,6 +18,8 @@ from .errors import UnreadableInput, UpcallError
 
 STDIN: Final = Path("-")
 """As a command line writes it; its bytes can be read once."""
+STDOUT: Final = STDIN
+"""The same name for an output."""
 _SNIFFED: Final = 6
 
 

@@ -24,7 +24,7 @@ ENGINE = Path(".venv/trace-processor")
 SCRIPT = Path(__file__).with_name("trace_processor.mjs")
 pytestmark = pytest.mark.skipif(
     not shutil.which("node") or not (ENGINE / "trace_processor.wasm").exists(),
-    reason="there is no trace processor here: `make trace-processor` gets it",
+    reason="there is no trace processor here: `make perfetto` gets it",
 )
 
 SLICES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import lzma
 import subprocess
@@ -84,3 +85,23 @@ def test_nothing_of_the_copy_stays_behind(tmp_path: Path, monkeypatch: pytest.Mo
     packed.write_bytes(gzip.compress(CAPTURE.read_bytes()))
     subprocess.run(command("show", packed), capture_output=True, check=True, timeout=60)
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_ctrl_c_lets_what_feeds_the_pipe_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes to both programs, and the last words of the other are read; a second ends that."""
+
+    def copied(said: list[bytes | KeyboardInterrupt]) -> bytes:
+        def read_block(*_: object) -> bytes:
+            word = said.pop(0)
+            if isinstance(word, KeyboardInterrupt):
+                raise word
+            return word
+
+        monkeypatch.setattr(spooled, "read_block", read_block)
+        monkeypatch.setattr(spooled, "unpacked", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(spooled, "_known", {})
+        return spooled.plain(Path("-")).read_bytes()
+
+    stop = KeyboardInterrupt()
+    assert copied([b"begun ", stop, b"and ended", b""]) == b"begun and ended"
+    assert copied([b"begun", stop, stop, b"more"]) == b"begun"

@@ -44,7 +44,9 @@ from ..kernel.noted_world import WORLD, redacted_world, world_notes
 from ..kernel.world import World, find_world
 from ..logs.opening import LogFile
 from ..sources import Source, open_source
+from ..sources.spooled import plain
 from ..trace.opening import Capture, Progress, load
+from ..unpacking import STDIN
 from ..views.json_objects import info_object
 from .allowed_lines import allowed_lines, allowed_text, some_lines
 from .redaction import Redactor
@@ -161,7 +163,8 @@ def _capture_names(captures: Sequence[Path], neutral: bool) -> list[str]:
     """A name in the archive for each; neutral ones say nothing, as a file's name may say much."""
     names: list[str] = []
     for number, path in enumerate(captures, 1):
-        stem = re.sub(r"[^\w.+-]", "_", path.stem, flags=re.ASCII).lstrip(".") or "capture"
+        name = "stdin" if path == STDIN else path.stem
+        stem = re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII).lstrip(".") or "capture"
         if neutral:
             stem = f"capture-{number}"
         elif f"{stem}.upcap" in names:
@@ -180,7 +183,7 @@ def _copy_capture(path: Path, target: Path, redactor: Redactor | None) -> None:
     with open_source(path) as source:
         if isinstance(source, CaptureReader) and source.is_one_file and redactor is None:
             with target.open("xb") as copy:
-                _copy_bytes(_blocks_of(path), copy, source.size)
+                _copy_bytes(_blocks_of(plain(path)), copy, source.size)
             return
         header = source.header if redactor is None else _redacted_header(source.header, redactor)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from ..errors import ExitCode, WrongUsage
 from .support.files import CAPTURE, replacing, tell_losses
 from .support.options import overwrite_option, world_options
 from .support.output import out, progress, talk
+from .support.standard_output import STDOUT, named
 
 _CAUTION: Final = (
     "the bytes of the traffic are as they were recorded, and what they mean to you is not known "
@@ -71,12 +73,12 @@ def bundle_command(
     redactor = Redactor([platform.node()], redact_also) if redact else None
     with (
         replacing(output, *inputs.paths, overwrite=overwrite) as temporary,
-        tempfile.TemporaryDirectory(prefix=".upcall-bundle.", dir=output.parent) as workspace,
+        tempfile.TemporaryDirectory(prefix=".upcall-bundle.", dir=temporary.parent) as workspace,
         progress(f"redacting for {output.name}", _size(inputs) if redact else 0) as report,
     ):
         packed = pack(inputs, temporary, Path(workspace), redactor, report, keep_lines)
-    _tell(packed)
-    talk(f"{output}: {len(packed.files)} files, {_errors(packed)} errors found")
+    _tell(packed, talk if output == STDOUT else out)
+    talk(f"{named(output)}: {len(packed.files)} files, {_errors(packed)} errors found")
     if redact:
         talk(_CAUTION)
     code = ExitCode.EXPECTED
@@ -93,7 +95,7 @@ def _size(inputs: Inputs) -> int:
     return sum(path.stat().st_size for _, _, path in inputs.logs if path.is_file())
 
 
-def _tell(packed: Packed) -> None:
+def _tell(packed: Packed, out: Callable[[str], None]) -> None:
     for file in packed.files:
         out(f"{file['size']:>12}  {file['name']}: {file['what']}")
     for row in packed.redacted or ():

@@ -16,6 +16,7 @@ from ..trace.filters import parse
 from ..trace.opening import build_index
 from ..trace.streams import all_records, keep_connections, with_dependencies
 from ..transform.composing import keep_operations, merge
+from ..unpacking import STDIN
 from .support.descriptors import outputs_at_once
 from .support.files import (
     CAPTURE,
@@ -24,9 +25,11 @@ from .support.files import (
     tell_damage,
     tell_losses,
     write_capture,
+    write_whole,
 )
 from .support.options import overwrite_option
 from .support.output import talk
+from .support.standard_output import STDOUT, named
 
 _OUTPUT = click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
 
@@ -46,7 +49,7 @@ def filter_command(capture: Path, expression: str, output: Path, overwrite: bool
     opened = open_capture(capture)
     keys = with_dependencies(opened.operations, wanted.mask(opened.operations))
     if not keys:
-        talk(f"no operation of {capture} matches; {output} was not written")
+        talk(f"no operation of {capture} matches; {named(output)} was not written")
         return ExitCode.NOTHING_RUN
     with open_source(capture) as source:
         header = dataclasses.replace(
@@ -54,7 +57,7 @@ def filter_command(capture: Path, expression: str, output: Path, overwrite: bool
         )
         kept = keep_operations(header, all_records(source), keys)
         write_capture(output, header, kept, capture, overwrite=overwrite)
-    talk(f"{output}: {len(keys)} of {len(opened.operations)} operations")
+    talk(f"{named(output)}: {len(keys)} of {len(opened.operations)} operations")
     return tell_losses(capture, opened)
 
 
@@ -83,7 +86,10 @@ def merge_command(captures: tuple[Path, ...], output: Path, overwrite: bool) -> 
 @overwrite_option
 def split_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
     """Write each connection of CAPTURE to a file of its own: NAME.conn1.upcap and so on."""
+    if output == STDOUT:
+        raise WrongUsage("several files do not fit into standard output: -o names a directory")
     opened = open_capture(capture)
+    stem = "stdin" if capture == STDIN else capture.stem
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,7 +98,7 @@ def split_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
     at_once = outputs_at_once()
     for first in range(0, len(numbers), at_once):
         paths = {
-            number: output / f"{capture.stem}.conn{number}.upcap"
+            number: output / f"{stem}.conn{number}.upcap"
             for number in numbers[first : first + at_once]
         }
         _write_each(capture, paths, overwrite)
@@ -138,7 +144,10 @@ def recover_command(capture: Path, output: Path, overwrite: bool) -> ExitCode:
     with open_source(capture) as source:
         if source.live:
             raise WrongUsage(f"{capture} is still being recorded; stop the recording first")
-        write_capture(output, source.header, all_records(source), capture, overwrite=overwrite)
-        saved = open_capture(output)
-    talk(f"{output}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost")
+        with replacing(output, capture, overwrite=overwrite) as temporary:
+            write_whole(temporary, source.header, all_records(source))
+            saved = open_capture(temporary)
+    talk(
+        f"{named(output)}: {len(saved.operations)} operations saved, {saved.lost_bytes} bytes lost"
+    )
     return ExitCode.LOST if tell_damage(capture, source.damage) else ExitCode.EXPECTED

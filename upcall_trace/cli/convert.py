@@ -9,21 +9,19 @@ from pathlib import Path
 import click
 
 from ..capture.reader import CaptureReader
-from ..capture.writer import CaptureWriter
 from ..errors import ExitCode, WrongUsage
 from ..exports import FORMATS, export_format, format_for, format_names, plugged_format
 from ..plugins import BrokenPlugin, installed, note
 from ..sources import open_source
-from ..trace.opening import build_index
 from ..trace.streams import all_records
 from .support.files import (
     CAPTURE,
-    STDOUT,
     open_capture,
     open_whole,
     replacing,
     tell_damage,
     tell_losses,
+    write_whole,
 )
 from .support.options import (
     Named,
@@ -33,6 +31,7 @@ from .support.options import (
     world_options,
 )
 from .support.output import out, talk
+from .support.standard_output import STDOUT, check_stdout, named
 
 
 @click.command("import")
@@ -71,14 +70,12 @@ def import_command(
             notes=source.header.notes | added,
         )
         with replacing(output, file, overwrite=overwrite) as temporary:
-            with CaptureWriter(temporary, header) as writer:
-                for record in all_records(source):
-                    writer.write(record)
-            build_index(temporary)
-        opened = open_capture(output)
+            write_whole(temporary, header, all_records(source))
+            opened = open_capture(temporary)
         damaged = tell_damage(file, source.damage)
         code = ExitCode.LOST if damaged else tell_losses(output, opened)
-    talk(f"{output}: {len(opened.connections)} connections, {len(opened.operations)} operations")
+    told = f"{len(opened.connections)} connections, {len(opened.operations)} operations"
+    talk(f"{named(output)}: {told}")
     return code
 
 
@@ -127,8 +124,8 @@ def export_command(capture: Path, name: str | None, output: Path, overwrite: boo
     known, write = export_format(name or format_for(output))
     whole = open_whole(capture)
     if to_stdout:
-        if known.binary and sys.stdout.isatty():
-            raise WrongUsage(f"{known.name} is nothing for a terminal; give -o FILE")
+        if known.binary:
+            check_stdout()
         losses = write(whole, sys.stdout.buffer)
     else:
         with (
@@ -137,6 +134,6 @@ def export_command(capture: Path, name: str | None, output: Path, overwrite: boo
         ):
             losses = write(whole, file)
     for loss in losses:
-        talk(f"{output}: {loss.what}")
+        talk(f"{named(output)}: {loss.what}")
     code = tell_losses(capture, whole.opened)
     return ExitCode.LOST if any(loss.serious for loss in losses) else code

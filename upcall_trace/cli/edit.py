@@ -35,6 +35,7 @@ from ..transform.fields import parse_setting
 from .support.files import CAPTURE, check_output, open_capture, tell_losses, write_capture
 from .support.options import overwrite_option, world_given, world_options
 from .support.output import talk
+from .support.standard_output import STDOUT, named
 
 _RANGE: Final = re.compile(r"([0-9.]+)(?:-|\.\.)([0-9.]+)")
 _MOVE: Final = re.compile(r"([0-9.]+):(after|before):([0-9.]+)")
@@ -116,7 +117,7 @@ def edit_command(
     header = replace(header, notes=header.notes | world_given(world_file, machine, header.notes))
     header = _header(header, capture, told, tie, untie)
     left = write_edited(capture, output, header, records, edits, given, overwrite)
-    talk(f"{output}: {left} of {len(script.asked)} operations; {capture} is as it was")
+    talk(f"{named(output)}: {left} of {len(script.asked)} operations; {capture} is as it was")
     return tell_losses(capture, opened)
 
 
@@ -132,11 +133,13 @@ def write_edited(
     """Write what is left of `capture`, with its matchers; how many operations that are."""
     edited = edit(header, records, edits)
     if not edited.numbers:
-        raise NothingRun(f"no operation of {capture} is left; {output} was not written")
+        raise NothingRun(f"no operation of {capture} is left; {named(output)} was not written")
     rules = read_matchers(capture, ()).renumbered(edited.numbers)
     for place, of in given:
         if not _PLACE.fullmatch(place):
             rules.add(place, of)
+    if rules and output == STDOUT:
+        raise WrongUsage("matchers go into a file beside the capture: give -o FILE")
     if rules:
         check_output(beside(output), overwrite=overwrite)
     write_capture(output, header, edited.records, capture, overwrite=overwrite)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import ExitCode, NothingRun, UserError, WrongUsage
+from ..errors import ExitCode, NothingRun, UserError
 from ..views.json_objects import operation_object
-from .support.files import CAPTURE, STDOUT, replacing
+from .support.files import CAPTURE, replacing
 from .support.listing import show_operation
 from .support.options import color_option, overwrite_option
 from .support.output import out, out_json, talk
+from .support.standard_output import STDOUT, check_stdout
 
 if TYPE_CHECKING:
     import pyarrow
@@ -301,8 +302,8 @@ def _tell(
 
     form = form or _SUFFIXES.get(output.suffix, "table")
     if form == "parquet":
-        if output == STDOUT and sys.stdout.isatty():
-            raise WrongUsage("parquet is nothing for a terminal; give -o FILE")
+        if output == STDOUT:
+            check_stdout()
         content = as_parquet(answer)
     elif form == "table":
         content = ("\n".join(as_text(answer)) + "\n").encode("utf-8", "backslashreplace")

@@ -11,26 +11,31 @@ from ..errors import ExitCode
 from ..views.json_objects import info_object
 from ..views.text import duration, safe
 from .support.files import CAPTURE, open_capture, tell_losses, verify_capture
+from .support.many_files import each_of
 from .support.output import out, out_json, talk
 
 
 @click.command("info")
-@click.argument("capture", type=CAPTURE)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.argument("captures", type=CAPTURE, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a capture instead.")
 @click.option("--verify", is_flag=True, help="Check every record, however large the file.")
-def info_command(capture: Path, as_json: bool, verify: bool) -> ExitCode:
-    """Counts, times, latencies and completeness of a capture.
+def info_command(captures: tuple[Path, ...], as_json: bool, verify: bool) -> ExitCode:
+    """Counts, times, latencies and completeness of captures, one by one.
 
     A capture of more than 64 MiB is called complete only with --verify: every record is then
-    read, and its index is compared with them.
+    read, and its index is compared with them. Of several, JSON objects name their file.
     """
+    return each_of(captures, lambda path, name: _tell(path, as_json, verify, name), as_json)
+
+
+def _tell(capture: Path, as_json: bool, verify: bool, shown_as: str | None) -> ExitCode:
     if verify:
         opened, wrong = verify_capture(capture)
     else:
         opened, wrong = open_capture(capture, check=False), None
     info = info_object(opened)
     if as_json:
-        out_json(info)
+        out_json(info if shown_as is None else info | {"file": shown_as})
     else:
         for name, text in _rows(info):
             out(f"{name:<12} {safe(text)}")

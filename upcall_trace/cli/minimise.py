@@ -45,6 +45,7 @@ from .support.options import (
 )
 from .support.output import out, talk
 from .support.signals import stop_on_signals
+from .support.standard_output import STDOUT, named
 
 _PATH = click.Path(path_type=Path)
 _PROGRESS_S: Final = 1.0
@@ -124,7 +125,7 @@ def minimise_command(
              f"guest: recorded {recorded}, now {came.get('it', 'not sent')}")  # fmt: skip
         return ExitCode.DIFFERENT
     _write(recording, output, asked, part, target, overwrite)
-    talk(f"{output}: {len(part)} of {len(recording.script.asked)} operations, "
+    talk(f"{named(output)}: {len(part)} of {len(recording.script.asked)} operations, "
          f"after {minimiser.tries} tries")  # fmt: skip
     if minimiser.refused:
         talk(f"{minimiser.refused} parts were not tried: they would be dangerous")
@@ -239,6 +240,8 @@ def _write(
     left_out = set(range(len(recording.script.actions))) - part.acts
     edits = Edits(kept=part.keys, answers=part.answers, without=left_out)
     write_edited(recording.path, output, header, records, edits, [], overwrite)
+    if output == STDOUT:
+        return
     out(HEADING)
     for operation in open_capture(output).operations:
         out(operation_text(operation), "red" if operation.failed else None)

@@ -9,13 +9,14 @@ import click
 
 from dissectors.constants import Arch
 
-from ..errors import ExitCode, NothingRun
+from ..errors import ExitCode, NothingRun, WrongUsage
 from ..vantage.guest_memory.as_capture import as_records
 from .support.files import CAPTURE, check_output, write_capture
 from .support.memory_target import MemoryTarget, look_through, memory_header, nothing_in, sandbox_in
 from .support.memory_views import memory_lines, memory_object
 from .support.options import color_option, overwrite_option
 from .support.output import out, out_json, talk
+from .support.standard_output import STDOUT, named
 
 
 @click.command("peek")
@@ -44,13 +45,17 @@ def peek_command(
     is a raw image or an ELF core, also compressed by gzip, xz or zstd. Each connection is told with
     its last request and reply, whether it waits for an answer, and the packets before.
     """
+    if as_json and output == STDOUT:
+        raise WrongUsage("--json and -o - both take standard output: give -o FILE")
     target = MemoryTarget(pid, sandbox, image)
     if output is not None:
         check_output(output, *([image] if image else []), overwrite=overwrite)
     with target.open() as memory:
         assembled = look_through(memory, port)
         known = Arch(arch) if arch else Arch.X86_64
-        if as_json:
+        if output == STDOUT:
+            pass  # the capture goes there
+        elif as_json:
             out_json(memory_object(memory, assembled, known, sandbox_in(memory)))
         elif not assembled.empty:
             for line, colour in memory_lines(memory, assembled, known):
@@ -62,5 +67,7 @@ def peek_command(
             records = as_records(assembled, time.time_ns(), port)
             inputs = [image] if image else []
             write_capture(output, header, records, *inputs, overwrite=overwrite, private=True)
-            talk(f"{output}: what is in order; gaps stand for what is not in memory any more")
+            talk(
+                f"{named(output)}: what is in order; gaps stand for what is not in memory any more"
+            )
     return ExitCode.EXPECTED

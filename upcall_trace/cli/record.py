@@ -33,6 +33,7 @@ from .support.socket_recording import (
     recorded,
     watch_sockets,
 )
+from .support.standard_output import STDOUT, check_stdout, named
 
 IN_PLACE = ""
 # A thread that becomes ready must not wait Python's default 5 ms for its turn.
@@ -61,7 +62,13 @@ _SWITCH_INTERVAL_S = 0.0005
 )
 @click.option("--interface", metavar="NAME", help="Capture inside a guest from vsockmon.")
 @memory_options
-@click.option("-o", "--output", type=CAPTURE, required=True, help="The capture to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=CAPTURE,
+    required=True,
+    help="The capture to write; - is standard output.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing capture.")
 @click.option(
     "--on-store-error",
@@ -116,9 +123,17 @@ def record_command(
     a ring does so once the old one was renamed. In a service of systemd, sockets that it hands
     over take the place of --listen.
 
+    With -o - it goes to standard output while it grows, for example into `upcall-trace show -` or
+    over ssh into a file. A reader that is gone ends nothing: the traffic passes, and is counted.
+
     What the guest looked like at boot is kept in the capture: from --world, or from the note that
     a simulated guest or a lab leaves beside its socket.
     """
+    if output == STDOUT:
+        ring = RunOptions(**running).rotation() or running["snapshot"]
+        if ring or watch is not None:
+            raise WrongUsage("several files do not fit into standard output: -o names a directory")
+        check_stdout()
     if memory is not None:
         if listen or upstream or in_place or interface or guest_ports:
             raise WrongUsage("--memory watches a running VM, and takes no socket or interface")
@@ -160,7 +175,7 @@ def record_command(
     if interface:
         stop_on_signals(stop)
         with open_interface(interface) as packets, recorded(recording, stop) as running_recorder:
-            running_recorder.say(f"recording {interface} into {output}")
+            running_recorder.say(f"recording {interface} into {named(output)}")
             record_packets(packets, running_recorder.recorder, stop, dropped_packets, port)
         return ExitCode.EXPECTED
     return record_sockets(

@@ -32,6 +32,7 @@ from .support.files import CAPTURE, tell_losses
 from .support.options import color_option, given_world, tell_lacking_world, world_options
 from .support.output import SECONDS, has_terminal, out, out_all, out_json, say, talk
 from .support.signals import stop_on_signals
+from .support.standard_output import STDOUT
 
 _PATH = click.Path(path_type=Path)
 _PROGRESS_S = 1.0
@@ -129,6 +130,8 @@ def replay_command(
         raise WrongUsage("--learn goes with --live, and neither with --step, --loop nor --json")
     if step and (as_json or not sys.stdin.isatty()):
         raise WrongUsage("--step needs a terminal to read keys from, and goes not with --json")
+    if output == STDOUT:
+        raise WrongUsage("standard output has the comparison: give -o FILE")
     if output is not None and output.exists() and capture.exists() and output.samefile(capture):
         raise WrongUsage(f"{output} is the input; give another name for the output")
     recording = read_recording(

@@ -30,6 +30,7 @@ from ..views.text import (
 )
 from .support.files import CAPTURE, open_capture, tell_losses
 from .support.listing import Lines, comments, show_comments, show_operation
+from .support.many_files import each_of
 from .support.options import color_option
 from .support.output import out, out_json
 from .support.times import WallMoment, in_span, span_options
@@ -39,7 +40,7 @@ _VERDICT = "        = "
 
 
 @click.command("show")
-@click.argument("capture", type=CAPTURE)
+@click.argument("captures", type=CAPTURE, nargs=-1, required=True)
 @click.option("--frames", "as_frames", is_flag=True, help="Everything that crossed, in order.")
 @click.option("--hex", "with_hex", is_flag=True, help="Frames with their bytes and whose they are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -66,7 +67,7 @@ _VERDICT = "        = "
 @click.option("--follow", is_flag=True, help="Go on with what is recorded from now on.")
 @color_option
 def show_command(
-    capture: Path,
+    captures: tuple[Path, ...],
     as_frames: bool,
     with_hex: bool,
     as_json: bool,
@@ -85,38 +86,51 @@ def show_command(
     A line gives connection.request, seconds since the capture's first record, the latency, the
     operation and what came back. A latency has * behind it when it is more than 50 ms, and ! when
     it is more than the 250 ms that Kata waits for most answers. With --follow, a request that has
-    waited so long is shown before its answer comes. CAPTURE may also be a transcript or a packet
-    capture.
+    waited so long is shown before its answer comes. CAPTURES may also be transcripts or packet
+    captures. Of several, each is shown by itself, and JSON objects name their file.
     """
-    wanted = parse(expression) if expression is not None else None
-    if (asked := in_span(capture, expression, since, until)) is not None:
-        wanted = parse(asked)
     if follow:
+        if len(captures) > 1:
+            raise WrongUsage("--follow goes with one capture")
         if as_frames or with_hex:
             raise WrongUsage("--follow shows operations; leave --frames and --hex out")
         if sort != "time" or limit or tail:
             raise WrongUsage(
                 "--follow shows what comes, as it comes: leave --sort, --limit and --tail out"
             )
-        return _follow(capture, wanted, as_json, clock == "absolute")
-    opened = open_capture(capture)
-    if as_frames or with_hex:
-        keys = None if wanted is None else _keys(opened.operations, wanted)
-        _show_frames(capture, keys, with_hex, as_json)
-    else:
+        wanted = _wanted(captures[0], expression, since, until)
+        return _follow(captures[0], wanted, as_json, clock == "absolute")
+
+    def show(capture: Path, shown_as: str | None) -> ExitCode:
+        wanted = _wanted(capture, expression, since, until)
+        opened = open_capture(capture)
+        if as_frames or with_hex:
+            keys = None if wanted is None else _keys(opened.operations, wanted)
+            _show_frames(capture, keys, with_hex, as_json, shown_as)
+            return tell_losses(capture, opened)
         _heading(as_json)
-        rows = _rows(opened.operations, wanted, sort, limit, tail)
         lines = Lines(opened.header, opened.first_ns, clock == "absolute")
         remarks = {} if as_json else comments(opened.marks)
         codes = _codes(capture) if as_json else {}
-        for row in rows:
+        for row in _rows(opened.operations, wanted, sort, limit, tail):
             operation = opened.operations.operation(row)
             found = codes.get((operation.conn, operation.request), ())
-            show_operation(operation, as_json, found, lines)
+            show_operation(operation, as_json, found, lines, shown_as)
             show_comments(remarks, operation)
             if verdicts and not as_json:
                 _show_verdict(operation)
-    return tell_losses(capture, opened)
+        return tell_losses(capture, opened)
+
+    return each_of(captures, show, as_json)
+
+
+def _wanted(
+    capture: Path, expression: str | None, since: WallMoment | None, until: WallMoment | None
+) -> Filter | None:
+    """What is asked for of one capture; raises WrongUsage, also for what no capture has."""
+    wanted = parse(expression) if expression is not None else None
+    asked = in_span(capture, expression, since, until)
+    return wanted if asked is None else parse(asked)
 
 
 def _rows(
@@ -165,14 +179,19 @@ def _keys(operations: Operations, wanted: Filter) -> set[tuple[int, int]]:
 
 
 def _show_frames(
-    path: Path, keys: set[tuple[int, int]] | None, with_hex: bool, as_json: bool
+    path: Path,
+    keys: set[tuple[int, int]] | None,
+    with_hex: bool,
+    as_json: bool,
+    shown_as: str | None,
 ) -> None:
     with open_source(path) as source:
         for frame in frames(source, with_provenance=with_hex):
             if keys is not None and (frame.conn, frame.request) not in keys:
                 continue
             if as_json:
-                out_json(frame_object(frame, with_provenance=with_hex))
+                told = frame_object(frame, with_provenance=with_hex)
+                out_json(told if shown_as is None else told | {"file": shown_as})
                 continue
             arrow = frame.direction or "-"
             out(f"{frame.number:>6} {seconds(frame.t_ns):>11} {frame.conn:>4} {arrow} {frame.text}")

@@ -12,6 +12,7 @@ import numpy as np
 from ..diagnose.state import GuestState, state_of
 from ..diagnose.state_report import VERSION, as_text, state_object
 from ..errors import ExitCode, WrongUsage
+from ..sources.spooled import plain
 from ..trace.opening import Capture
 from ..trace.operations import Operation
 from ..views.text import fields_text, safe, seconds
@@ -49,7 +50,7 @@ def state_command(
     if world is None:
         tell_lacking_world(capture, notes, "what the guest had at boot is not known")
     row = None if at is None else _row(opened, at)
-    with progress(f"following {capture.name}", capture.stat().st_size) as report:
+    with progress(f"following {capture.name}", plain(capture).stat().st_size) as report:
         state = state_of(capture, opened, row, world, vmm == "dragonball", report)
     operation = None if row is None else opened.operations.operation(row)
     if as_json:

@@ -84,6 +84,7 @@ def _copy_of(path: Path, size: int) -> SpooledPath:
 def _fill(copy: IO[bytes], path: Path, name: str, size: int) -> bool:
     """Write all of `path` into `copy`; whether the archive is torn."""
     limit = None if path == STDIN else max(_FREE, size * _RATIO)
+    interrupted = False
     with unpacked(path) as file:
         while True:
             try:
@@ -93,7 +94,10 @@ def _fill(copy: IO[bytes], path: Path, name: str, size: int) -> bool:
             except KeyboardInterrupt:
                 if path != STDIN:
                     raise
-                return False  # Ctrl-C ends what feeds the pipe, too; what came is shown
+                if interrupted:
+                    return False  # what came is shown
+                interrupted = True  # Ctrl-C ends what feeds the pipe, too, which says its last now
+                continue
             if not block:
                 return False
             copy.write(block)

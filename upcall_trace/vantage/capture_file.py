@@ -26,6 +26,7 @@ from ..errors import UpcallError, WrongUsage
 
 Item = tuple[int, int, bool, bytes] | Record
 """A record, or a chunk as the four values of one: an object for each costs the path too much."""
+_STDOUT: Final = 1
 _COMPARED: Final = 64
 _UNREAD_LIMIT: Final = 1 << 15
 """Records that may wait for being decoded."""
@@ -70,6 +71,9 @@ class GrowingCapture:
     With `synced`, its name and header are on the disk before anything else is written.
     """
 
+    streamed = False
+    """Whether it goes to a pipe, where nothing can be looked at or taken back."""
+
     def __init__(
         self,
         path: Path,
@@ -84,7 +88,7 @@ class GrowingCapture:
         self._index = indexing(header)
         self._indexed = True
         start = MAGIC + encode(header)
-        self.descriptor = _create(path, start, overwrite, synced)
+        self.descriptor = self._begin(start, overwrite, synced)
         self.unsynced = not synced
         """Whether something was written that the disk may not have."""
         self.size = len(start)
@@ -93,6 +97,9 @@ class GrowingCapture:
         self._unread: deque[tuple[Item | None, int, bytes]] = deque()
         self._read_to = 0
         self._unread.append((None, 0, start))
+
+    def _begin(self, start: bytes, overwrite: bool, synced: bool) -> int:
+        return _create(self.path, start, overwrite, synced)
 
     def append(self, frames: list[tuple[Item, bytes]]) -> tuple[int, OSError | None]:
         """Write whole frames; returns how many are in the file, and why not all of them.
@@ -243,6 +250,50 @@ class GrowingCapture:
             os.ftruncate(self.descriptor, self.size)
         except OSError:
             pass  # then readers find the next whole record by its checksum
+
+
+class StreamedCapture(GrowingCapture):
+    """The same on standard output, which other programs read while it grows.
+
+    A reader that is slow is waited for, as a slow disk is; one that has gone is a disk that fails.
+    """
+
+    streamed = True
+
+    def check(self) -> None:
+        """Nobody else can have changed it."""
+
+    def is_at_its_path(self) -> bool:
+        """It has no other place."""
+        return True
+
+    def sync(self) -> None:
+        """Nothing of it is kept here."""
+        self.unsynced = False
+
+    def _begin(self, start: bytes, overwrite: bool, synced: bool) -> int:
+        descriptor = os.dup(_STDOUT)
+        try:
+            _write_all(descriptor, start)
+        except OSError as error:
+            os.close(descriptor)
+            raise WrongUsage(f"standard output cannot be written: {error.strerror}") from None
+        return descriptor
+
+    def _write(self, encoded: bytes) -> None:
+        _write_all(self.descriptor, encoded)
+
+    def _written_since(self) -> int:
+        return 0  # a reader that went has none of it
+
+    def _cut_back(self) -> None:
+        pass
+
+
+def _write_all(descriptor: int, encoded: bytes) -> None:
+    view = memoryview(encoded)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _create(path: Path, start: bytes, overwrite: bool, synced: bool) -> int:

@@ -20,7 +20,16 @@ from typing import Final
 from ..capture.records import Carry, Chunk, Close, Gap, Header, How, Open, Record
 from ..errors import UserError, WrongUsage
 from ..trace.indexing import Indexer
-from .capture_file import GrowingCapture, Item, NotOurs, as_frame, as_record, size_of
+from ..unpacking import STDOUT
+from .capture_file import (
+    GrowingCapture,
+    Item,
+    NotOurs,
+    StreamedCapture,
+    as_frame,
+    as_record,
+    size_of,
+)
 
 KEPT_WAITING: Final = 1 << 17
 """Records other than traffic that may wait for a full disk."""
@@ -304,6 +313,9 @@ class CaptureStore:
 
     def _move(self, why: str) -> bool:
         """Go on in a new file, because the old one is not ours any more; False without one."""
+        if self._file.streamed:
+            self._failed(OSError(why))
+            return False
         for number in range(1, _BESIDE):
             beside = self._path.with_name(f"{self._path.stem}.{number}{self._path.suffix}")
             path = self._part_path() if self._ring else beside
@@ -347,7 +359,8 @@ class CaptureStore:
             except OSError as error:
                 raise WrongUsage(f"{self._ring} cannot be made: {error.strerror}") from None
         path = self._part_path() if self._ring else self._path
-        file = GrowingCapture(
+        kind = StreamedCapture if path == STDOUT else GrowingCapture
+        file = kind(
             path, self._header, self._overwrite, indexing=Indexer, synced=self._sync_s is not None
         )
         self.account.file, self.account.files = str(path), self.account.files + 1

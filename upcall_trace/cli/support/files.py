@@ -18,6 +18,7 @@ from ...sources import open_source
 from ...sources.spooled import plain
 from ...trace.opening import Capture, build_index, decode_source, index_disagrees, load
 from .output import progress, talk
+from .standard_output import STDOUT, check_stdout, for_stdout
 
 if TYPE_CHECKING:
     from ...diagnose.whole_capture import WholeCapture
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
 CAPTURE = click.Path(path_type=Path, readable=False)
-STDOUT = Path("-")
-"""An output of this name is standard output."""
 _DAMAGE_TOLD = 10
 
 
@@ -117,10 +116,15 @@ def write_capture(
 ) -> None:
     """A capture with an index, at `path` once it is whole; raises as `replacing` does."""
     with replacing(path, *inputs, overwrite=overwrite, private=private) as temporary:
-        with CaptureWriter(temporary, header) as writer:
-            for record in records:
-                writer.write(record)
-        build_index(temporary)
+        write_whole(temporary, header, records)
+
+
+def write_whole(path: Path, header: Header, records: Iterable[Record]) -> None:
+    """A capture with an index, at a path that is ours already; raises OSError."""
+    with CaptureWriter(path, header) as writer:
+        for record in records:
+            writer.write(record)
+    build_index(path)
 
 
 @contextmanager
@@ -131,9 +135,14 @@ def replacing(
 
     Its mode is as the umask says, and never wider than that of an input. With `private` nobody but
     its owner may read it.
+    Standard output gets all of it at the end, so that after a failure it has nothing.
     Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written, and
     when it has something in it already that is not to be overwritten.
     """
+    if path == STDOUT:
+        with for_stdout() as temporary:
+            yield temporary
+        return
     try:
         check_output(path, *inputs, overwrite=overwrite)
         import tempfile  # who only reads does not wait for it
@@ -169,6 +178,9 @@ def _mode_for(inputs: Iterable[Path]) -> int:
 
 def check_output(path: Path, *inputs: Path, overwrite: bool = False) -> None:
     """Refuse, before anything is done, what `replacing` refuses; raises WrongUsage and OSError."""
+    if path == STDOUT:
+        check_stdout()
+        return
     if not path.exists():
         return
     if any(other.exists() and path.samefile(other) for other in inputs):

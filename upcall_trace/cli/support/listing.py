@@ -74,10 +74,12 @@ def show_operation(
     as_json: bool = False,
     codes: Sequence[str] = (),
     lines: Lines | None = None,
+    shown_as: str | None = None,
 ) -> None:
-    """One operation as a line of text or JSON."""
+    """One operation as a line of text or JSON; where there are several files, with its file."""
     if as_json:
-        out_json(operation_object(operation, codes))
+        told = operation_object(operation, codes)
+        out_json(told if shown_as is None else told | {"file": shown_as})
     else:
         doubtful = meant_anomalies(operation)
         colour = "red" if operation.failed else "yellow" if doubtful else None

@@ -22,6 +22,7 @@ from ...vantage.recorder import Recorder, live_header
 from ...vantage.store import OnStoreError
 from .output import talk
 from .signals import stop_on_signals
+from .standard_output import named
 
 EVERY: Final = ""
 """`--memory` without a process, for `--watch`."""
@@ -101,14 +102,14 @@ def _watch_one(
     watcher = Watcher(memory, recorder, wish.port, wish.interval_ns, wish.share)
     try:
         count = watcher.begin()
-        tell(f"recording {memory.name} into {output}: {count} connections there now")
+        tell(f"recording {memory.name} into {named(output)}: {count} connections there now")
         watcher.watch(stop)
     finally:
         recorder.close()
     report = watcher.report
     if report.ended:
         tell(f"{report.ended}: the recording is closed")
-    tell(f"{output}: {report.connections} connections; {account(report)}")
+    tell(f"{named(output)}: {report.connections} connections; {account(report)}")
     if recorder.failure:
         lost = f"{recorder.account.lost} bytes were not recorded"
         raise SomethingLost(f"{output} could not be written ({recorder.failure}): {lost}")

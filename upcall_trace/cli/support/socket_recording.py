@@ -30,6 +30,7 @@ from ...vantage.store import OnStoreError, RecordingAccount
 from .output import talk
 from .recording_options import RunOptions, parse_time
 from .signals import stop_on_signals
+from .standard_output import named
 
 _LOOK_ROUND_S: Final = 0.5
 _SANDBOX: Final = re.compile(r"[0-9a-f]{32,64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -109,23 +110,23 @@ def recorded(
 
 def _summary(output: Path, account: RecordingAccount) -> str:
     files = f", {account.files} files" if account.files > 1 else ""
-    return (
-        f"{output}: {account.connections} connections, {account.operations} operations{files}"
-        + ("" if account.indexed else ", no index")
-    )
+    counted = f"{account.connections} connections, {account.operations} operations"
+    return f"{named(output)}: {counted}{files}" + ("" if account.indexed else ", no index")
 
 
 def check_lost(output: Path, account: RecordingAccount) -> None:
     """Raises SomethingLost, with how much, when traffic crossed that is not in the capture."""
     if account.stopped:
         raise SomethingLost(
-            f"{output} could not be written ({account.failure}), so the recording ended; "
+            f"{named(output)} could not be written ({account.failure}), so the recording ended; "
             f"{account.lost} bytes of traffic went by unrecorded; --on-store-error pass would "
             "have let the traffic go on"
         )
     if account.failure or account.lost:
         why = f" ({account.failure})" if account.failure else ""
-        raise SomethingLost(f"{output}: {account.lost} bytes of traffic were not recorded{why}")
+        raise SomethingLost(
+            f"{named(output)}: {account.lost} bytes of traffic were not recorded{why}"
+        )
 
 
 def record_sockets(wanted: WantedSockets, kept: Keeping, stop: threading.Event) -> ExitCode:
@@ -168,7 +169,7 @@ def record_sockets(wanted: WantedSockets, kept: Keeping, stop: threading.Event) 
             sockets.tapped, [*wanted.upstream, *map(str, wanted.in_place)], strict=True
         ):
             name = upstream if tapped.place is None else tapped.address
-            run.say(f"recording {tapped.name} -> {name} into {kept.output}")
+            run.say(f"recording {tapped.name} -> {name} into {named(kept.output)}")
         run.say(sockets.capacity)
         running.run(stop)
     for listener in handed:
