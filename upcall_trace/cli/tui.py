@@ -152,7 +152,7 @@ def _print(
         raise WrongUsage("the output is no terminal: name a capture to print")
     talk("the output is no terminal: the operations follow as text")
     code: ExitCode = ctx.invoke(
-        show_command, capture=capture, as_frames=False, with_hex=False, as_json=False,
+        show_command, captures=(capture,), as_frames=False, with_hex=False, as_json=False,
         expression=None, since=since, until=until, verdicts=False, follow=False,
     )  # fmt: skip
     return code
