@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -312,6 +314,27 @@ def test_control_bytes_of_a_client_and_of_a_name_do_not_come_out(tmp_path: Path)
         told = run("diagnose", "--all", "--format", form, path, path)
         assert told.code == ExitCode.EXPECTED
         assert [c for c in told.out + told.err if not c.isprintable() and c != "\n"] == []
+
+
+def test_several_at_once_show_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [golden(name) for name in ("mmio_lifecycle", "cpu_lifecycle", "framing")]
+    told: list[tuple[str, int]] = []
+    reported: list[int] = []
+
+    @contextmanager
+    def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
+        told.append((what, size))
+        yield reported.append
+
+    monkeypatch.setattr("upcall_trace.cli.diagnose.progress", progress)
+    run("diagnose", *paths, "-j", "2")
+    total = sum(path.stat().st_size for path in paths)
+    assert told == [("diagnosing 3 captures", total)]
+    assert len(reported) == 3
+    assert reported == sorted(reported)
+    assert reported[-1] == total
 
 
 def test_several_at_once_say_the_same(tmp_path: Path) -> None:

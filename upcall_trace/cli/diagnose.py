@@ -296,19 +296,28 @@ def _diagnose(path: Path, world: World | None, dragonball: bool, logs: Logs) -> 
 def _diagnose_all(
     paths: Sequence[Path], world: World | None, dragonball: bool, jobs: int
 ) -> list[Diagnosed]:
-    """Several captures, each in a process of its own; the progress counts captures."""
+    """Several captures, each in a process of its own; the progress counts the bytes done."""
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import ProcessPoolExecutor, as_completed
 
     # What was unpacked is a descriptor of this process: it stays the one that reads it.
     own = {path for path in paths if isinstance(plain(path), SpooledPath)}
     others = [path for path in paths if path not in own]
     context = multiprocessing.get_context("spawn")
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in others}
     told: dict[Path, Diagnosed] = {}
-    with ProcessPoolExecutor(min(jobs, max(len(others), 1)), context) as pool:
-        futures = {path: pool.submit(diagnose, path, world, dragonball) for path in others}
-        told |= {path: _diagnose(path, world, dragonball, Logs()) for path in own}
-        told |= {path: future.result() for path, future in futures.items()}
+    with (
+        ProcessPoolExecutor(min(jobs, max(len(others), 1)), context) as pool,
+        progress(f"diagnosing {len(others)} captures", sum(sizes.values())) as report,
+    ):
+        futures = {pool.submit(diagnose, path, world, dragonball): path for path in others}
+        done = 0
+        for future in as_completed(futures):
+            done += sizes[futures[future]]
+            if report is not None:
+                report(done)
+        told |= {path: future.result() for future, path in futures.items()}
+    told |= {path: _diagnose(path, world, dragonball, Logs()) for path in own}
     return [told[path] for path in paths]
 
 
