@@ -69,6 +69,38 @@ def test_a_recording_is_followed_paused_and_gone_on_with(tmp_path: Path) -> None
     drive(script, path)
 
 
+def test_requests_that_wait_are_shown_until_their_answers_come(tmp_path: Path) -> None:
+    path = tmp_path / "live.upcap"
+    header = live_header("test", None)
+    recorder = Recorder(path, header, OnStoreError.STOP, threading.Event())
+    for record in connect():
+        recorder.record(record)
+    recorder.record(ask(DISK, 1000))
+    recorder.settle()
+
+    async def script(browser: Driven) -> None:
+        await browser.until("waits for its answer")
+        await browser.until("… 1 wait")
+        assert "no answer" not in "\n".join(browser.panes.ladder.as_text())
+        recorder.record(answer(DISK, 2000))
+        recorder.record(ask(DISK, 3000))
+        recorder.settle()
+        await browser.until("◄ ok")
+        await browser.until("waits for its answer")
+        recorder.record(Close(4000, 1, by_guest=True))
+        recorder.settle()
+        await browser.until("✗ no answer")
+        await browser.until("2 operations ●")
+        assert "wait" not in browser.lines()[0]
+        recorder.close()
+        for _ in range(2000):
+            if browser.panes.recording.ended and browser.panes.walked[2]:
+                break
+            await browser.pilot.pause(0.01)
+
+    drive(script, path)
+
+
 @each_transcript
 def test_what_is_found_is_what_diagnose_finds(golden: Path) -> None:
     expected = diagnose(golden).findings

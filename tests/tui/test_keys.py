@@ -255,6 +255,16 @@ def test_times() -> None:
     drive(script, CPUS)
 
 
+def test_a_text_is_looked_for() -> None:
+    async def script(browser: Driven) -> None:
+        await browser.press("f")
+        await browser.type("ids=3,2")
+        await browser.press("enter")
+        assert key_of(browser) == "1.6"
+
+    drive(script, CPUS)
+
+
 def test_two_operations_are_compared() -> None:
     async def script(browser: Driven) -> None:
         await browser.press("d")

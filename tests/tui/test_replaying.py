@@ -80,10 +80,11 @@ def test_step_by_step(tmp_path: Path) -> None:
         assert "to send 15 requests type step; escape sends nothing" in browser.text()
         await browser.type("step")
         browser.send("enter")  # from here on it never rests: it waits for the next step
-        await browser.until("s sends the next one")
+        await browser.until("s sends 1.0 add_mmio 0xfeb00400+0x200 irq=7; escape stops")
         assert guest.state() == before
         browser.send("s")
         await browser.until("1.0 add_mmio 0xfeb00400+0x200 irq=7: ok")
+        await browser.until("s sends 1.1 add_mmio")
         assert len(guest.state()["mmio"]) == len(before["mmio"]) + 1
         browser.send("escape")
         await browser.until("1 of 15 requests replayed")
@@ -94,6 +95,39 @@ def test_step_by_step(tmp_path: Path) -> None:
     with guest_of(golden("mmio_lifecycle"), tmp_path) as guest:
         before = guest.state()
         drive(script, MMIO)
+
+
+def test_a_step_whose_answer_does_not_come_says_what_it_waits_for(tmp_path: Path) -> None:
+    async def script(browser: Driven) -> None:
+        await planned_for(browser, guest)
+        await browser.type("send")
+        browser.send("enter")
+        await browser.until("waiting for the answer to 1.0 add_mmio 0xfeb00400+0x200 irq=7")
+        browser.send("escape")
+        await browser.until("escape closes")
+
+    with guest_of(golden("mmio_lifecycle"), tmp_path, "any:delay=1s") as guest:
+        drive(script, MMIO)
+
+
+def test_a_simulated_target_is_booted_anew_by_a_key(tmp_path: Path) -> None:
+    async def script(browser: Driven) -> None:
+        browser.app.replays = replays
+        await browser.press("r", "ctrl+r")
+        assert "is booted anew, once there is a plan" in browser.text()
+        await browser.press("escape")
+        await planned_for(browser, guest)
+        assert "escape sends nothing; ctrl+r boots it anew" in " ".join(browser.text().split())
+        await enter(browser, "send")
+        await browser.until("escape closes")
+        assert guest.state() != before
+        await browser.press("ctrl+r")
+        await browser.until("the target was booted anew")
+        assert guest.state() == before
+
+    with guest_of(golden("mmio_lifecycle"), tmp_path) as guest:
+        before = guest.state()
+        drive(script, MMIO, size=(140, 40))
 
 
 def test_dangers_have_to_be_named(tmp_path: Path) -> None:

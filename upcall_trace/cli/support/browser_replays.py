@@ -15,6 +15,7 @@ from ...replay.run import Recording, Replay, Terms, patience_with, read_recordin
 from ...replay.target import arch_of, look_at
 from ...replay.tempo import Patience
 from ...sockets.addresses import check_reachable, parse_address
+from ...trace.script import Asked
 from ...views.messages import reply_text, request_text
 
 
@@ -27,10 +28,20 @@ class FilePlan:
         self.requests = len(replay.script.asked)
         self.codes = list(dict.fromkeys(danger.code for danger in replay.plan.refused(())))
 
+    @property
+    def can_reset(self) -> bool:
+        """Whether the target is a simulated guest whose VMM can boot it anew."""
+        target = self._replay.target
+        return target.kind is not None and target.control is not None
+
+    def reset(self) -> None:
+        """Have it booted anew; raises UserError."""
+        self._replay.reset()
+
     def play(
         self,
         allowed: Sequence[str],
-        before: Callable[[], None],
+        before: Callable[[str], None],
         tell: Callable[[str], None],
         stopped: Callable[[], bool],
     ) -> None:
@@ -39,16 +50,18 @@ class FilePlan:
         check_reachable(replay.target.address)
         replay.terms = replace(replay.terms, allow=tuple(allowed))
         begun = time.monotonic()
-        for happening in replay.play(lambda _: before(), stopped):
+        for happening in replay.play(lambda asked: before(_told(asked)), stopped):
             if isinstance(happening, Answered):
                 asked = happening.asked
-                answer = reply_text(asked.message, happening.got.reply)
-                told = f"{asked.name} {request_text(asked.message)}: {answer}"
-                tell(told)
+                tell(f"{_told(asked)}: {reply_text(asked.message, happening.got.reply)}")
             elif isinstance(happening, NotSent):
                 tell(f"{happening.asked.name} not sent: {happening.why}")
         for line in verdict_lines(replay, time.monotonic() - begun):
             tell(line)
+
+
+def _told(asked: Asked) -> str:
+    return f"{asked.name} {request_text(asked.message)}"
 
 
 class FileReplays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from .columns import GrowingColumns, RowsByConnection
 from .findings import Batch, FindingStore
 from .line_order import Order
 from .reading import Grown
+from .search import Told
 
 
 class BrowsedCapture:
@@ -102,6 +104,31 @@ class BrowsedCapture:
         """The connection of that number."""
         place = self.places.get(number)
         return None if place is None else self.connections[place]
+
+    def waiting(self) -> int:
+        """How many requests of a recording that goes on wait for their answers."""
+        rows = np.flatnonzero(self.operations.column("answered") == 0).tolist()
+        return sum(self.waits(row) for row in rows)
+
+    def waits(self, row: int) -> bool:
+        """Whether an operation without an answer may still get one."""
+        connection = self.connection(int(self.operations.column("conn")[row]))
+        return self.live and connection is not None and connection.closed_ns is None
+
+    def waited_ns(self, t_ns: int) -> int | None:
+        """For how long something has waited that was sent at `t_ns`; None without a wall clock."""
+        wall_ns = self.wall_ns
+        return None if wall_ns is None else max(time.time_ns() - wall_ns - t_ns, 0)
+
+    def told_at(self) -> Told:
+        """What is told beside an operation now: codes of findings, and remarks."""
+        remarks: dict[tuple[int, int], list[str]] = {}
+        for mark in self.all_marks():
+            if mark.conn is not None and mark.request is not None:
+                remarks.setdefault((mark.conn, mark.request), []).append(mark.text)
+        rows = {self.rows.row(*key): texts for key, texts in remarks.items()}
+        codes = self.findings.codes_of
+        return lambda row: [*codes(row), *rows.get(row, ())]
 
     def all_marks(self) -> Iterable[Mark]:
         """The capture's own, then those saved beside it or added now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...capture.records import COMMENT
 from ...codes import Severity
@@ -39,6 +40,8 @@ class Ladder(LineView):
         self.picked: list[int] = []
         self.shown_columns: Sequence[str] = USUAL_COLUMNS
         self.arranged = Arranged(Wanted(), Order(recording.operations, 0, None, ()), None, 0, 0)
+        self.found: NDArray[np.bool_] | None = None
+        """Which operations have what was looked for; None when nothing is."""
         self._signs: dict[tuple[int, int], str] = {}
         self._remarked: set[tuple[int, int]] = set()
 
@@ -168,14 +171,22 @@ class Ladder(LineView):
                 yield number
 
     def go_to_match(self, step: int) -> bool:
-        """Go to the next or previous operation that matches the filter; False at the last."""
-        wanted = self.arranged.matching
+        """Go to the next or previous operation that was found, or else matches the filter.
+
+        False at the last.
+        """
+        wanted = self.found if self.found is not None else self.arranged.matching
         if wanted is None:
             wanted = np.ones(len(self.recording), np.bool_)
         row = self._next(wanted, step)
         if row is not None and row == self.row:
             row = self.order.next_row(wanted, row, step)
         return row is not None and self.go(row, Shows.REQUEST)
+
+    def take_found(self, rows: Sequence[int]) -> None:
+        """These operations were found."""
+        self.found = np.zeros(len(self.recording), np.bool_)
+        self.found[list(rows)] = True
 
     def _next(self, wanted: np.ndarray[tuple[int], np.dtype[np.bool_]], step: int) -> int | None:
         """The next wanted operation from the cursor on; the one it is on may come again."""
@@ -186,7 +197,10 @@ class Ladder(LineView):
             row -= 1
         else:
             row += 1
-        return self.order.next_row(wanted[: self.arranged.rows], row, step)
+        whole = np.zeros(self.arranged.rows, np.bool_)  # what came since has not been looked at
+        known = wanted[: self.arranged.rows]
+        whole[: len(known)] = known
+        return self.order.next_row(whole, row, step)
 
     def _row_around(self, step: int) -> int:
         """On a connection's line: the operation that `step` leads away from."""
@@ -223,6 +237,8 @@ class Ladder(LineView):
             codes=findings.codes_of(place.at) if is_reply else (),
             sign=" " if is_reply else self._sign(operation),
             remarked=not is_reply and key in self._remarked,
+            waits=not answered and self.recording.waits(place.at),
+            waited_ns=self.recording.waited_ns(operation.t_ns) if not answered else None,
             context=(asked is not None and asked != operation.conn)
             or (matching is not None and not matching[place.at]),
         )

@@ -96,6 +96,9 @@ class Beside:
     sign: str = " "
     """A mark's letter, or that the operation is picked."""
     remarked: bool = False
+    waits: bool = False
+    """Its answer may still come."""
+    waited_ns: int | None = None
     context: bool = False
     """Of another connection than the chosen one, or not matching."""
 
@@ -163,11 +166,13 @@ def _reply(operation: Operation, columns: Columns, beside: Beside) -> Line:
     latency, late = "", None
     if operation.latency_ns is not None:
         latency, late = duration(operation.latency_ns), deadline(operation.latency_ns)
+    elif beside.waits and beside.waited_ns is not None:
+        latency, late = duration(beside.waited_ns), deadline(beside.waited_ns)
     sign = late.sign if late else ""
     if sign and not columns.key:
         latency = f"{sign} {latency}"
     look = plain or ("error" if operation.failed else "warning" if operation.anomalies else "ok")
-    result = safe(result_text(operation))
+    result = "waits for its answer" if beside.waits else safe(result_text(operation))
     tags = [*beside.codes] if columns.codes else []
     tags += [f"[{name}]" for name in operation.anomalies] if columns.doubts else []
     least = len(tags[0]) + 2 if tags else 0
@@ -175,7 +180,7 @@ def _reply(operation: Operation, columns: Columns, beside: Beside) -> Line:
     result = cut(result, max(lane - len(notes) - 4, 0))
     noted = Styled(notes, plain or SEVERITY_LOOKS.get(beside.severity, "") or "warning")
     if operation.ret is None:
-        arrow, fill, end = "✗", " ", [noted, Styled("│", "dim")]
+        arrow, fill, end = "…" if beside.waits else "✗", " ", [noted, Styled("│", "dim")]
     else:
         arrow, fill, end = "◄", "─", [noted, Styled("─┤", "dim")]
     return [

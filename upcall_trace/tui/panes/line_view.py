@@ -187,6 +187,16 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
             strip = Strip.join([strip.crop(0, 1), strip.crop(1 + self.across, strip.cell_length)])
         return strip.adjust_cell_length(width, base)
 
+    def find(self, text: str, step: int) -> bool:
+        """Go to the next line with a text, or back; False when there is none."""
+        width = self.scrollable_content_region.width
+        end = self.count() if step > 0 else -1
+        for number in range(self.cursor + step, end, step):
+            if text in "".join(piece.text for piece in self.line(number, width)).lower():
+                self.move_to(number)
+                return True
+        return False
+
     def as_text(self) -> list[str]:
         """The lines that can be seen, as plain text; for tests and for export."""
         region = Region(0, 0, *self.scrollable_content_region.size)

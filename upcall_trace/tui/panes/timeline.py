@@ -18,18 +18,33 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ...codes import Severity
+from ...views.text import duration
 from ..data.browsed import BrowsedCapture
 from ..data.summary import worst_in
+from .ladder_lines import Clock, time_text
 from .looks import look
 from .styled import DEADLINES, SEVERITY_LOOKS, SIGNS, Styled
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _LEAST_NS: Final = 100_000
 _NEVER_NS: Final = 1 << 62
+_TICK_ROOM: Final = 18
+"""Columns from one time to the next, at least."""
+_HEIGHTS: Final = f"  ▁ {duration(_LEAST_NS)} █ {duration(DEADLINES[0].limit_ns)} ✗ none"
+
+
+def nice_step(least_ns: int) -> int:
+    """The shortest of 1, 2 or 5 times a power of ten ns that is not below."""
+    power = 1
+    while True:
+        for times in (1, 2, 5):
+            if times * power >= least_ns:
+                return times * power
+        power *= 10
 
 
 class Timeline(Widget):
-    """Two lines: bars, and below them findings and the stretch that the ladder shows."""
+    """Three lines: bars, findings with the stretch that the ladder shows, and the scales."""
 
     class Picked(Message):
         """A column was clicked: this operation is the first in it."""
@@ -45,6 +60,7 @@ class Timeline(Widget):
         self._begins: NDArray[np.int64] = np.zeros(0, np.int64)
         self._seen = (0, 0)
         self._measured = (-1, -1, -1)
+        self.clock = Clock.SINCE_START
 
     def measure(self) -> None:
         """The capture has grown, or the screen has another width."""
@@ -80,6 +96,10 @@ class Timeline(Widget):
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width
+        if y == 2:
+            marks = self._scale(width)
+            segment = Segment(marks, self.rich_style + look(self.app, "dim"))
+            return Strip([segment]).adjust_cell_length(width, self.rich_style)
         cells = range(min(width, len(self._worst)))
         pieces = [self._bar(int(self._worst[x])) if y == 0 else self._below(x) for x in cells]
         segments = [
@@ -98,6 +118,23 @@ class Timeline(Widget):
         bar = _BARS[min(int(share * (len(_BARS) - 1)), len(_BARS) - 1)]
         late = next((each.look for each in DEADLINES if worst_ns > each.limit_ns), "ok")
         return Styled(bar, late)
+
+    def _scale(self, width: int) -> str:
+        """Times from left to right, and what the heights stand for."""
+        heights = _HEIGHTS if width > 3 * len(_HEIGHTS) else ""
+        whole_ns = self.recording.duration_ns + 1
+        line = [" "] * (width - len(heights))
+        for t_ns in range(0, whole_ns, nice_step(whole_ns * _TICK_ROOM // max(width, 1))):
+            column, told = t_ns * width // whole_ns, f"╵{self._told(t_ns)}"
+            if column + len(told) < len(line):
+                line[column : column + len(told)] = told
+        return "".join(line) + heights
+
+    def _told(self, t_ns: int) -> str:
+        wall_ns = self.recording.wall_ns
+        if self.clock is Clock.ABSOLUTE and wall_ns is not None:
+            return time_text(self.clock, t_ns, 0, wall_ns)[len("2026-11-28 ") : -1]
+        return f"{t_ns / 1e9:g}s"
 
     def _below(self, column: int) -> Styled:
         begins, worst = self._begins, self.recording.findings.worst

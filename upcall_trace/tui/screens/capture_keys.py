@@ -8,6 +8,8 @@ from textual.binding import Binding
 
 CAPTURE_KEYS: Final = [
     Binding("slash", "filter", "Filter", id="filter", tooltip="Keep what matches an expression"),
+    Binding("f", "find", "Find", id="find", show=False,
+            tooltip="A text in the pane, or bytes after hex:"),
     Binding("n", "match(1)", "Next match", id="next_match", show=False),
     Binding("N", "match(-1)", "Match before", id="previous_match", show=False),
     Binding("h", "hide", "Hide or dim the rest", id="hide", show=False,

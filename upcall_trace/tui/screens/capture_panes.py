@@ -37,13 +37,15 @@ from ..panes.prompt import Asks, Prompt
 from ..panes.sessions import Sessions
 from ..panes.state_pane import StatePane
 from ..panes.statistics_pane import StatisticsPane
-from ..panes.styled import Line, Styled
+from ..panes.styled import Styled
 from ..panes.timeline import Timeline
+from .top_line import how_far, how_it_grows, what_is_shown, what_lacks
 from .work import Given, Work
 
 _SETTLE_S: Final = 0.03
 """The cursor rests for so long before its surroundings are looked up."""
 _SUM_EVERY_S: Final = 1.0
+_TICK_S: Final = 0.5
 _OPEN: Final = 64
 """Findings come when an operation is answered, which some others may be sent before."""
 _BESIDE: Final = ("finding", "detail", "state", "statistics", "log")
@@ -100,6 +102,7 @@ class CapturePanes(Widget):
 
     def on_mount(self) -> None:
         self.show_pane("finding")
+        self.set_interval(_TICK_S, self._tick)
         self.recording.own_marks = marks_beside(self.given.path)
         self.tell_top()
 
@@ -411,37 +414,18 @@ class CapturePanes(Widget):
 
     def tell_top(self) -> None:
         recording = self.recording
-        arranged = self.ladder.arranged
-        pieces: Line = [Styled(f" {safe(self.given.path.name)} ", "key")]
-        count = f" {len(recording)} operations"
-        if arranged.wanted.filter is not None:
-            text = safe(arranged.wanted.filter.text)
-            count = f" {arranged.matches} of {len(recording)} match {text}"
-        pieces.append(Styled(count))
-        if arranged.wanted.conn is not None:
-            pieces.append(Styled(f" · connection {arranged.wanted.conn}", "key"))
-        if recording.live:
-            held = len(self.held)
-            text = f" ‖ paused, {held} held" if self.paused else " ● recording"
-            pieces.append(Styled(text, "late" if self.paused else "ok"))
-        elif self.paused:
-            pieces.append(Styled(" ‖ paused", "late"))
-        if self.following:
-            pieces.append(Styled(" ↓ following", "ok"))
-        pieces += [Styled(f" ! no {what}", "warning") for what in self.lacks]
-        if recording.trouble:
-            pieces.append(Styled(f" ! {recording.trouble}", "warning"))
-        pieces.append(Styled(f" · time {self.ladder.clock.value}", "dim"))
-        pieces.append(Styled(self._progress(), "dim"))
-        self.top.show(pieces)
+        self.top.show(
+            what_is_shown(recording, self.ladder.arranged)
+            + how_it_grows(recording, self.paused, len(self.held), self.following)
+            + what_lacks(recording, self.lacks)
+            + how_far(recording, self.ladder.clock, self.walked)
+        )
 
-    def _progress(self) -> str:
-        passed, _, ended = self.walked
-        if not self.recording.ended and not self.recording.live:
-            return " · reading"
-        if ended or self.recording.live:
-            return ""
-        return f" · diagnosed {100 * passed // max(len(self.recording), 1)} %"
+    def _tick(self) -> None:
+        """What waits has waited longer now."""
+        if self.recording.live and self.recording.waiting():
+            self.ladder.refresh()
+            self.tell_top()
 
     def tell_bottom(self) -> None:
         if self.said:

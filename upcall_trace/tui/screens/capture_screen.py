@@ -29,7 +29,8 @@ from .capture_keys import CAPTURE_KEYS
 from .capture_panes import CapturePanes
 from .compare import CompareScreen
 from .replaying import ReplayScreen
-from .work import Given
+from .searching import Searching
+from .work import Given, Work
 
 
 class CaptureScreen(Screen[None], inherit_bindings=False):
@@ -53,6 +54,7 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         self.prompt = panes.prompt
         self.ladder.use_columns(columns)
         self._work = panes.work
+        self._searching = Searching(panes)
         self._last: LineView = panes.ladder
         """The pane that has the focus, or had it last."""
 
@@ -130,6 +132,8 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         elif self.sessions.chosen is not None:
             self.sessions.move_to(0)
             self._choose_session(go_in=False)
+        elif self._searching.end():
+            return
         elif self.panes.wanted.filter is not None:
             self._work.lay(dataclasses.replace(self.panes.wanted, filter=None))
 
@@ -206,9 +210,16 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
             self.prompt.ask(Asks.NAME)
 
     def action_match(self, step: int) -> None:
-        """Go to the next operation that matches, or back."""
-        if not self.ladder.go_to_match(step):
-            self.panes.say("no more matches")
+        """Go to the next operation or line that was found, or that matches, or back."""
+        self._searching.go_on(step, self._last)
+
+    def action_find(self) -> None:
+        """Type a text to look for, or bytes."""
+        self.prompt.ask(Asks.FIND)
+
+    @on(Work.Found)
+    def _found(self, event: Work.Found) -> None:
+        self._searching.take(event)
 
     def action_hide(self) -> None:
         """Leave out what does not match, or only dim it."""
@@ -250,8 +261,9 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
 
     @on(Prompt.Cancelled)
     def _asked_enough(self) -> None:
+        back = self.panes.zoomed is not None or self.prompt.asks is Asks.FIND
         self.prompt.close()
-        self.set_focus(self.ladder if self.panes.zoomed is None else self._last)
+        self.set_focus(self._last if back else self.ladder)
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
@@ -268,6 +280,9 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
         if asks is Asks.FILTER:
             wanted = parse(text) if text.strip() else None
             self._work.lay(dataclasses.replace(self.panes.wanted, filter=wanted))
+        elif asks is Asks.FIND and text.strip():
+            if self._searching.begin(text, self._last):
+                self._last = self.ladder
         elif asks is Asks.NAME and text.strip():
             filter_now = self.panes.wanted.filter
             self._save_filter(text.strip(), filter_now.text if filter_now else "")
@@ -387,8 +402,9 @@ class CaptureScreen(Screen[None], inherit_bindings=False):
     def action_clock(self) -> None:
         """Show times since the start, since the line before, or by the clock on the wall."""
         following = self.ladder.clock.following
-        self.ladder.clock = following
+        self.ladder.clock = self.panes.timeline.clock = following
         self.ladder.refresh()
+        self.panes.timeline.refresh()
         self.panes.tell_top()
         if following.name == "ABSOLUTE" and self.recording.wall_ns is None:
             self.panes.say("the capture does not know its date; times are since the start")

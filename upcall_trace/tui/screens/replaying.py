@@ -45,11 +45,19 @@ class ShownPlan(Protocol):
         """Of the dangers, each of which has to be named before anything is sent."""
         ...
 
+    @property
+    def can_reset(self) -> bool:
+        """Whether the target is a simulated guest whose VMM can boot it anew."""
+        ...
+
+    def reset(self) -> None:
+        """Have it booted anew; raises UserError."""
+        ...
+
     def play(
-        self, allowed: Sequence[str], before: Callable[[], None], tell: Tell,
-        stopped: Callable[[], bool],
-    ) -> None:  # fmt: skip
-        """Send it and compare; `before` is called before each request. Raises UserError."""
+        self, allowed: Sequence[str], before: Tell, tell: Tell, stopped: Callable[[], bool]
+    ) -> None:
+        """Send it and compare; `before` is told each request first. Raises UserError."""
         ...
 
 
@@ -81,6 +89,9 @@ class ReplayScreen(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "step", "Step", id="step", tooltip="Send the next request"),
+        Binding(
+            "ctrl+r", "reset", "Reset", id="reset_target", tooltip="Boot a simulated guest anew"
+        ),
         Binding("escape", "stop", "Stop, or close", id="stop_replay"),
     ]
     DEFAULT_CSS = """
@@ -106,6 +117,13 @@ class ReplayScreen(ModalScreen[None]):
             super().__init__()
             self.text = text
             self.over = over
+
+    class Waits(Message):
+        """What it waits for now."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
 
     class Failed(Message):
         """There is no plan, and why."""
@@ -181,7 +199,10 @@ class ReplayScreen(ModalScreen[None]):
         self._line.value = ""
         named = " ".join(["", *plan.codes])
         word = STEP if self._stepping else SEND
-        self._ask(f"to send {plan.requests} requests type {word}{named}; escape sends nothing")
+        reset = "; ctrl+r boots it anew" if plan.can_reset else ""
+        self._ask(
+            f"to send {plan.requests} requests type {word}{named}; escape sends nothing{reset}"
+        )
 
     def _confirm(self, text: str, plan: ShownPlan) -> None:
         word, *codes = text.split() or [""]
@@ -202,9 +223,15 @@ class ReplayScreen(ModalScreen[None]):
         def tell(text: str) -> None:
             self.post_message(self.Told(text))
 
+        def before(asked: str) -> None:
+            if pace.stepping:
+                self.post_message(self.Waits(f"s sends {asked}; escape stops"))
+            pace.wait()
+            self.post_message(self.Waits(f"waiting for the answer to {asked}; escape stops"))
+
         last = "escape closes"
         try:
-            plan.play(allowed, pace.wait, tell, pace.stop.is_set)
+            plan.play(allowed, before, tell, pace.stop.is_set)
         except UserError as error:
             last = str(error)
         self.post_message(self.Told(last, over=True))
@@ -216,6 +243,28 @@ class ReplayScreen(ModalScreen[None]):
             self._ask(event.text)
         else:
             self._show(event.text)
+
+    @on(Waits)
+    def _waits(self, event: Waits) -> None:
+        if self._pace is not None and not self._pace.stop.is_set():
+            self._ask(event.text)
+
+    def action_reset(self) -> None:
+        """Boot the target anew; not while it is replayed to."""
+        if self._plan is None or not self._plan.can_reset:
+            self._ask("only a simulated guest with --control is booted anew, once there is a plan")
+        elif self._pace is not None:
+            self._ask("the replay goes on; escape stops it")
+        else:
+            self.run_worker(partial(self._reset, self._plan), thread=True, exit_on_error=False)
+
+    def _reset(self, plan: ShownPlan) -> None:
+        try:
+            plan.reset()
+        except UserError as error:
+            self.post_message(self.Told(str(error)))
+        else:
+            self.post_message(self.Told("the target was booted anew"))
 
     def action_step(self) -> None:
         if self._pace is not None:

@@ -5,6 +5,7 @@ Every worker looks now and then whether it is still wanted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ from ..data.export import export
 from ..data.findings import Batch
 from ..data.line_order import Rows
 from ..data.reading import Grown, read
+from ..data.search import Sought, Told, rows_with
 from ..data.summary import Summary, by_connection, by_operation
 from ..data.walk import Moment, Walk, WalkProgress
 from ..panes.log_pane import LogRow, read_log, trouble_row
 
 _READERS: Final = 2
+_SAY_EVERY_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,13 @@ class Work:
             self.text = text
             self.count = count
 
+    class Found(Message):
+        """Rows that have what is looked for, so far; with `ended` all of them."""
+
+        def __init__(self, rows: Sequence[int], ended: bool) -> None:
+            super().__init__()
+            self.rows, self.ended = rows, ended
+
     class Said(Message):
         """A sentence for the user; `trouble` for what went wrong."""
 
@@ -185,6 +195,11 @@ class Work:
     def count_matches(self, wanted: Filter) -> None:
         """Count what a filter would match."""
         self._start("count", partial(self._count, wanted, self._recording.operations))
+
+    def find(self, sought: Sought) -> None:
+        """Look for something in all operations that are there."""
+        told = self._recording.told_at()
+        self._start("find", partial(self._find, sought, self._recording.operations, told))
 
     def write_out(self, target: Path, rows: Rows | None) -> None:
         """Export operations, with None all of them."""
@@ -266,6 +281,21 @@ class Work:
 
     def _count(self, wanted: Filter, operations: Operations) -> None:
         self._told.post_message(self.Counted(wanted.text, int(wanted.mask(operations).sum())))
+
+    def _find(self, sought: Sought, operations: Operations, told: Told) -> None:
+        worker, recording = get_current_worker(), self._recording
+        found: list[int] = []
+        said_s = time.monotonic()
+        for row in rows_with(sought, self._given.path, operations, recording.rows.row, told):
+            if worker.is_cancelled:
+                return
+            first = row is not None and not found
+            if row is not None:
+                found.append(row)
+            if first or time.monotonic() - said_s >= _SAY_EVERY_S:
+                said_s = time.monotonic()
+                self._told.post_message(self.Found(list(found), ended=False))
+        self._told.post_message(self.Found(sorted(set(found)), ended=True))
 
     def _export(self, target: Path, operations: Operations, rows: Rows | None) -> None:
         worker = get_current_worker()
