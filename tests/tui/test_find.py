@@ -79,12 +79,12 @@ def test_bytes_are_found_in_requests_and_replies() -> None:
 def test_in_the_log_its_lines_are_looked_through() -> None:
     async def script(browser: Driven) -> None:
         await browser.press("7", "g")
-        await find(browser, "general protection")
+        await find(browser, "page fault for address")
         log = browser.panes.log_pane
         assert browser.is_at(log)
         width = log.scrollable_content_region.width
         here = "".join(piece.text for piece in log.line(log.cursor, width))
-        assert "general protection" in here.lower()
+        assert "page fault for address" in here.lower()
         await browser.press("n")
         assert browser.said == "no more lines have it"
         await find(browser, "nothing like this")
