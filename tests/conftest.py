@@ -45,7 +45,7 @@ def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = place / "copy"
         for name in ("upcall_trace", "dissectors", "captures", "docs"):
             shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
             shutil.copy(root / name, copy)
         pip_install(place / "site", copy)
 

@@ -35,7 +35,7 @@ def test_a_typed_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert typed_path("~/x.upcap") == Path("/home/somebody/x.upcap")
     assert typed_path("x~.upcap") == Path("x~.upcap")
-    with pytest.raises(WrongUsage, match=r"^~nosuchuser is nobody's home folder here$"):
+    with pytest.raises(WrongUsage, match=r"^~nosuchuser is not a user with a home folder here$"):
         typed_path("~nosuchuser/x.upcap")
 
 

@@ -196,7 +196,7 @@ def wings() -> str:
     rows = []
     for name, wing in WINGS.items():
         folder = f"`{name}/`" if name == "dissectors" else f"`upcall_trace/{name}/`"
-        rows.append((folder, wing.knows, ", ".join(wing.imports) or "nothing of ours"))
+        rows.append((folder, wing.knows, ", ".join(wing.imports) or "no other folder"))
     return table(("folder", "what it knows", "may import"), rows)
 
 

@@ -33,7 +33,7 @@ def machines() -> str:
         for w, what in (
             (transport(0), "the channel"),
             (transport(1), "a disk"),
-            *((disk, "a disk that the guest is not told of at boot") for disk in hidden_disks()),
+            *((disk, "a disk that the guest does not know at boot") for disk in hidden_disks()),
         )
     ]
     rows = [

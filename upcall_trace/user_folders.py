@@ -30,4 +30,6 @@ def typed_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise WrongUsage(f"{text.partition('/')[0]} is nobody's home folder here") from None
+        raise WrongUsage(
+            f"{text.partition('/')[0]} is not a user with a home folder here"
+        ) from None

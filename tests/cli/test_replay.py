@@ -253,7 +253,7 @@ def test_a_control_socket_that_cannot_be_used_ends_it_before_anything_is_sent(
 def test_a_guest_that_was_used_before_can_be_booted_anew(tmp_path: Path) -> None:
     plugged = [*connect(), ask(DISK, 10), answer(DISK, 20), Close(30, 1, by_guest=False)]
     recording = write_capture(tmp_path / "a.upcap", plugged, Header("test", arch="x86_64"))
-    told = "has been used since it booted: --reset boots it anew first"
+    told = "was used since it booted; --reset boots it again first"
     with SimulatedGuest(kata_pod(), path=tmp_path / "g", control=tmp_path / "c"):
         first, second, third = (
             run("replay", recording, "--to", tmp_path / "g", "--live", *words)

@@ -273,7 +273,7 @@ UNUSUAL: list[tuple[list[Record], str]] = [
     ([*connect(), answer(ADD_MEM, 1, ret=-1)], "reply to nothing that was asked: ret -1"),
     ([Close(0, 1, by_guest=True, how=How.RESET)], "reset by the guest"),
     ([Close(0, 1, by_guest=False, how=How.HALF)], "half-closed by the client"),
-    ([GaveUp(0, 1, 2_000_000_000)], "the client waited 2.00s in vain"),
+    ([GaveUp(0, 1, 2_000_000_000)], "the client waited 2.00s, and nothing came"),
     ([Vmm(0, "vCPU 1 created")], "VMM: vCPU 1 created"),
     ([Gap(0, 0, False, 9, "the disk was full")], "9 bytes not recorded: the disk was full"),
     ([*connect(), Gap(1, 1, True, 9, "x")], "9 bytes are not in the recording"),

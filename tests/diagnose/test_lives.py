@@ -198,7 +198,7 @@ def test_what_follows_from_no_answer_hangs_on_who_ended_the_wait() -> None:
         "sets no time limit": [],
         "would not give up": [GaveUp(3 * SECOND, 1, 3 * SECOND), Close(4 * SECOND, 1, False)],
         "Nobody waits": [Close(3 * SECOND, 1, by_guest=False)],
-        "told of a reset": [Close(3 * SECOND, 1, by_guest=True)],
+        "learns of a reset": [Close(3 * SECOND, 1, by_guest=True)],
     }
     for words, end in ends.items():
         assert words in one("UP602", found([*records, *end])).so

@@ -349,7 +349,7 @@ def test_what_is_shown_is_exported(tmp_path: Path) -> None:
         await browser.press("x", "ctrl+u")
         await browser.type("~nosuchuser/some.txt")
         await browser.press("enter")
-        assert browser.said == "~nosuchuser is nobody's home folder here"
+        assert browser.said == "~nosuchuser is not a user with a home folder here"
 
     drive(script, CPUS)
     assert (tmp_path / "some.txt").read_text().count("EINVAL") == 3

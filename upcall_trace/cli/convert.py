@@ -55,7 +55,7 @@ def import_command(
     """Turn a transcript, or a pcap or pcapng file with link type VSOCK, into a capture.
 
     What FILE is, is told from its content. With --world the capture keeps what the guest looked
-    like at boot; a transcript that names its machine need not be told which of the file's it is.
+    like at boot; a transcript that names its machine does not need --machine.
     """
     added = parse_notes(notes)
     with open_source(file) as source:

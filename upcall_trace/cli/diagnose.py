@@ -218,7 +218,7 @@ def _tell_inputs(diagnosed: Sequence[Diagnosed], logs: Logs) -> None:
         talk(_read_line(told))
     whose = {guest.sandbox for guest in logs.guests if not guest.is_other}
     if logs and whose == {None} and any(told.unnamed > 1 for told in logs.inputs):
-        talk("these lines do not say whose they are: what joins several of them is only possible")
+        talk("these lines do not name their guest: what joins several of them is only possible")
     for each in diagnosed:
         if each.matched:
             talk(f"{each.name}: {each.matched}")

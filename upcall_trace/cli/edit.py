@@ -76,7 +76,7 @@ def edit_command(
     """Change CAPTURE into another capture; the numbers given are those in CAPTURE.
 
     With --world the new capture keeps what its guest looked like at boot; a CAPTURE that names its
-    machine need not be told which of the file's it is.
+    machine does not need --machine.
 
     CAPTURE itself is never changed, so there is nothing to undo. Only --match alone needs no
     output: it adds its rules to CAPTURE, or to the file beside it where CAPTURE is of another

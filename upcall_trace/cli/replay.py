@@ -171,7 +171,7 @@ def replay_command(
     if target.control is not None:
         check_control(target.control)
     if not reset and replay.is_as_booted() is False:
-        talk(f"{address} has been used since it booted: --reset boots it anew first")
+        talk(f"{address} was used since it booted; --reset boots it again first")
     stop = threading.Event()
     put_back = stop_on_signals(stop)
     try:

@@ -36,7 +36,7 @@ def no_server(line: LogLine) -> Told:
 def no_thread() -> Told:
     return Told(
         what="The guest accepted a connection, but could not start its thread.",
-        why="Creating a kernel thread failed, mostly for want of memory.",
+        why="Creating a kernel thread failed, mostly because no memory was left.",
         so="No CONNECT message comes, so the client drops the stream and tries again.",
         next="Look at the guest's memory.",
     )

@@ -199,8 +199,8 @@ def _refusal(guest: LoggedGuest, matcher: ConsoleMatcher) -> str:
     whose = f"the console of {guest.sandbox}" if guest.sandbox else "the console"
     return (
         f"{whose} does not fit this recording and is not used as evidence: {fit.said} operations "
-        f"are in it, {fit.asked} in the recording, and {len(fit.pairs)} of them agree; it is of "
-        "another guest or another boot"
+        f"are in it, {fit.asked} in the recording, and {len(fit.pairs)} of them agree. It is "
+        "of another guest or another boot"
     )
 
 

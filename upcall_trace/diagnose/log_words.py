@@ -348,7 +348,7 @@ def missing_device(place: str, disk: str) -> Told:
     at = f" at PCI address {place}" if place else ""
     whose = f" (disk {safe(disk)})" if disk else ""
     return Told(
-        what=f"The agent waited in vain for a device{at}{whose}: it never appeared in the guest.",
+        what=f"The agent waited for a device{at}{whose}, and it never appeared in the guest.",
         why="The VMM counts it as plugged; between VMM and guest it was lost: the request failed, "
         "was not answered, or the device's driver did.",
         so="The container does not get its device.",
@@ -363,7 +363,7 @@ def missing_cpus(count: str, explained: bool) -> Told:
         else "The VMM counts the CPUs as plugged; the guest has fewer. Every VMM's users see this."
     )
     return Told(
-        what=f"The agent waited 5 s in vain for {count} CPU(s) to come online.",
+        what=f"The agent waited 5 s for {count} CPU(s), and they did not come online.",
         why=why,
         so="The container runs with fewer CPUs than it was given.",
         next="Look in the guest's console for refused CPUs, and in the log for a broken stream.",

@@ -123,7 +123,7 @@ SEND_FAILED: Final = Meaning(
 OTHER_CLIENT: Final = Meaning(
     _C, "UpcallIsBusy|UpcallIsNotConnected|upcall is busy now|upcall is not connected",
     "UpcallIsBusy, UpcallIsNotConnected, upcall is busy now, upcall is not connected",
-    "not to be expected of Kata, which asks for readiness first: another client's words",
+    "Kata does not log this, because it asks for readiness first: it is another client's",
     "upcall is busy now", "3.2", (codes.NOT_READY,),
     re.compile(r"UpcallIsBusy|UpcallIsNotConnected|upcall is busy now|upcall is not connected"),
 )  # fmt: skip

@@ -141,7 +141,7 @@ class RunningRecording:
                 sum(each.opened for each in counts)),
             Metric("connections_upcall_total", "counter", "Of these, for upcall.").add(
                 sum(each.upcall for each in counts)),
-            Metric("connections_refused_total", "counter", "Refused for want of room.").add(
+            Metric("connections_refused_total", "counter", "Refused, no room left.").add(
                 sum(each.refused for each in counts)),
             Metric("connections_away_total", "counter", "For which no VMM was there.").add(
                 sum(each.away for each in counts)),

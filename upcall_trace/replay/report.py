@@ -307,6 +307,6 @@ def _parted_object(parted: Parted) -> dict[str, Any]:
 
 def _kind(target: Target) -> str:
     if target.kind is None:
-        return "for all we know a real guest"
+        return "possibly a real guest"
     name = target.fingerprint.get("name", target.kind)
     return {"simulated": "a simulated guest", "lab": f"the lab's {safe(name)}"}[target.kind]

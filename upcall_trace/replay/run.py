@@ -100,8 +100,8 @@ def select(
 ) -> Script:
     """The script of the operations that match, from `first` to `last`.
 
-    Those come along over whose bytes the guest executed a chosen one. Raises WrongUsage for a
-    first or last one that is not in the recording.
+    If the guest executed a chosen one over the bytes of others, those are sent too. Raises
+    WrongUsage for a first or last one that is not in the recording.
     """
     script, operations = recording.script, recording.capture.operations
     if wanted is None and first is None and last is None:

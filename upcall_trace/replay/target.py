@@ -1,4 +1,4 @@
-"""Whom a replay would send to: simulated, a lab, or for all we know a real guest."""
+"""The guest that a replay sends to: simulated, a lab, or possibly a real one."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def on_a_socket(host: Host, sockets: list[VmmSocket]) -> Point:
     name, title = "socket", "the proxy on a VMM's Unix socket"
     found = tuple(
         f"{each.path}: {each.obstacle or 'can be recorded in place'}" for each in sockets
-    ) or ("no socket of a VMM was found; its path can be given all the same",)
+    ) or ("no socket of a VMM was found; give its path if you know it",)
     try:
         host.bind()
     except OSError as error:

@@ -142,7 +142,7 @@ def _of_record(record: Record) -> _Shown:
         case Close(by_guest=by_guest, how=how, reason=reason):
             text = ending_text(how, by_guest, reason)
         case GaveUp(after_ns=after_ns):
-            text = f"the client waited {duration(after_ns)} in vain"
+            text = f"the client waited {duration(after_ns)}, and nothing came"
         case Vmm(action=action):
             text = f"VMM: {safe(action)}"
         case Gap(size=size, reason=reason):

@@ -33,13 +33,13 @@ def _unanswered(at: Any) -> bool | Likelihood:
 
 @rule(codes.CONNECT_UNANSWERED, {Cue.CLOSED: _unanswered, Cue.END: _unanswered})
 def connect_unanswered(at: ConnectionSituation) -> Told:
-    """Nobody answered the wish to connect, and nobody refused it.
+    """Nobody answered the request to connect, and nobody refused it.
 
     **What it says.** The client asked for the upcall port and got neither OK nor the end of the
     stream until it gave up. A guest whose port nobody listens on refuses; this one said nothing.
 
     **Why it matters.** Without this connection nothing can be hot-plugged. Dragonball gives up
-    after 2 s and connects anew.
+    after 2 s and reconnects.
 
     **On the wire.** `CONNECT 219`, then silence, then the client's end of the stream. In packets
     inside the guest: a request to connect without an answer, then the client's reset.
@@ -47,9 +47,9 @@ def connect_unanswered(at: ConnectionSituation) -> Told:
     **Example.** `channel_removed_5_10`, connection 3: request 1.0 had removed the device that the
     channel runs on.
 
-    **Limits.** Silence does not tell its reason: the guest's vsock driver is not up yet, the guest
-    hangs or stands still, its vsock device is gone, or, after a restore, it still holds a
-    connection with the same ports and takes the new one for a part of that.
+    **Limits.** Silence does not tell its reason. The guest's vsock driver may not be up yet, the
+    guest may hang or stand still, or its vsock device may be gone. After a restore the guest may
+    still hold a connection with the same ports, and take the new one for a part of that.
 
     **What to do.** Look whether the guest runs at all: its console, or another port. After a
     restore try again: the next connection has other ports.
@@ -71,7 +71,7 @@ def connect_unanswered(at: ConnectionSituation) -> Told:
     return Told(
         what=f"Nobody answered connection {at.connection.number} for {waited}: no OK, no refusal.",
         why=why,
-        so="Dragonball gives up after 2 s and connects anew; hotplug fails with "
+        so="Dragonball gives up after 2 s and reconnects; hotplug fails with "
         "UpcallServerNotReady meanwhile.",
         next="Look in the guest's console whether it runs, and try to connect again.",
         evidence=pointing(cut_off, "removed a device"),
@@ -89,13 +89,13 @@ def not_ok(at: ConnectionSituation) -> Told:
     **What it says.** A multiplexer answers `OK`, a space, a number and a newline. Something else
     came.
 
-    **Why it matters.** The client cannot go on. Dragonball drops the stream and connects anew.
+    **Why it matters.** The client cannot go on. Dragonball drops the stream and reconnects.
 
     **On the wire.** Bytes to the client after `CONNECT 219` that are no OK line.
 
     **Example.** No recording of a real guest has it.
 
-    **Limits.** What the words mean is known to whoever wrote them.
+    **Limits.** Only the author of the words knows what they mean.
 
     **What to do.** Read what came. Text is a refusal in words, from a proxy or another multiplexer.
     A CONNECT message means that the socket leads to the service itself: then leave the CONNECT line
@@ -112,17 +112,17 @@ def not_ok(at: ConnectionSituation) -> Told:
         side = Side.CLIENT
     elif raw[:1].isascii() and shown.isprintable() and raw[:1].isalpha():
         what = f"The answer on connection {at.connection.number} is not OK but '{shown}'."
-        why = "Whoever listens on the socket refused in words, or is no multiplexer."
-        advice = "Look which program listens on the socket, and what it means by these words."
+        why = "The program on the socket refused in words, or is not a multiplexer."
+        advice = "Find out which program listens on the socket, and what these words mean."
     else:
         begin = raw[:8].hex(" ")
         what = f"The answer on connection {at.connection.number} is not OK but bytes: {begin}."
-        why = "Whoever listens on the socket is no multiplexer that speaks in lines."
-        advice = "Look which program listens on the socket, and whether it is the VMM's."
+        why = "The program on the socket is not a multiplexer that speaks in lines."
+        advice = "Find out which program listens on the socket, and whether it is the VMM's."
     return Told(
         what=what,
         why=why,
-        so="Dragonball expects OK, so it drops the stream and connects anew 10 ms later.",
+        so="Dragonball expects OK, so it drops the stream and reconnects 10 ms later.",
         next=advice,
         side=side,
     )

@@ -37,8 +37,8 @@ def device_silently_lost(at: Situation) -> Told:
     **Limits.** True for Dragonball; for another VMM use `--vmm other`. When the errno may be
     stale, the device may be there after all.
 
-    **What to do.** Fix the cause that stands at the same request. The device has to be removed
-    from the VMM before it can be added again.
+    **What to do.** Fix the cause that stands at the same request. Remove the device from the VMM
+    before you add it again.
     """
     return Told(
         what=f"VMM and guest now disagree about {at.op}.",
@@ -82,7 +82,7 @@ def resize_wedged(at: Situation) -> Told:
         what=f"The resize that sent {at.op} never ends.",
         why="Dragonball reports nothing and does not undo; it waits for a success.",
         so="The caller times out, and every later resize is refused with VcpuIsHotplugging.",
-        next="Fix the cause given here; to resize this pod again, it has to be restarted.",
+        next="Fix the cause given here; to resize this pod again, restart it.",
     )
 
 
@@ -94,7 +94,7 @@ def host_side_failure(line: Evidence) -> Told:
 
     **Why it matters.** The guest is not the place to look.
 
-    **On the wire.** Nothing; that is the point.
+    **On the wire.** Nothing: no request was sent.
 
     **Example.** No recording has it; kata #13287 reports a vCPU that could not be added again
     because the VMM itself answered EEXIST.
@@ -133,5 +133,5 @@ def device_leaked(at: Situation) -> Told:
         what=f"The guest still has the device of {at.op}.",
         why="No removal that worked follows in this recording.",
         so="If the VMM has let go of it, the guest uses a device with nothing behind it.",
-        next="Compare with the VMM's list of devices; mind that the recording may end early.",
+        next="Compare with the VMM's list of devices; note that the recording can end early.",
     )

@@ -85,7 +85,7 @@ def removed(found: tuple[int, Ref] | None) -> tuple[Evidence, ...]:
 
 @rule(codes.VCPU_NOT_STARTED)
 def vcpu_not_started(at: Situation) -> Told:
-    """A CPU that was to be added never came up.
+    """A CPU of the request never came up.
 
     **What it says.** The guest prepared a CPU, asked it to start and heard nothing from it, because
     the VMM never ran that vCPU.

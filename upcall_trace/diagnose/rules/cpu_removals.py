@@ -128,7 +128,7 @@ def remove_boot_cpu(at: Situation) -> Told:
         what=refused(at),
         why=f"{why}.",
         so=resize_never_ends(outcome),
-        next="Look who sent this request and why: vCPU 0 has to stay as long as the VM runs.",
+        next="Find out who sent this request and why: vCPU 0 must stay as long as the VM runs.",
     )
 
 
@@ -152,7 +152,7 @@ def _unfindable(at: Situation) -> tuple[str, Ref | None]:
 
 @rule(codes.REMOVE_UNFINDABLE_CPU)
 def remove_unfindable_cpu(at: Situation) -> Told:
-    """A CPU that the guest cannot find was to be removed, and the guest's thread died of it.
+    """The request removes a CPU that the guest cannot find, and the guest's thread died of it.
 
     **What it says.** The kernel looks an id up and uses the result as an index without checking it.
     For an id that it does not find the result is -1: a kernel oops, and the thread that serves the
@@ -177,14 +177,14 @@ def remove_unfindable_cpu(at: Situation) -> Told:
         what=unanswered(at),
         why=f"The kernel's lookup does not find {missed}; its thread dies of that (kernel oops).",
         so=_SILENT,
-        next="Look for an oops in the guest's console; upcall needs the VM restarted.",
+        next="Look for an oops in the guest's console, and restart the VM.",
         evidence=pointing(ref, "added or removed this CPU"),
     )
 
 
 @rule(codes.REMOVAL_ORDER)
 def removal_order(at: Situation) -> Told:
-    """CPUs were to be removed in an order that old kernels do not survive.
+    """The request removes CPUs in an order that old kernels do not survive.
 
     **What it says.** Kernels 5.10 and 6.1 look an id up among as many CPU numbers as there are CPUs
     at that moment. Each removal of the list shortens the search, and an id that comes late can fall

@@ -38,7 +38,7 @@ def unanswered_device(at: Situation) -> list[Cause]:
 
 @rule(codes.CHANNEL_REMOVED)
 def channel_removed(at: Situation) -> Told:
-    """The guest was told to remove the device that this very channel runs on.
+    """The guest was asked to remove the device that this channel itself runs on.
 
     **What it says.** The device to be removed is the guest's vsock device. Upcall runs on it, so
     the guest could not answer any more.
@@ -66,7 +66,7 @@ def channel_removed(at: Situation) -> Told:
         what=unanswered(at),
         why=f"The device {name} is the vsock device that this channel itself runs on.",
         so="Every vsock connection of the guest is cut, upcall's and the Kata agent's alike.",
-        next="Look in the VMM's log which device has this address; the VM has to be restarted.",
+        next="Look in the VMM's log which device has this address; restart the VM.",
     )
 
 

@@ -46,7 +46,7 @@ def mmio_driver_failed(at: Situation) -> Told:
         "registered",
         "the window is registered",
         "none that can be used",
-        "Compare the address with the one at which the VMM created a virtio device.",
+        "Compare the address with the one that the VMM gave to a virtio device.",
     )
 
 

@@ -31,7 +31,7 @@ def idle_channel_lost(at: ConnectionSituation) -> Told:
     **What it says.** The connection was ready and no request was open when the guest's side closed
     it. No connection follows.
 
-    **Why it matters.** Dragonball does not notice: it neither reads nor connects anew, writes the
+    **Why it matters.** Dragonball does not notice: it neither reads nor reconnects, writes the
     same line into its log without end, and every later send fails with `ConnectionReset`. Hotplug
     is dead until the VM restarts.
 
@@ -85,7 +85,7 @@ def _listens_again(at: ConnectionSituation) -> bool | Likelihood:
     {Cue.REPLY: _started_anew, Cue.HANDSHAKE: _listens_again},
 )
 def guest_rebooted(at: Situation | ConnectionSituation) -> Told:
-    """The guest booted anew: what it had been given is gone.
+    """The guest booted again, and everything that it had been given is gone.
 
     **What it says.** The guest does something that only a guest can do that has forgotten what it
     was told: it takes a device or a CPU that it has, or accepts connections again after it had
@@ -102,8 +102,8 @@ def guest_rebooted(at: Situation | ConnectionSituation) -> Told:
     **Limits.** The traffic alone makes it likely, not certain; a restored snapshot looks the same.
     A second `Linux version` on the console is certain, a clock that steps back is not.
 
-    **What to do.** Look in the guest's console for a second boot and for what caused it. Plug anew
-    what the guest has to have.
+    **What to do.** Look in the guest's console for a second boot and for what caused it. Plug again
+    what the guest needs.
     """
     if isinstance(at, Situation):
         ref = _forgot(at)
@@ -133,7 +133,7 @@ def _gone_for_good(at: ConnectionSituation) -> bool | Likelihood:
 
 @rule(codes.VM_DIED, {Cue.REFUSED: _gone_for_good})
 def vm_died(at: ConnectionSituation) -> Told:
-    """The VM is gone, and nothing of upcall is the reason.
+    """The VM is gone, and upcall is not the reason.
 
     **What it says.** The guest's kernel panicked, or the VMM or its shim ended. In traffic: the
     guest had answered, its side broke the connection, and every later one was refused to the end.

@@ -29,9 +29,9 @@ def split_request(at: Situation) -> Told:
     does not wait for 1024 bytes: it takes what one receive gives for a whole request, so it
     executed both pieces, each on its own.
 
-    **Why it matters.** The first piece was completed with bytes that were in the buffer from the
-    request before it, so the guest may have done something that nobody asked for. There are two
-    replies, and a client that reads one of them is out of step from then on.
+    **Why it matters.** Bytes of the request before it completed the first piece, so the guest may
+    have done something that nobody asked for. There are two replies, and a client that reads one of
+    them is out of step from then on.
 
     **On the wire.** A send of fewer than 1024 bytes, then another without the magic at its start;
     two replies, the second mostly of type 0. docs/protocol.md section 4.
@@ -53,7 +53,7 @@ def split_request(at: Situation) -> Told:
         why="The guest takes whatever one receive gives it for a whole request, so it executed the "
         "pieces one by one.",
         so=f"{_title(ref)} was completed with bytes that were in the buffer before, and each "
-        "piece draws a reply, where the client expects one.",
+        "piece gets a reply, where the client expects one.",
         next=f"Write all {MESSAGE_SIZE} bytes of a request at once, and check in the guest what "
         f"{ref} did.",
         evidence=pointing(ref, "the piece before"),
@@ -91,10 +91,10 @@ def short_request(at: Situation) -> Told:
         what=f"{_title(at.ref)} is {at.event.size} bytes instead of {MESSAGE_SIZE}, and no rest "
         "followed.",
         why=f"The guest does not wait for more: it completed the request with {source}.",
-        so=f"It ran as {at.op}, which need not be what the client meant, and the reply does not "
-        "tell.",
-        next=f"Compare that with what was meant, and send all {MESSAGE_SIZE} bytes, padded with "
-        "zeros.",
+        so=f"It ran as {at.op}, which can differ from what the client meant, and the reply does "
+        "not tell.",
+        next=f"Compare that with what the client meant, and send all {MESSAGE_SIZE} bytes, padded "
+        "with zeros.",
         evidence=evidence,
     )
 
@@ -151,7 +151,7 @@ def over_long_request(at: Situation) -> Told:
     the next one, although it is none.
 
     **Why it matters.** The rest is laid over the bytes of the request before and looked at as a
-    request. Mostly it has no magic and is thrown away, but it gets a reply, and a client that
+    request. Mostly it has no magic and is not executed, but it gets a reply, and a client that
     expects one is out of step from then on.
 
     **On the wire.** A send of more than 1024 bytes whose second part does not begin with the magic;
@@ -172,7 +172,7 @@ def over_long_request(at: Situation) -> Told:
         f"holds {ref}.",
         why=f"The guest reads {MESSAGE_SIZE} bytes for a request, and takes what is left for the "
         "next one.",
-        so=f"There is a reply more than requests were meant, so the client may take it for the "
+        so=f"There is one reply more than the client meant to ask for, so it may take it for the "
         f"answer to what it asks after {ref}.",
         next=f"Correct the client: a request has {MESSAGE_SIZE} bytes, whatever its msg_size says.",
         evidence=pointing(ref, "the beginning of the same send"),
@@ -187,7 +187,7 @@ def unsolicited_reply(at: ConnectionSituation) -> Told:
     are more messages from it than requests to it.
 
     **Why it matters.** Either the recording is not complete, or the guest saw more requests than
-    were sent: a send that reached it in two pieces draws two replies. A client that does not check
+    were sent: a send that reached it in two pieces gets two replies. A client that does not check
     the type takes the surplus reply for the answer to its next request.
 
     **On the wire.** 1024 bytes from the guest with nothing unanswered before. docs/protocol.md

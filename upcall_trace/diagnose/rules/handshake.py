@@ -74,7 +74,7 @@ def no_listener(at: ConnectionSituation) -> Told:
     request that is answered with a reset. docs/protocol.md section 2.
 
     **Example.** No recording has it. In `handshake`, connection 1 ends in this way, but it asks for
-    port 9999, which is none of upcall's business.
+    port 9999, which is not the upcall port.
 
     **Limits.** The multiplexer gives no reason, so it cannot be told from its end of the stream
     which of the three it was. Only connections to the upcall port count.
@@ -131,7 +131,7 @@ def connect_refused_loop(at: ConnectionSituation) -> Told:
             f"Dragonball gives up for good after {RECONNECT_LIMIT} tries, 10 ms apart; "
             "hotplug fails with UpcallServerNotReady meanwhile."
         )
-    why = "Dragonball connects anew 10 ms after each refusal, and nobody in the guest accepts."
+    why = "Dragonball reconnects 10 ms after each refusal, and nobody in the guest accepts."
     advice = (
         "Check that the guest kernel was built with upcall, then its console for "
         "'Init server err' or a boot that hangs."
@@ -157,8 +157,8 @@ def _malformed(at: ConnectionSituation) -> bool:
 def malformed_connect_line(at: ConnectionSituation) -> Told:
     """The client's first line is not a CONNECT line.
 
-    **What it says.** A connection to the VMM's socket has to begin with the word CONNECT in any
-    case, one space, a decimal number of 32 bits and a newline, in at most 32 bytes. This one does
+    **What it says.** A connection to the VMM's socket begins with a line of at most 32 bytes: the
+    word CONNECT in any case, one space, a decimal number of 32 bits and a newline. This one does
     not.
 
     **Why it matters.** The multiplexer closes the stream and gives no reason. The guest never
@@ -176,9 +176,9 @@ def malformed_connect_line(at: ConnectionSituation) -> Told:
     """
     raw = at.connection.line or at.unfinished
     line = safe(raw)
-    so = "The multiplexer closes such a stream without a word, and the guest never hears of it."
+    so = "The multiplexer closes such a stream and gives no reason, and the guest never sees it."
     if at.unfinished:
-        so = "The multiplexer waits for the newline without a word, and the guest hears of nothing."
+        so = "The multiplexer waits for the newline and says nothing, and the guest sees nothing."
     shown = line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
     return Told(
         what=f"The first line on connection {at.connection.number} is not a CONNECT line: "
@@ -284,7 +284,7 @@ def _no_hello(at: ConnectionSituation) -> bool:
 
 @rule(codes.NO_HELLO, {Cue.CLOSED: _no_hello})
 def no_hello(at: ConnectionSituation) -> Told:
-    """The guest accepted and was told a service, but no CONNECT message came.
+    """The guest accepted and got a service byte, but no CONNECT message came.
 
     **What it says.** After the service byte the guest starts a thread, whose first act is to send
     the CONNECT message. It is not in the recording.
@@ -329,7 +329,7 @@ def bad_hello(at: ConnectionSituation) -> Told:
     message: the magic 0x444d0100 and zeros for size, type and flags. They have another.
 
     **Why it matters.** Dragonball checks this one header and drops the stream when it is wrong. It
-    then connects anew, up to 501 times in its life, and hotplug does not work meanwhile.
+    then reconnects, up to 501 times in its life, and hotplug does not work meanwhile.
 
     **On the wire.** 1024 bytes after the service byte, whose first 16 are not `00 01 4d 44` and
     twelve zeros. docs/protocol.md section 3.
@@ -348,7 +348,7 @@ def bad_hello(at: ConnectionSituation) -> Told:
         why=f"Its header must have the magic {MAGIC_VERSION:#x} and zeros for size, type and "
         "flags; this one does not.",
         so="Dragonball drops such a stream, logs 'upcall connect service check failed' and "
-        "connects anew 10 ms later.",
+        "reconnects 10 ms later.",
         next="Look at the bytes, and compare the guest kernel's upcall patches with the VMM's "
         "version.",
     )

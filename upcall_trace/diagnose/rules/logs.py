@@ -45,7 +45,7 @@ def no_upcall(line: object) -> Told:
 def cpu_refused_by_kernel(at: Situation) -> Told:
     """The guest's kernel refused a CPU for a reason that only its console names.
 
-    **What it says.** Registering a CPU failed, for want of memory for example, or a CPU to be
+    **What it says.** Registering a CPU failed, for example without memory, or a CPU to be
     removed is not possible in this guest.
 
     **Why it matters.** Ids that stand before it in the list are up, or gone, already.
@@ -70,7 +70,7 @@ def cpu_refused_by_kernel(at: Situation) -> Told:
         what=f"The guest's kernel refused {at.op}" + (f": {at.ret} ({name})." if name else "."),
         why=f"Its console names the reason{said}.",
         so="Ids before it in the list are done; Dragonball's resize never ends.",
-        next="-12 is want of memory in the guest; else compare the ids with the guest's CPUs.",
+        next="-12 means that the guest has no memory left. Else compare the ids with its CPUs.",
     )
 
 
@@ -98,15 +98,15 @@ def guest_thread_died(at: Situation) -> Told:
     what = at.op if at.request.msg_type else "a request that the console does not name"
     return Told(
         what=f"An oops killed the guest's thread {safe(thread)} during {what}.",
-        why="It is a bug of the guest's kernel, and none of the deaths that are known here.",
+        why="It is a bug of the guest's kernel, and not one of the known ones.",
         so="No answer comes; the connection stays silent, and the hotplug lock may be held.",
-        next="Report the oops with its backtrace; upcall needs the VM restarted.",
+        next="Report the oops with its backtrace, and restart the VM.",
     )
 
 
 @rule(codes.MISSING_IN_GUEST)
 def missing_in_guest(place: str = "", disk: str = "") -> Told:
-    """The agent waited in vain for what the VMM counts as plugged.
+    """The agent waited for what the VMM counts as plugged, and it never appeared.
 
     **What it says.** Kata's agent in the guest timed out waiting for a device to appear, or for
     CPUs to come online.
@@ -144,7 +144,7 @@ def other_vmm_page(name: str) -> Told:
 
     **Limits.** It goes by names in the lines. A log that has nothing else ends the command with 6.
 
-    **What to do.** Look for help with that VMM.
+    **What to do.** Use the documentation of that VMM.
     """
     from ..log_words import other_vmm
 

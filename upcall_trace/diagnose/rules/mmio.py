@@ -97,7 +97,7 @@ def mmio_overlap(at: Situation) -> Told:
     """The window overlaps one that is registered.
 
     **What it says.** The guest refused ADD_MMIO because a device is registered in part of the
-    address range already; adding the same device twice is the most common way to get there.
+    address range already. The most common reason is that the same device was added twice.
 
     **Why it matters.** Dragonball counts any answer to an add as done. The VMM believes that the
     device is plugged, the guest never sees it, and the user finds a missing disk or interface.
@@ -284,7 +284,7 @@ def mmio_resource_busy(at: Situation) -> Told:
 
 @rule(codes.MMIO_NO_SUCH_DEVICE)
 def mmio_no_such_device(at: Situation) -> Told:
-    """No registered device is exactly the one to be removed.
+    """No registered device is exactly the one to remove.
 
     **What it says.** The guest finds a device by base, size and interrupt together, and none has
     all three: it was removed before, was never added, or differs in one of them.

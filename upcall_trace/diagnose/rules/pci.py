@@ -138,7 +138,7 @@ def pci_nothing_there(at: Situation) -> Told:
 
 @rule(codes.PCI_NO_SUCH_DEVICE)
 def pci_no_such_device(at: Situation) -> Told:
-    """The device that is to be removed is not there.
+    """The device to remove is not there.
 
     **What it says.** The guest has no PCI device where DEL_PCI says: it was removed before, or was
     never added.

@@ -60,7 +60,7 @@ def _ret_evidence(at: Situation) -> tuple[Evidence, ...]:
 def stale_success(at: Situation) -> Told:
     """The reply says 0, and the guest never wrote that 0.
 
-    **What it says.** The guest threw the request away for its wrong `magic_version`. It then sends
+    **What it says.** The guest dropped the request for its wrong `magic_version`. It then sends
     its reply buffer with a new header only; `ret` keeps the value of the reply before, or the 0
     with which a connection starts.
 
@@ -121,8 +121,7 @@ def _stale_refusal(at: Situation) -> Told:
     return Told(
         what=f"The reply to {_named(at)} says {at.result}, which is not about this request.",
         why=f"With a wrong magic the guest leaves ret as it was: {_origin(at)}.",
-        so="The request was not executed, and whoever goes by this errno looks for the wrong "
-        "fault.",
+        so="The request was not executed. If you follow this errno, you look for the wrong fault.",
         next=f"Ignore the errno; {_cure(at)}.",
         evidence=_ret_evidence(at),
     )
@@ -143,7 +142,7 @@ def _stale_pci(at: Situation) -> Told:
     return Told(
         what=what,
         why=f"A PCI command that works does not write ret ({_origin(at)}); {alike}.",
-        so=f"{so}; Dragonball goes by no errno of a PCI request.",
+        so=f"{so}; Dragonball ignores the errno of a PCI request.",
         next=follow,
         evidence=_ret_evidence(at),
     )
@@ -163,8 +162,8 @@ def stale_load(at: Situation) -> Told:
     **What it says.** The guest has one reply buffer for a connection and never clears it. Where a
     reply writes less than the one before, old bytes remain: `msg_size` says how many are its own.
 
-    **Why it matters.** It does no harm by itself. It misleads whoever reads `apic_index` from a
-    failed reply, and it tells that this connection has worked before.
+    **Why it matters.** It does no harm by itself. It misleads a client that reads `apic_index`
+    from a failed reply. It also shows that this connection has worked before.
 
     **On the wire.** Bytes that are not zero after offset 20 + `msg_size`. docs/protocol.md
     section 4.
@@ -183,8 +182,8 @@ def stale_load(at: Situation) -> Told:
     return Told(
         what=f"In the reply to {_named(at)} {size} beyond its load {are} not zero{_number(at)}.",
         why=_where_from(at),
-        so="It does no harm, but whoever reads a load there reads a number that msg_size does not "
-        "count.",
+        so="It does no harm. But if you read a load there, you read a number that msg_size does "
+        "not count.",
         next="Read a load only when ret is 0, and no further than msg_size says.",
         evidence=pointing(_load_left_by(at), "its reply held the same bytes"),
     )

@@ -30,7 +30,7 @@ def late_reply(at: Situation) -> Told:
     **What it says.** The reply took more than 250 ms. The Kata runtime waits that long for a vCPU
     resize and for adding or removing a block device, and reports a timeout afterwards.
 
-    **Why it matters.** The guest did what it was asked, or refused it, but the user was told of a
+    **Why it matters.** The guest did what it was asked, or refused it, but the user saw a
     timeout. The channel stayed busy meanwhile, so other requests were refused.
 
     **On the wire.** More than 250 ms between the last byte of the request and the last byte of
@@ -67,7 +67,7 @@ _SO_FAR: Final = {
     ),
     WaitEnd.GAVE_UP: "Dragonball itself would not give up: its channel would stay busy.",
     WaitEnd.CLIENT: "Nobody waits for the answer any more; the guest may still do as it was asked.",
-    WaitEnd.GUEST: "The client is told of a reset, and not what became of its request.",
+    WaitEnd.GUEST: "The client learns of a reset, and not what became of its request.",
 }
 
 
@@ -147,9 +147,9 @@ def hotplug_lock_stuck(at: Situation) -> Told:
     """
     holder = at.holder
     if holder is None:
-        why = "The guest's console shows that this thread waits for a lock that nobody gives back."
+        why = "The guest's console shows that this thread waits for a lock that is never released."
     else:
-        why = f"{str(holder).capitalize()} took the guest's hotplug lock and never gave it back."
+        why = f"{str(holder).capitalize()} took the guest's hotplug lock and never released it."
     return Told(
         what=f"{at.op} hangs in the guest.",
         why=why,
@@ -176,7 +176,7 @@ def not_ready(line: Evidence, reason: str, busy_with: Situation | None = None) -
     **Limits.** It needs the VMM's log, and times that can be compared with the recording's.
 
     **What to do.** Booting: try again later. Busy: look at the request that is named. Given up:
-    the VM has to be restarted, and the guest's kernel checked for upcall.
+    restart the VM, and check the guest's kernel for upcall.
     """
     evidence: tuple[Evidence, ...] = (line,)
     if busy_with is not None:
@@ -185,7 +185,7 @@ def not_ready(line: Evidence, reason: str, busy_with: Situation | None = None) -
     return Told(
         what="The VMM refused an operation: its upcall channel was not ready.",
         why=reason,
-        so="No request was sent for it; resizes are not tried again by themselves.",
+        so="No request was sent for it; nobody tries a resize again automatically.",
         next="Read the lines before this one in the VMM's log, and the request that is named.",
         evidence=evidence,
     )
@@ -197,8 +197,8 @@ def reset_while_busy(at: Situation) -> Told:
 
     **What it says.** The guest's side closed or reset the connection before it answered.
 
-    **Why it matters.** Dragonball reports such a reset to whoever waits, and counts it as success
-    for a vCPU resize: the VMM then believes in CPUs that the guest may not have.
+    **Why it matters.** Dragonball reports such a reset to the caller, and counts it as success for
+    a vCPU resize. The VMM then believes in CPUs that the guest may not have.
 
     **On the wire.** A request, then the end of the connection from the guest's side.
 
@@ -236,7 +236,7 @@ def reply_in_pieces(at: Situation) -> Told:
     **What it says.** The guest's side handed over a part of the reply, and the rest later or never.
 
     **Why it matters.** Dragonball reads once and wants the whole message. It takes a part for a
-    failed read, drops the stream and connects anew. The request that waits gets a reset, which
+    failed read, drops the stream and reconnects. The request that waits gets a reset, which
     counts as success for a vCPU resize (UP605).
 
     **On the wire.** Fewer than 1024 bytes from the guest, with the rest in another receive.
@@ -256,7 +256,7 @@ def reply_in_pieces(at: Situation) -> Told:
         what = f"The reply to {at.op} came in pieces: {at.piece} bytes first, the rest later."
     return Told(
         what=what,
-        why="Whatever carries the channel handed over a part of the message by itself.",
-        so="Dragonball fails the read, drops the stream and connects anew; who waits gets a reset.",
+        why="Whatever carries the channel delivered a part of the message on its own.",
+        so="Dragonball fails the read, drops the stream and reconnects; the caller gets a reset.",
         next="Look at the multiplexer between guest and client, and at what the client does next.",
     )

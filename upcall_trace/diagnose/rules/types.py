@@ -168,13 +168,13 @@ def reserved_memory_op(at: Situation) -> Told:
 
 @rule(codes.BAD_MAGIC)
 def bad_magic(at: Situation) -> Told:
-    """The request does not begin with the magic, so the guest threw it away.
+    """The request does not begin with the magic, so the guest did not execute it.
 
-    **What it says.** The first four bytes of a request have to be 0x444d0100. With anything else
-    the guest executes nothing and prints nothing, and still sends a reply.
+    **What it says.** The first four bytes of a request must be 0x444d0100. With anything else the
+    guest executes nothing and prints nothing, but it still sends a reply.
 
     **Why it matters.** That reply's `ret` is not about this request (UP501, UP502), so a request
-    that was thrown away can look like a success.
+    that was not executed can look like a success.
 
     **On the wire.** Offset 0 is not `00 01 4d 44`; the reply has the right magic and repeats
     whatever stood at the type's place. docs/protocol.md section 4.
@@ -228,8 +228,8 @@ def unexplained_result(at: Situation) -> Told:
     **What it says.** For each request it is known which results the guest's code gives. This one is
     not among them, or is known only from the source: +1 when a CPU was in the wanted state before.
 
-    **Why it matters.** Something in the guest went a way that is not described. For a CPU request
-    Dragonball counts any `ret` but 0 as a failure, +1 included.
+    **Why it matters.** The guest did something that is not described. For a CPU request Dragonball
+    counts any `ret` but 0 as a failure, +1 included.
 
     **On the wire.** `ret` at offset 16 of the reply. docs/protocol.md section 4 has the table.
 
@@ -276,7 +276,5 @@ def _consequence(at: Situation) -> str:
             "out and later resizes are refused."
         )
     if at.is_mmio or at.is_pci:
-        return (
-            "Dragonball goes by no ret here: it counts the request as done, whatever the guest did."
-        )
+        return "Dragonball ignores ret here: it counts the request as done, whatever the guest did."
     return "Dragonball uses no such request; what the guest did with it is not known."
