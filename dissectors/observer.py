@@ -27,7 +27,6 @@ would break that order for good, and each has its own remedy:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 
 from .constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, OK_LINE_LIMIT, UPCALL_PORT, Arch
@@ -45,15 +44,13 @@ from .events import (
     ServiceByte,
 )
 from .hvsock import PASSFD_LINE, line_end, ok_line_end, parse_connect, parse_ok
-from .messages import decode_reply
+from .messages import Request, decode_reply
+from .open_requests import KEPT_OPEN, OpenRequests, due_numbers, take_due
 from .phases import FIRST_PHASE, StreamPhase
 from .phases import Start as Start
 from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
 from .slots import positional
 
-_KEPT_OPEN = 64
-"""Open requests whose messages are kept for decoding their replies; a peer has one or two. Of so
-many requests that a gap took, it is told that their replies went, too."""
 _LOST_OPEN = 1 << 16
 """Open requests that gaps can account for; a gap's size is only a number, and may be any."""
 _request_received = positional(RequestReceived)
@@ -85,8 +82,7 @@ class Observer:
         self._from = b""
         self._request_buffer = b""
         self._next_number = 0
-        # With a number for a message, so many requests from that number on were lost.
-        self._open: deque[tuple[int, ServiceRequest | int | None]] = deque()
+        self._open: OpenRequests = deque()
         self._skip = 0
         self._resync = False
         self._line_in_doubt = self._answer_in_doubt = False
@@ -218,37 +214,39 @@ class Observer:
         begun = len(self._from)
         due = [
             (number, whole - begun if place == 0 else whole)
-            for place, number in enumerate(islice(self._due(), size // whole + 2))
+            for place, number in enumerate(islice(due_numbers(self._open), size // whole + 2))
         ]
         return [(-1, self._skip), *due] if self._skip else due
 
     @property
+    def whole_in_flight(self) -> int | None:
+        """How many requests wait for a reply, each of them known; None where anything but whole
+        requests and replies of the device manager could come next, or anything is in doubt."""
+        settled = (
+            self._to_phase is self._from_phase is StreamPhase.MESSAGES
+            and self._service is DEVICE_MANAGER
+            and not (self._from or self._skip or self._resync)
+        )
+        known = all(isinstance(message, Request) for _, message in self._open)
+        return len(self._open) if settled and known else None
+
+    def pass_over(self, requests: int, last: bytes, waiting: ServiceRequest | None) -> None:
+        """`requests` whole ones were decoded elsewhere, each answered by a whole reply but the
+        last, if it is `waiting`; `last` are the last one's bytes."""
+        self._next_number += requests
+        self._request_buffer, self._received_last, self._split_number = last, len(last), None
+        if waiting is not None:
+            self._open.append((self._next_number - 1, waiting))
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next request gets."""
+        return self._next_number
+
+    @property
     def open_requests(self) -> tuple[int, ...]:
         """Numbers of the requests that have no reply yet, oldest first."""
-        return tuple(self._due())
-
-    def _due(self) -> Iterator[int]:
-        for number, message in self._open:
-            if type(message) is int:
-                yield from range(number, number + message)
-            else:
-                yield number
-
-    def _take_due(self, count: int) -> list[int]:
-        """The oldest `count` open requests are over: their numbers, of lost ones the first few."""
-        taken: list[int] = []
-        while count > 0 and self._open:
-            number, message = self._open.popleft()
-            if type(message) is not int:
-                taken.append(number)
-                count -= 1
-                continue
-            over = min(message, count)
-            taken += range(number, number + min(over, _KEPT_OPEN))
-            count -= over
-            if over < message:
-                self._open.appendleft((number + over, message - over))
-        return taken
+        return tuple(due_numbers(self._open))
 
     def _lost_to_guest(self, size: int) -> list[Event]:
         events: list[Event] = []
@@ -294,7 +292,7 @@ class Observer:
                 self._skip = max(0, service.hello_size - missing)
                 missing = max(0, missing - service.hello_size)
             whole, part = divmod(missing, service.reply_size)
-            replies = self._take_due(whole + (part > 0))
+            replies = take_due(self._open, whole + (part > 0))
             if part:
                 self._skip = service.reply_size - part
         events.append(Lost(False, size, tuple(replies)))
@@ -320,7 +318,7 @@ class Observer:
         if begun or self._open:
             due = sum(kept if type(kept) is int else 1 for _, kept in self._open)
             size = service.reply_size * max(1, due) - begun
-            events.append(Lost(False, max(0, size), tuple(self._take_due(due))))
+            events.append(Lost(False, max(0, size), tuple(take_due(self._open, due))))
 
     def _find_message(self, events: list[Event]) -> None:
         """Pass over what comes before the first message; it may end in a part of the magic."""
@@ -404,7 +402,7 @@ class Observer:
                     number, len(piece), message, raw, position, continues, rest_of, overlaps
                 )
             )
-            self._open.append((number, message if len(self._open) < _KEPT_OPEN else None))
+            self._open.append((number, message if len(self._open) < KEPT_OPEN else None))
             self._next_number = number + 1
         return events
 

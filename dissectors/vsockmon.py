@@ -71,6 +71,8 @@ class Packet:
     payload: bytes = field(repr=False)
     missing: int
     """Payload bytes that the capture's packet size limit cut off."""
+    fwd_cnt: int | None = None
+    """Bytes of its peer that the sender had taken by then, modulo 2^32."""
 
 
 def decode_packet(raw: bytes, original_size: int | None = None) -> Packet:
@@ -86,14 +88,14 @@ def decode_packet(raw: bytes, original_size: int | None = None) -> Packet:
         raise NotAPacket(f"{len(raw)} bytes are too few for the transport header")
     payload = raw[begin:]
     missing = max(0, (original_size or len(raw)) - len(raw))
-    virtio_op = virtio_flags = None
+    virtio_op = virtio_flags = fwd_cnt = None
     if t == Transport.VIRTIO and header_size >= VIRTIO_SIZE:
-        size, _, virtio_op, virtio_flags = _VIRTIO.unpack_from(raw, VSOCKMON_SIZE)[4:8]
+        size, _, virtio_op, virtio_flags, _, fwd_cnt = _VIRTIO.unpack_from(raw, VSOCKMON_SIZE)[4:]
         if virtio_op == VirtioOp.RW and op == MonitorOp.PAYLOAD:
             missing = max(missing, size - len(payload))
             payload = payload[:size]  # what is behind it pads the packet
     return Packet(
-        src_cid, dst_cid, src_port, dst_port, op, virtio_op, virtio_flags, payload, missing
+        src_cid, dst_cid, src_port, dst_port, op, virtio_op, virtio_flags, payload, missing, fwd_cnt
     )
 
 
@@ -121,6 +123,7 @@ def encode_packet(
     return head + virtio + payload
 
 
+_COUNT_MASK = 0xFFFFFFFF
 _STREAM = 1
 _RECEIVE_BUFFER = 262144
 """`buf_alloc` of every recorded guest and of the backends that were seen."""
@@ -163,6 +166,15 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """`size` bytes crossed before this packet and are in no packet: the receiver counts them."""
+
+    conn: int
+    to_guest: bool
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """One side closed or refused; `reset` when an accepted connection had no shutdown before."""
 
@@ -171,14 +183,56 @@ class Ended:
     reset: bool
 
 
-StreamEvent = Opened | Accepted | Carried | Ended
+StreamEvent = Opened | Accepted | Carried | Unseen | Ended
 
 
 @dataclass(slots=True)
-class _Connection:
+class Flow:
+    """One direction of a connection: bytes that its packets carry, against those that its receiver
+    says it has taken. Both count modulo 2^32."""
+
+    sent: int | None
+    """None while it is not known what crossed before the capture began."""
+    _seen: int = 0
+    _told: int | None = None
+
+    def carried(self, size: int) -> None:
+        """A packet of this direction was seen."""
+        if self.sent is None:
+            self._seen += size
+        else:
+            self.sent += size
+
+    def taken(self, fwd_cnt: int, carries: bool) -> int:
+        """The receiver says so in a packet of its own, which `carries` payload or not; returns how
+        many bytes must have crossed unseen.
+
+        It cannot have taken more than was sent. Without the beginning, counting starts when it
+        answers, and has taken exactly what was seen since it last said so.
+        """
+        if self.sent is None:
+            more = None if self._told is None else (fwd_cnt - self._told) & _COUNT_MASK
+            if carries and more == self._seen > 0:
+                self.sent = fwd_cnt
+            elif more is None or more > self._seen:
+                self._told, self._seen = fwd_cnt, 0
+            return 0
+        unseen = (fwd_cnt - self.sent) & _COUNT_MASK
+        if unseen >= _COUNT_MASK >> 1:
+            return 0  # what was sent last is still on its way
+        self.sent += unseen
+        return unseen
+
+
+@dataclass(slots=True)
+class Stream:
+    """A connection as its packets show it: `to_server` and `to_client` are its directions."""
+
     number: int
     server: tuple[int, int]
     accepted: bool
+    to_server: Flow
+    to_client: Flow
     ending: bool = False
 
     @property
@@ -190,12 +244,27 @@ class _Connection:
         return self.in_guest and self.server[1] == upcall_port
 
 
+def _credit(connection: Stream, packet: Packet, from_server: bool) -> list[StreamEvent]:
+    """Take in what a packet says of both directions."""
+    ours, theirs = connection.to_server, connection.to_client
+    if from_server:
+        ours, theirs = theirs, ours
+    size = 0
+    if packet.op == MonitorOp.PAYLOAD:
+        size = len(packet.payload) + packet.missing
+    unseen = 0
+    if packet.fwd_cnt is not None and packet.virtio_op != VirtioOp.RST:  # which may have no socket
+        unseen = theirs.taken(packet.fwd_cnt, size > 0)
+    ours.carried(size)
+    return [Unseen(connection.number, from_server, unseen)] if unseen else []
+
+
 class Connections:
     """Numbers connections from 1 in the order of their first packet, and follows each."""
 
     def __init__(self, upcall_port: int = UPCALL_PORT) -> None:
         self._upcall_port = upcall_port
-        self._known: dict[frozenset[tuple[int, int]], _Connection] = {}
+        self._known: dict[frozenset[tuple[int, int]], Stream] = {}
         self._count = 0
 
     def packet(self, packet: Packet) -> list[StreamEvent]:
@@ -215,6 +284,8 @@ class Connections:
             connection = self._open(key, server, accepted=True)
             events.append(Opened(connection.number, server[1], False, connection.in_guest))
         from_server = src == connection.server
+        if connection.carries(self._upcall_port):
+            events += _credit(connection, packet, from_server)
         match packet.op:
             case MonitorOp.CONNECT if from_server and not connection.accepted:
                 connection.accepted = True
@@ -229,7 +300,11 @@ class Connections:
                 events += self._end(key, connection, packet, by_guest)
         return events
 
-    def _is_first(self, packet: Packet, connection: _Connection | None) -> bool:
+    def known(self, src: tuple[int, int], dst: tuple[int, int]) -> Stream | None:
+        """The connection of packets between these, where there is one."""
+        return self._known.get(frozenset((src, dst)))
+
+    def _is_first(self, packet: Packet, connection: Stream | None) -> bool:
         if packet.op != MonitorOp.CONNECT:
             return False
         if packet.virtio_op is not None:
@@ -238,15 +313,17 @@ class Connections:
 
     def _open(
         self, key: frozenset[tuple[int, int]], server: tuple[int, int], accepted: bool
-    ) -> _Connection:
+    ) -> Stream:
         self._count += 1
-        connection = self._known[key] = _Connection(self._count, server, accepted)
+        sent = None if accepted else 0
+        flows = Flow(sent), Flow(sent)
+        connection = self._known[key] = Stream(self._count, server, accepted, *flows)
         return connection
 
     def _end(
         self,
         key: frozenset[tuple[int, int]],
-        connection: _Connection,
+        connection: Stream,
         packet: Packet,
         by_guest: bool,
     ) -> list[StreamEvent]:

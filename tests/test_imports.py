@@ -31,10 +31,13 @@ DISSECTORS = {
     "hvsock": {"constants", "events"},
     "channel": {"constants", "errors", "events", "hvsock", "messages", "services"},
     "phases": set(),
-    "observer": {"phases", "constants", "events", "hvsock", "messages", "services", "slots"},
+    "open_requests": {"services"},
+    "observer": {
+        "constants", "events", "hvsock", "messages", "open_requests", "phases", "services", "slots",
+    },
     "lua": {"constants", "layouts", "tables"},
     "scapy_layers": {"codecs", "constants", "layouts", "services", "tables", "vsockmon"},
-}
+}  # fmt: skip
 OUTSIDE_WORLD = {
     "asyncio", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib", "random", "select",
     "selectors", "signal", "socket", "socketserver", "subprocess", "tempfile", "threading", "time",

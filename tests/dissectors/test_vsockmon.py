@@ -108,7 +108,7 @@ def follow(packets: Iterable[bytes], connections: Connections | None = None) -> 
 def test_a_virtio_packet_of_each_operation(op: VirtioOp) -> None:
     assert decode_packet(LINE.sends(op, b"abc", flags=2)) == Packet(
         src_cid=2, dst_cid=3, src_port=1024, dst_port=UPCALL_PORT, op=MONITORED[op],
-        virtio_op=op, virtio_flags=2, payload=b"abc", missing=0,
+        virtio_op=op, virtio_flags=2, payload=b"abc", missing=0, fwd_cnt=0,
     )  # fmt: skip
 
 

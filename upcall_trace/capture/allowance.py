@@ -26,6 +26,11 @@ class Allowance:
     def __init__(self) -> None:
         self._stood_for = 0
 
+    def has_room(self, size: int, offset: int) -> bool:
+        """Whether `size` bytes can stand from `offset` on without a look at each."""
+        stood_for = self._stood_for + size
+        return stood_for <= FREE or stood_for <= FREE + PER_BYTE * offset
+
     def take(self, size: int, offset: int) -> None:
         """`size` bytes of traffic stand at `offset`; raises StandsForTooMuch."""
         self._stood_for += size

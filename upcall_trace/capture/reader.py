@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from zlib import crc32
 
 from ..errors import UpcallError
@@ -24,8 +25,13 @@ from .frames import FORMAT_VERSION, FRAME, MAGIC, MAX_PAYLOAD, BadRecord, Kind, 
 from .records import DAMAGED, Begins, Carry, Chunk, End, Gap, Header, Mark, Open, Record
 from .segments import IndexSegment, digest_of, parse_segment
 
+if TYPE_CHECKING:  # numpy, which few commands need, takes a moment to import
+    from .runs import MessageRun
+
 _BLOCK = 1 << 20
 _FIRST_SEARCH = 4096
+_CAREFUL = 256
+"""Records that are read one by one where a block does not begin with whole ones."""
 _OVERLAP = 16
 _RESYNC_BUDGET = 256 << 20
 """Bytes of a file that are summed at most while looking for the next whole record: a hostile one
@@ -170,6 +176,49 @@ class CaptureReader:
         Where damage was passed over, a `Gap` of no connection stands in its place. Read from the
         beginning on, what the file says of its own stretches is checked as well.
         """
+        return cast(Iterator[tuple[int, Record]], self._walk(offset, self.payloads(offset)))
+
+    def runs(
+        self, whole: int, offset: int | None = None
+    ) -> Iterator[tuple[int, Record | MessageRun]]:
+        """The same, with stretches of chunks of `whole` bytes as a run each."""
+        return self._walk(offset, self._payloads_and_runs(whole, offset))
+
+    def _payloads_and_runs(
+        self, whole: int, offset: int | None
+    ) -> Iterator[tuple[int, list[Any] | MessageRun]]:
+        from .runs import SHORTEST, Block
+
+        position = self.first_offset if offset is None else offset
+        while True:
+            size = min(_BLOCK, self.size - position)
+            block = Block(self.read(position, size), position, whole) if size > 0 else None
+            if block is None or block.frames < SHORTEST:
+                # Something is damaged, torn, or long: one by one, at least so far.
+                left = _CAREFUL
+                for item in islice(self.payloads(position), _CAREFUL):
+                    yield item
+                    left -= 1
+                if left:
+                    return
+                position = self.next_offset
+                continue
+            for begin, end, found in block.items():
+                self.next_offset = end
+                if not isinstance(found, bytes):
+                    yield begin, found
+                    continue
+                try:
+                    values = unpack(found)
+                except BadRecord:
+                    self._note_damage(begin, end)
+                else:
+                    yield begin, values
+            position = self.next_offset = block.end
+
+    def _walk(
+        self, offset: int | None, items: Iterator[tuple[int, list[Any] | MessageRun]]
+    ) -> Iterator[tuple[int, Record | MessageRun]]:
         if offset is None:
             self.damage.clear()
             self._ended, self._covered = False, 0
@@ -178,7 +227,21 @@ class CaptureReader:
         last_ns: int | None = None
         allowance = Allowance()
         told = len(self.damage)
-        for position, values in self.payloads(offset):
+        for position, values in items:
+            if type(values) is not list:
+                run = cast("MessageRun", values)
+                if told < len(self.damage):
+                    yield from self._gaps(told, int(run.t_ns[0]) if last_ns is None else last_ns)
+                    told = len(self.damage)
+                last_ns = int(run.t_ns[-1])
+                if allowance.has_room(run.whole * len(run), position):
+                    allowance.take(run.whole * len(run), position)
+                    yield position, self._placed_run(position, run)
+                    continue
+                for begin, chunk in run.records():
+                    allowance.take(run.whole, begin)
+                    yield begin, cast(Record, self._placed(begin, chunk))
+                continue
             try:
                 record = decode(values)
             except BadRecord:
@@ -214,6 +277,10 @@ class CaptureReader:
     def _placed(self, position: int, record: Record) -> Record | None:
         """The record as who reads it is to see it, None for nothing."""
         return self._as_open(record) if type(record) is Carry else record
+
+    def _placed_run(self, position: int, run: MessageRun) -> MessageRun:
+        """The same of a run that begins there."""
+        return run
 
     @staticmethod
     def _as_open(carry: Carry) -> Open:

@@ -12,13 +12,18 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .frames import MAGIC
 from .reader import CaptureReader, NotACapture
-from .records import Carry, End, Gap, Header, Mark, Origin, Record, Vmm
+from .records import TIME_LIMIT, Carry, End, Gap, Header, Mark, Origin, Record, Vmm
+
+if TYPE_CHECKING:
+    from .runs import MessageRun
 
 SUFFIX: Final = ".upcap"
+_FARTHEST: Final = TIME_LIMIT // 2
+"""Headers may claim any wall clock: times stay numbers of 64 bits."""
 _BESIDE: Final = "marks"
 """The source of a capture that only holds marks about another file."""
 
@@ -95,7 +100,8 @@ class RingReader(CaptureReader):
             if same:
                 part.time_shift = before.time_shift
             elif ours.wall_ns is not None and self._parts[0].reader.header.wall_ns is not None:
-                part.time_shift = ours.wall_ns - self._parts[0].reader.header.wall_ns
+                shift = ours.wall_ns - self._parts[0].reader.header.wall_ns
+                part.time_shift = max(-_FARTHEST, min(shift, _FARTHEST))
         self._parts.append(part)
 
     def _look(self) -> None:
@@ -162,6 +168,13 @@ class RingReader(CaptureReader):
         if conn is not None:
             self._highest = max(self._highest, conn)
         return record
+
+    def _placed_run(self, position: int, run: MessageRun) -> MessageRun:
+        part = self._part_at(position)
+        if part.conn_shift or part.time_shift:
+            run = run.shifted(part.conn_shift, part.time_shift)
+        self._highest = max(self._highest, int(run.conn.max()))
+        return run
 
     def record_at(self, offset: int) -> list[Any]:
         """As in one file."""

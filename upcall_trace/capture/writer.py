@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from io import BufferedWriter
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from .encoding import encode
+from .encoding import encode, encode_chunk
 from .frames import MAGIC
 from .records import End, Header, Record
+
+if TYPE_CHECKING:
+    from .runs import MessageRun
 
 
 class CaptureWriter:
@@ -33,6 +36,16 @@ class CaptureWriter:
         if t_ns is not None:
             self._last_ns = max(self._last_ns, t_ns)
         return offset
+
+    def write_run(self, run: MessageRun) -> None:
+        """Append each message of a run."""
+        write = self._file.write
+        times: list[int] = run.t_ns.tolist()
+        for place, (t_ns, conn, to_guest) in enumerate(
+            zip(times, run.conn.tolist(), run.to_guest.tolist(), strict=True)
+        ):
+            write(encode_chunk(t_ns, conn, to_guest, run.data(place)))
+        self._last_ns = max(self._last_ns, *times)
 
     def flush(self) -> None:
         """Hand everything written so far to the kernel: it survives a kill of this process."""

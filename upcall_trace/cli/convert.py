@@ -13,7 +13,7 @@ from ..errors import ExitCode, WrongUsage
 from ..exports import FORMATS, export_format, format_for, format_names, plugged_format
 from ..plugins import BrokenPlugin, installed, note
 from ..sources import open_source
-from ..trace.streams import all_records
+from ..trace.streams import all_in_bulk
 from .support.files import (
     CAPTURE,
     open_capture,
@@ -70,7 +70,7 @@ def import_command(
             notes=source.header.notes | added,
         )
         with replacing(output, file, overwrite=overwrite) as temporary:
-            write_whole(temporary, header, all_records(source))
+            write_whole(temporary, header, all_in_bulk(source))
             opened = open_capture(temporary)
         damaged = tell_damage(file, source.damage)
         code = ExitCode.LOST if damaged else tell_losses(output, opened)

@@ -8,7 +8,7 @@ a recording may lack connections. What the wire says is each family's own: `rule
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Final
 
 from dissectors.constants import (
@@ -29,6 +29,7 @@ from ..kernel.vmm_actions import carry_out
 from ..kernel.world import World
 from .finding import Cause, Ref, maybe, sure
 from .history import History
+from .lasting import PlainSuccess
 from .lock import START_LIMIT_NS
 from .rules.registry import Cue, explain
 from .situation import Situation, WaitEnd
@@ -114,6 +115,19 @@ class ModelGuest:
         if self._guest.lock.stuck and self.stuck_by is None:
             self.stuck_by = ref
 
+    def agrees(self, conn: int, request: Request, load: int | None) -> bool:
+        """It executes a request that the recording shows to have succeeded at once, with this load
+        in the reply; from where it expects anything else on, it does not testify."""
+        connection = self._connections.get(conn)
+        if self._guest is None or connection is None or not connection.succeeds(request, load):
+            self.part()
+        return self._guest is not None
+
+    def received(self, conn: int, raw: bytes) -> None:
+        """What the last of these requests left in the guest's buffer."""
+        if (connection := self._connections.get(conn)) is not None:
+            connection.hold(raw)
+
     def reply(self, ref: Ref, raw: bytes) -> list[Cause] | None:
         """Causes of a recorded reply; None when the model did not predict it."""
         outcome = self._outcomes.pop(ref, None)
@@ -157,7 +171,7 @@ def learn(
     history: History,
     at: Situation,
     causes: list[Cause],
-    plugged: dict[object, Situation] | None = None,
+    plugged: dict[object, Situation | PlainSuccess] | None = None,
 ) -> None:
     """Take into the history what the reply shows to have happened.
 
@@ -168,19 +182,22 @@ def learn(
         return
     worked = reply.ret == 0 or causes == sure(codes.STALE_ERROR)
     added, key = plugged if plugged is not None else {}, _place(request)
+    adding = request.msg_type in ADDING_TYPES
     if isinstance(request, MmioRequest):
         if at.ret != EINVAL and not at.doubtful:
             history.mmio_works = True
         if worked:
-            _learn_device(history.windows, history.removed_windows, at, key)
+            learn_device(history.windows, history.removed_windows, at.ref, key, adding)
     elif isinstance(request, PciRequest):
         if worked:
-            _learn_device(history.pci, history.removed_pci, at, key)
+            learn_device(history.pci, history.removed_pci, at.ref, key, adding)
     else:
-        if at.is_cpu:
-            (_learn_cpus if worked else _learn_failed_cpus)(history, at)
+        if at.is_cpu and worked:
+            learn_cpus(history, at.ref, at.apic_ids, adding)
+        elif at.is_cpu:
+            _learn_failed_cpus(history, at)
         return
-    if worked and request.msg_type in ADDING_TYPES:
+    if worked and adding:
         added[key] = at
     elif worked:
         added.pop(key, None)
@@ -193,28 +210,30 @@ def _place(request: Request) -> Any:
     return (request.busno, request.devfn) if isinstance(request, PciRequest) else None
 
 
-def _learn_device(
-    there: MutableMapping[Any, Ref | None], gone: dict[Any, Ref], at: Situation, key: Any
+def learn_device(
+    there: MutableMapping[Any, Ref | None], gone: dict[Any, Ref], ref: Ref, key: Any, added: bool
 ) -> None:
-    if at.request.msg_type in ADDING_TYPES:
-        there[key] = at.ref
+    """A device came by this request, or went."""
+    if added:
+        there[key] = ref
         gone.pop(key, None)
         return
     there.pop(key, None)
-    gone[key] = at.ref
+    gone[key] = ref
     if len(gone) > _KEPT_REMOVED:
         del gone[next(iter(gone))]
 
 
-def _learn_cpus(history: History, at: Situation) -> None:
-    for cpu in at.apic_ids:
-        if at.request.msg_type == MessageType.ADD_CPU:
-            history.cpus[cpu] = at.ref
+def learn_cpus(history: History, ref: Ref, cpus: Iterable[int], added: bool) -> None:
+    """All of these CPUs came by this request, or went."""
+    for cpu in cpus:
+        if added:
+            history.cpus[cpu] = ref
             history.removed_cpus.pop(cpu, None)
             history.failed_cpus.pop(cpu, None)
         else:
             history.cpus.pop(cpu, None)
-            history.removed_cpus[cpu] = at.ref
+            history.removed_cpus[cpu] = ref
             history.unplugged_numbers = True
 
 

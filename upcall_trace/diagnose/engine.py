@@ -119,26 +119,26 @@ class Diagnosis:
         """What the last record was taken for."""
         self._header = header
         self._seen_dead: set[tuple[int | None, int | None]] = set()
-        self._judging = Judging(world, console)
-        self._telling = Telling(header, dragonball)
+        self.judging = Judging(world, console)
+        self.telling = Telling(header, dragonball)
         self._others = OtherServices(header.wall_ns)
-        self._watched: dict[int, Watched] = {}
-        self._now_ns = 0
+        self.watched: dict[int, Watched] = {}
+        self.now_ns = 0
         self._lives = Lives()
         self._highest = 0
         """The highest number of a connection: they are counted from 1."""
-        self._unanswered = 0
-        self._arch = Arch.named(header.arch)
+        self.unanswered = 0
+        self.arch = Arch.named(header.arch)
         """Until the first CPU request tells, None when nobody said."""
 
     @property
     def model(self) -> ModelGuest | None:
         """The kernel model beside the recording, None without a world."""
-        return self._judging.model
+        return self.judging.model
 
     def if_never_answered(self, at: Situation) -> list[Cause]:
         """What would explain an open request, if no answer to it ever comes."""
-        return self._judging.if_never_answered(at, self.session.last_ns)
+        return self.judging.if_never_answered(at, self.session.last_ns)
 
     @property
     def has_every_connection(self) -> bool:
@@ -154,7 +154,7 @@ class Diagnosis:
                 return []
         self.events = events = self.session.feed(record, offset)
         self.session.finished_rows.clear()
-        self._now_ns = record.t_ns
+        self.now_ns = record.t_ns
         if isinstance(record, Chunk):
             return self._chunk(record, events)
         match record:
@@ -162,7 +162,7 @@ class Diagnosis:
                 self._opened(record)
             case Close(how=How.HALF):
                 self._half_closed(record)
-            case Close() | GaveUp() if record.conn not in self._watched:
+            case Close() | GaveUp() if record.conn not in self.watched:
                 # The other side closes what is over, or something was never seen to open.
                 if self.model and self.session.connections[record.conn].begins is Begins.MIDDLE:
                     self.model.part()
@@ -175,23 +175,24 @@ class Diagnosis:
                 self._lost(record)
                 self._lost_replies(record.conn, events)
             case Vmm():
-                self._judging.vmm(record.action)
+                self.judging.vmm(record.action)
         return []
 
     def finish(self) -> list[Finding]:
         """The recording is over: what is still open, looping or plugged."""
-        self._now_ns = max(self._now_ns, self.session.last_ns)
+        self.now_ns = max(self.now_ns, self.session.last_ns)
         found: list[Finding] = []
-        for conn in list(self._watched):
+        for conn in list(self.watched):
             found += self._over(conn, (), closed=False)
         row, idle = self._lives.finish()
         if row is not None:
-            found += self._telling.of_connection(Cue.REFUSED, row, self._now_ns)
+            found += self.telling.of_connection(Cue.REFUSED, row, self.now_ns)
         for connection in idle:
-            found += self._telling.of_connection(Cue.END, connection, self._now_ns)
-        for situation in self._judging.plugged.values():
-            found += self._telling.of_request(Cue.END, situation)
-        return found + self._telling.last()
+            found += self.telling.of_connection(Cue.END, connection, self.now_ns)
+        for added in self.judging.plugged.values():
+            at = added if isinstance(added, Situation) else added.situation()
+            found += self.telling.of_request(Cue.END, at)
+        return found + self.telling.last()
 
     # What happens to connections.
 
@@ -205,7 +206,7 @@ class Diagnosis:
                 in_guest=record.begins is Begins.SERVICE,
             )
         )
-        self._watched[record.conn] = watched
+        self.watched[record.conn] = watched
         self._highest = max(self._highest, record.conn)
         watched.line_ns = record.t_ns if record.begins is Begins.SERVICE else None
         if record.accepted:
@@ -217,57 +218,57 @@ class Diagnosis:
 
     def _from_middle(self, conn: int) -> None:
         self._highest = max(self._highest, conn)
-        self._watched[conn].forget()
-        self._judging.part()
+        self.watched[conn].forget()
+        self.judging.part()
 
     def _cut(self, conn: int) -> None:
         """The recorder closed it: what was open then tells nothing of the guest."""
-        watched = self._watched[conn]
-        self._unanswered -= len(watched.open)
+        watched = self.watched[conn]
+        self.unanswered -= len(watched.open)
         for at in watched.open.values():
-            self._judging.lost(at)
+            self.judging.lost(at)
         watched.open.clear()
 
     def _half_closed(self, record: Close) -> None:
-        watched = self._watched.get(record.conn)
+        watched = self.watched.get(record.conn)
         if watched is not None and not record.by_guest and watched.ok_ns is None:
             watched.situation.half_closed = not watched.situation.received
 
     def _lost(self, gap: Gap) -> None:
-        self._judging.part()
-        for conn in [gap.conn] if gap.conn else list(self._watched):
-            if conn in self._watched:
-                self._watched[conn].forget()
-                self._watched[conn].piece_ns = None
-                for situation in self._watched[conn].open.values():
+        self.judging.part()
+        for conn in [gap.conn] if gap.conn else list(self.watched):
+            if conn in self.watched:
+                self.watched[conn].forget()
+                self.watched[conn].piece_ns = None
+                for situation in self.watched[conn].open.values():
                     situation.doubtful |= gap.conn == 0 or not is_whole(situation)
 
     def _lost_replies(self, conn: int, events: Sequence[Event]) -> None:
         """Replies that the recording lacks: their requests are neither judged nor unanswered."""
-        if conn not in self._watched:
+        if conn not in self.watched:
             return
         for event in events:
             for number in event.replies if isinstance(event, Lost) else ():
-                situation = self._watched[conn].open.pop(number, None)
+                situation = self.watched[conn].open.pop(number, None)
                 if situation:
-                    self._unanswered -= 1
-                    self._judging.lost(situation)
+                    self.unanswered -= 1
+                    self.judging.lost(situation)
                     if self.witness:
                         self.witness.lost(situation)
 
     def _chunk(self, chunk: Chunk, events: Sequence[Event]) -> list[Finding]:
         conn = chunk.conn
         found: list[Finding] = []
-        if conn not in self._watched:
+        if conn not in self.watched:
             at = ConnectionSituation(self.session.connections[conn])
-            self._watched[conn] = Watched(at)
+            self.watched[conn] = Watched(at)
             self._from_middle(conn)
-        watched = self._watched[conn]
+        watched = self.watched[conn]
         for event in events:
             if isinstance(event, RequestReceived):
-                found += self._request(conn, watched, event)
+                found += self.asked(conn, watched, event)
             elif isinstance(event, ReplyReceived):
-                found += self._reply(watched, event)
+                found += self.answered(watched, event)
                 watched.piece_ns = None
             elif isinstance(event, Lost):
                 self._lost_replies(conn, [event])
@@ -280,28 +281,28 @@ class Diagnosis:
     def _handshake(self, conn: int, watched: Watched, event: Event) -> Iterator[Finding]:
         at, connection = watched.situation, watched.situation.connection
         if isinstance(event, ConnectLine) and connection.port == self._header.port:
-            watched.line_ns = self._now_ns
+            watched.line_ns = self.now_ns
             self._lives.opened()
         if connection.answer and not connection.accepted:
             at.received = connection.answer
         if connection.accepted and watched.ok_ns is None:
-            watched.ok_ns = self._now_ns
+            watched.ok_ns = self.now_ns
             self._channel_was_there(watched.line_ns or connection.opened_ns)
             row = self._lives.accepted(at)
             if row is not None:
-                yield from self._telling.of_connection(Cue.REFUSED, row, self._now_ns)
+                yield from self.telling.of_connection(Cue.REFUSED, row, self.now_ns)
         if isinstance(event, ServiceByte):
             at.early |= event.early
             if event.service is DEVICE_MANAGER and self.model:
                 self.model.connect(conn, from_start=True)
         if connection.port == self._header.port or connection.port is None:
-            yield from self._telling.of_connection(Cue.HANDSHAKE, at, self._now_ns)
+            yield from self.telling.of_connection(Cue.HANDSHAKE, at, self.now_ns)
         if connection.hello:
             self._lives.ready(connection)
 
     def _over(self, conn: int, events: Sequence[Event], closed: bool) -> Iterator[Finding]:
         """The connection ended, or the recording did: nothing will be answered any more."""
-        watched = self._watched.pop(conn)
+        watched = self.watched.pop(conn)
         yield from self._others.over(conn)
         at, connection = watched.situation, watched.situation.connection
         if self.model:
@@ -312,74 +313,74 @@ class Diagnosis:
                 at.unfinished = event.raw
             elif isinstance(event, Incomplete) and watched.ok_ns is None:
                 at.received = at.received or event.raw
-        self._unanswered -= len(watched.open)
-        self._judging.history.unsure |= bool(watched.open)
+        self.unanswered -= len(watched.open)
+        self.judging.history.unsure |= bool(watched.open)
         if watched.short is not None:
-            yield from self._telling.of_request(Cue.WHOLE, watched.short)
+            yield from self.telling.of_request(Cue.WHOLE, watched.short)
         for situation in watched.open.values():
             situation.received, situation.piece_ns = watched.received, watched.piece_ns
             situation.piece = watched.piece
             yield from self._silent(situation, closed and connection.closed_by_guest, not closed)
         since = watched.ok_ns or watched.line_ns or connection.opened_ns
-        at.waited_ns = self._now_ns - since
+        at.waited_ns = self.now_ns - since
         ours = connection.begins is not Begins.OTHER
         at.to_upcall = upcall = connection.port == self._header.port and ours
-        at.cut_off_by = self._judging.cut_off_by
+        at.cut_off_by = self.judging.cut_off_by
         if not closed:
             if upcall:
-                yield from self._telling.of_connection(Cue.END, at, self._now_ns)
+                yield from self.telling.of_connection(Cue.END, at, self.now_ns)
             return
         if upcall and connection.accepted:
             self._lives.ended(at)
         elif upcall and watched.torn and connection.begins is not Begins.MIDDLE:
             return  # what is missing of the recording may be its OK
         elif upcall and connection.closed_by_guest and not at.received and not at.half_closed:
-            self._lives.refused(at, self._now_ns)
+            self._lives.refused(at, self.now_ns)
         if upcall or connection.port is None:
-            yield from self._telling.of_connection(Cue.CLOSED, at, self._now_ns)
+            yield from self.telling.of_connection(Cue.CLOSED, at, self.now_ns)
 
     # What happens to requests.
 
-    def _request(self, conn: int, watched: Watched, event: RequestReceived) -> list[Finding]:
+    def asked(self, conn: int, watched: Watched, event: RequestReceived) -> list[Finding]:
         request = event.message
         if not isinstance(request, Request):
-            self._others.asked(conn, event, self._now_ns)
+            self._others.asked(conn, event, self.now_ns)
             return []
         ref = Ref(conn, event.number)
-        if self._arch is None and request.msg_type in CPU_TYPES:
-            self._arch = _LAYOUTS.get(request.msg_size)
+        if self.arch is None and request.msg_type in CPU_TYPES:
+            self.arch = _LAYOUTS.get(request.msg_size)
         at = Situation(
             ref,
             event,
             request,
-            self._now_ns,
-            self._judging.history,
-            self._arch or Arch.X86_64,
-            arch_told=self._arch is not None,
+            self.now_ns,
+            self.judging.history,
+            self.arch or Arch.X86_64,
+            arch_told=self.arch is not None,
             seen_by_client=watched.situation.connection.begins is not Begins.SERVICE,
         )
         watched.give_buffers(at)
         at.doubtful = watched.torn and not is_whole(at)
         watched.torn &= event.size < len(event.raw)
         watched.open[event.number] = at
-        self._judging.history.unsure |= self._unanswered > 0
-        self._unanswered += 1
+        self.judging.history.unsure |= self.unanswered > 0
+        self.unanswered += 1
         if self.witness:
             self.witness.asked(at)
-        self._judging.asked(at)
+        self.judging.asked(at)
         found: list[Finding] = []
         short, watched.short = watched.short, None
         if short is not None and event.continues != short.ref.request:
-            found += self._telling.of_request(Cue.WHOLE, short)
-        found += self._telling.of_request(Cue.REQUEST, at)
+            found += self.telling.of_request(Cue.WHOLE, short)
+        found += self.telling.of_request(Cue.REQUEST, at)
         begins = event.continues is None and event.rest_of is None
         if not begins or event.overlaps is not None:
-            found += self._telling.of_request(Cue.PIECE, at)
+            found += self.telling.of_request(Cue.PIECE, at)
         if begins and event.size < len(event.raw):
             watched.short = at  # unless its rest follows
         return found
 
-    def _reply(self, watched: Watched, event: ReplyReceived) -> list[Finding]:
+    def answered(self, watched: Watched, event: ReplyReceived) -> list[Finding]:
         reply = event.message
         if not isinstance(reply, Reply):
             return list(self._others.answered(watched.situation.connection.number, event))
@@ -389,36 +390,36 @@ class Diagnosis:
             if event.number is not None:
                 return []
             surplus = watched.situation
-            return list(self._telling.of_connection(Cue.HANDSHAKE, surplus, self._now_ns))
-        self._unanswered -= 1
+            return list(self.telling.of_connection(Cue.HANDSHAKE, surplus, self.now_ns))
+        self.unanswered -= 1
         # Earlier replies on this connection may have come since the request was sent.
         watched.give_buffers(at)
         at.reply, at.reply_raw = reply, event.raw
-        at.replied_ns, at.latency_ns = self._now_ns, self._now_ns - at.sent_ns
+        at.replied_ns, at.latency_ns = self.now_ns, self.now_ns - at.sent_ns
         at.piece_ns, at.piece = watched.piece_ns, watched.piece
         found = self._answered(at)
         watched.remember(at, reply)
         return found
 
     def _answered(self, at: Situation) -> list[Finding]:
-        self._judging.answered(at, self._now_ns, self.has_every_connection)
-        found = self._telling.of_causes(at)
-        found += self._telling.of_request(Cue.REPLY, at)
+        self.judging.answered(at, self.now_ns, self.has_every_connection)
+        found = self.telling.of_causes(at)
+        found += self.telling.of_request(Cue.REPLY, at)
         if at.ret:
-            found += self._telling.of_request(Cue.REFUSAL, at)
-        for other in self._judging.learnt(at, self._now_ns):
-            found += self._telling.under(codes.VCPU_NOT_STARTED, other, inferred=True)
-        if self._telling.keeps_back:
-            self._telling.refute(_RESTS_ON_THE_CHANNEL, at.sent_ns)
-            if self._judging.lock.free_at == at.ref:
-                self._telling.refute(RESTS_ON_IT, at.sent_ns)
+            found += self.telling.of_request(Cue.REFUSAL, at)
+        for other in self.judging.learnt(at, self.now_ns):
+            found += self.telling.under(codes.VCPU_NOT_STARTED, other, inferred=True)
+        if self.telling.keeps_back:
+            self.telling.refute(_RESTS_ON_THE_CHANNEL, at.sent_ns)
+            if self.judging.lock.free_at == at.ref:
+                self.telling.refute(RESTS_ON_IT, at.sent_ns)
         if self.witness:
             self.witness.judged(at, at.causes)
         return found
 
     def _channel_was_there(self, asked_ns: int) -> None:
-        self._judging.channel_was_there(asked_ns)
-        self._telling.refute(_RESTS_ON_THE_CHANNEL, asked_ns)
+        self.judging.channel_was_there(asked_ns)
+        self.telling.refute(_RESTS_ON_THE_CHANNEL, asked_ns)
 
     def _silent(self, at: Situation, by_guest: bool, at_end: bool) -> Iterator[Finding]:
         """A request was not answered, and now never will be."""
@@ -426,15 +427,15 @@ class Diagnosis:
         at.ended = WaitEnd.CLIENT if not gave_up else WaitEnd.GAVE_UP
         at.ended = WaitEnd.GUEST if by_guest else WaitEnd.RECORDING if at_end else at.ended
         # Without times nobody knows how long it waited: it may only have been asked just now.
-        at.waited_ns = self._now_ns - at.sent_ns if self._header.timed else LONG_NS
-        self._judging.silent(at, self.has_every_connection and self._header.timed, self._now_ns)
+        at.waited_ns = self.now_ns - at.sent_ns if self._header.timed else LONG_NS
+        self.judging.silent(at, self.has_every_connection and self._header.timed, self.now_ns)
         if at.causes and (at.ref.conn, at.ref.request) in self._seen_dead:
             at.causes = [*sure(at.causes[0].code), *at.causes[1:]]
-        yield from self._telling.of_causes(at)
-        yield from self._telling.of_request(Cue.SILENCE, at)
+        yield from self.telling.of_causes(at)
+        yield from self.telling.of_request(Cue.SILENCE, at)
         if self.witness:
             self.witness.judged(at, at.causes)
-        self._judging.over(at)
+        self.judging.over(at)
 
 
 def sort_key(finding: Finding) -> tuple[int, int, str]:

@@ -12,6 +12,7 @@ from ..kernel.world import World
 from .causes import ModelGuest, learn, of_reply, of_silence, softened
 from .finding import Cause, Ref
 from .history import History
+from .lasting import PlainSuccess
 from .lock import RESTS_ON_IT, LockWatch, started_late
 from .log_decisions import decide
 from .situation import LONG_NS, REMOVALS, Situation, WaitEnd, added_here
@@ -27,11 +28,11 @@ class Judging:
         self.model = ModelGuest(world) if world else None
         self.history = History.of_world(world) if world else History()
         self.lock = LockWatch()
-        self._console = console
-        self.plugged: dict[object, Situation] = {}
+        self.console = console
+        self.plugged: dict[object, Situation | PlainSuccess] = {}
         """Requests that added devices, for what is left of them at the end."""
-        self._open_pci: dict[Ref, Situation] = {}
-        self._removals: dict[Ref, Situation] = {}
+        self.open_pci: dict[Ref, Situation] = {}
+        self.removals: dict[Ref, Situation] = {}
         """Removals without an answer, which may have hit the device that the channel runs on."""
         self.answered_ns = -1
         """When the last request was sent that has an answer: the channel was there then."""
@@ -56,21 +57,21 @@ class Judging:
             self.model.request(at.ref, at.event.raw[: at.event.size])
         self.lock.asked(at)
         if at.is_pci:
-            self._open_pci[at.ref] = at
+            self.open_pci[at.ref] = at
         if at.request.msg_type in REMOVALS and _executed(at):
-            self._removals[at.ref] = at
-        if self._console and (at.is_cpu or at.is_pci) and _executed(at):
-            at.console = self._console.find(at)
+            self.removals[at.ref] = at
+        if self.console and (at.is_cpu or at.is_pci) and _executed(at):
+            at.console = self.console.find(at)
 
     def lost(self, at: Situation) -> None:
         """Its answer is not in the recording."""
-        self._open_pci.pop(at.ref, None)
-        self._removals.pop(at.ref, None)
+        self.open_pci.pop(at.ref, None)
+        self.removals.pop(at.ref, None)
         self.lock.forget(at.ref)
 
     def answered(self, at: Situation, now_ns: int, complete: bool) -> None:
         """Its answer came; `complete` says that no connection is known to be missing."""
-        if self._removals:
+        if self.removals:
             self.channel_was_there(at.sent_ns)
         elif at.sent_ns > self.answered_ns:
             self.answered_ns = at.sent_ns
@@ -78,30 +79,30 @@ class Judging:
         at.predicted = predicted is not None
         if at.latency_ns is not None and at.latency_ns > CALLER_TIMEOUT_NS:
             at.held_up_by = self.lock.held_up(at, now_ns)
-        self._open_pci.pop(at.ref, None)
-        if self._open_pci:
-            at.meanwhile = tuple(ref for ref in self._open_pci if ref.conn != at.ref.conn)
+        self.open_pci.pop(at.ref, None)
+        if self.open_pci:
+            at.meanwhile = tuple(ref for ref in self.open_pci if ref.conn != at.ref.conn)
         causes = of_reply(at) if predicted is None else predicted
         if predicted is None:
             if causes and (at.misfit or at.doubtful):
                 causes = softened(causes, [])
         elif predicted and not complete:
             causes = softened(causes, of_reply(at))
-        if self._console and at.is_mmio and at.ret in (0, EBUSY) and _executed(at):
-            at.console = self._console.find(at)
+        if self.console and at.is_mmio and at.ret in (0, EBUSY) and _executed(at):
+            at.console = self.console.find(at)
         at.causes = decide(causes, at, at.console) if at.console is not None else causes
 
     def channel_was_there(self, asked_ns: int) -> None:
         """Something that was asked then came through, so no removal before that cut it off."""
         self.answered_ns = max(self.answered_ns, asked_ns)
-        self._removals = {
-            ref: each for ref, each in self._removals.items() if each.sent_ns > asked_ns
+        self.removals = {
+            ref: each for ref, each in self.removals.items() if each.sent_ns > asked_ns
         }
 
     @property
     def cut_off_by(self) -> Ref | None:
         """The removal that may have hit the device that the channel runs on."""
-        return next((ref for ref, each in self._removals.items() if not added_here(each)), None)
+        return next((ref for ref, each in self.removals.items() if not added_here(each)), None)
 
     def learnt(self, at: Situation, now_ns: int) -> list[Situation]:
         """Take in what the answer shows; returns vCPUs that it shows not to have started.
@@ -125,8 +126,8 @@ class Judging:
         causes = of_silence(at) if predicted is None else predicted
         if not complete:
             causes = softened(causes, [])
-        if self._console and at.is_mmio and at.console is None and _executed(at):
-            at.console = self._console.find(at)
+        if self.console and at.is_mmio and at.console is None and _executed(at):
+            at.console = self.console.find(at)
         if at.console is not None:
             causes = decide(causes, at, at.console)
         refuted = RESTS_ON_IT if self.lock.free_ns > at.sent_ns else frozenset()
@@ -146,7 +147,7 @@ class Judging:
         self.history.died.setdefault(at.ref.conn, at.ref)
         if at.ended is WaitEnd.GUEST:
             self.lock.forget(at.ref)
-        self._open_pci.pop(at.ref, None)
+        self.open_pci.pop(at.ref, None)
 
 
 def _did_not_start(other: Situation, at: Situation, now_ns: int) -> bool:

@@ -77,6 +77,16 @@ class LockWatch:
             if len(self._open) > _KEPT:
                 del self._open[next(iter(self._open))]
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing may hold it."""
+        return not self._open
+
+    def was_free(self, ref: Ref, sent_ns: int) -> None:
+        """A request that needs it has its answer at once, and no other may hold it."""
+        if sent_ns >= self.free_ns:
+            self.free_at, self.free_ns = ref, sent_ns
+
     def answered(self, at: Situation, now_ns: int) -> list[Situation]:
         """An answer came; returns the requests that are known not to hold the lock by it."""
         known = self._open.pop(at.ref, None)

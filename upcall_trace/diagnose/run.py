@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..capture.reader import CaptureReader, Damage
+from ..capture.runs import MessageRun
 from ..errors import WrongUsage
 from ..kernel.noted_world import lacking_world
 from ..kernel.world import World
 from ..sources import open_source
 from ..trace.opening import Progress
+from ..trace.streams import in_bulk, is_progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
+from .successes import take_run
 from .told_by_logs import Logs
 
 if TYPE_CHECKING:
     from .log_joining import Joining
-
-_PROGRESS_EVERY = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,12 @@ def diagnose(
     with open_source(path) as source:
         matcher = joining.matcher if joining is not None else None
         diagnosis = Diagnosis(source.header, world, dragonball, matcher)
-        for count, (offset, record) in enumerate(source.records()):
-            findings += diagnosis.feed(record, offset)
-            if progress is not None and count % _PROGRESS_EVERY == 0:
+        for count, (offset, item) in enumerate(in_bulk(source)):
+            if isinstance(item, MessageRun):
+                findings += take_run(diagnosis, item)
+            else:
+                findings += diagnosis.feed(item, offset)
+            if progress is not None and is_progress(count, item):
                 progress(offset)
         findings += diagnosis.finish()
         lacks = "" if world else lacking_world(source.header.notes) or ""

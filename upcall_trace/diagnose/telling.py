@@ -47,6 +47,10 @@ class Telling:
         self._kept_back: list[tuple[Situation, Finding]] = []
         """What a later answer can refute."""
 
+    def listening(self, cue: Cue) -> list[Code]:
+        """The codes whose rules listen to a cue."""
+        return [rule.code for rule in self._listening[cue]]
+
     def of_causes(self, at: Situation) -> list[Finding]:
         """The explanations of a reply or a silence; what may be refuted is kept back."""
         found: list[Finding] = []

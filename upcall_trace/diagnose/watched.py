@@ -84,17 +84,22 @@ class Watched:
         if at.doubtful:  # it may be put together from two
             self.last_ret = self.last_load = self.last_ref = self.load_ref = None
             return
-        wrote_ret = at.request.magic_version == MAGIC_VERSION and not (
-            at.is_pci and reply.ret == self.last_ret
-        )
-        if wrote_ret or self.last_ret is None:
-            self.last_ref = at.ref
-        self.last_ret = reply.ret
         load = int.from_bytes(
             at.reply_raw[REPLY_LOAD_OFFSET : REPLY_LOAD_OFFSET + CPU_REPLY_MSG_SIZE], "little"
         )
-        if reply.msg_size or load != self.last_load:
-            self.load_ref = at.ref
+        reads_ret = at.request.magic_version != MAGIC_VERSION
+        self.hold(at.ref, at.is_pci, reply.ret, load, reply.msg_size > 0, reads_ret)
+
+    def hold(
+        self, ref: Ref, pci: bool, ret: int, load: int, has_load: bool, reads_ret: bool = False
+    ) -> None:
+        """The buffer holds this now; `reads_ret` where a reply only shows what `ret` was before."""
+        wrote_ret = not reads_ret and not (pci and ret == self.last_ret)
+        if wrote_ret or self.last_ret is None:
+            self.last_ref = ref
+        self.last_ret = ret
+        if has_load or load != self.last_load:
+            self.load_ref = ref
         self.last_load = load
 
     def remember_unasked(self, reply: Reply) -> None:

@@ -21,6 +21,9 @@ class PlacedWindows(MutableMapping[WindowKey, "Ref | None"]):
 
     def __init__(self, known: Mapping[WindowKey, Ref | None] | None = None) -> None:
         self._refs: dict[WindowKey, Ref | None] = {}
+        self._indexed: set[WindowKey] = set()
+        self._moved: set[WindowKey] = set()
+        """Which came or went since the indexes were last made true: most recordings ask rarely."""
         self._numbers: dict[WindowKey, int] = {}
         self._next = 0
         self._by_size: dict[int, list[WindowKey]] = {}
@@ -34,14 +37,32 @@ class PlacedWindows(MutableMapping[WindowKey, "Ref | None"]):
         if key not in self._refs:
             self._numbers[key] = self._next
             self._next += 1
-            insort(self._by_size.setdefault(key[1].bit_length(), []), key)
-            for index, value in self._indexes(key):
-                index.setdefault(value, {})[key] = None
+            self._moved.add(key)
         self._refs[key] = ref
 
     def __delitem__(self, key: WindowKey) -> None:
         del self._refs[key]
         del self._numbers[key]
+        self._moved.add(key)
+
+    def _settle(self) -> None:
+        """Make the indexes true."""
+        for key in self._moved:
+            if key in self._refs:
+                if key not in self._indexed:
+                    self._enter(key)
+            elif key in self._indexed:
+                self._take_out(key)
+        self._moved.clear()
+
+    def _enter(self, key: WindowKey) -> None:
+        self._indexed.add(key)
+        insort(self._by_size.setdefault(key[1].bit_length(), []), key)
+        for index, value in self._indexes(key):
+            index.setdefault(value, {})[key] = None
+
+    def _take_out(self, key: WindowKey) -> None:
+        self._indexed.remove(key)
         known = self._by_size[key[1].bit_length()]
         del known[bisect_left(known, key)]
         for index, value in self._indexes(key):
@@ -60,6 +81,7 @@ class PlacedWindows(MutableMapping[WindowKey, "Ref | None"]):
 
     def overlapping(self, base: int, size: int) -> WindowKey | None:
         """The first one that the kernel's overlap check finds: it compares last bytes, too."""
+        self._settle()
         end = base + size - 1
         found = (
             key for key in self._near(base, end) if base < key[0] + key[1] - 1 and end > key[0]
@@ -68,14 +90,17 @@ class PlacedWindows(MutableMapping[WindowKey, "Ref | None"]):
 
     def at_edge(self, base: int, end: int) -> WindowKey | None:
         """The first one whose last byte is at `base`, or whose first byte is at `end`."""
+        self._settle()
         return self._first(chain(self._by_end.get(base, ()), self._by_base.get(end, ())))
 
     def at_base(self, base: int) -> WindowKey | None:
         """The first one that begins here."""
+        self._settle()
         return self._first(iter(self._by_base.get(base, ())))
 
     def on_irq(self, irq: int) -> WindowKey | None:
         """The first one with this interrupt."""
+        self._settle()
         return self._first(iter(self._by_irq.get(irq, ())))
 
     def _indexes(self, key: WindowKey) -> Iterator[tuple[dict[int, dict[WindowKey, None]], int]]:

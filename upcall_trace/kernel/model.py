@@ -59,6 +59,7 @@ from .world import PciDevice, Window, World
 _HEADER: Final = Struct("<4I")
 _I32: Final = Struct("<i")
 _U32: Final = Struct("<I")
+_RESULT: Final = Struct("<iI")
 _MSG_SIZE_OFFSET: Final = 4
 _MSG_TYPE_OFFSET: Final = 8
 _TYPE_END: Final = 12
@@ -271,6 +272,26 @@ class ServiceThread:
         if not _ZEROS.startswith(reply[REPLY_LOAD_OFFSET + msg_size :]):
             causes = (*causes, codes.STALE_LOAD)
         return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken, cpus)
+
+    def succeeds(self, request: Request, load: int | None) -> bool:
+        """Whether a whole request with a right magic gets 0 and `load`, None for a reply without
+        one; it is then executed. `hold` has to follow before anything is received in pieces."""
+        guest = self._guest
+        if guest.cut_off or self.fate is not Fate.ANSWERED:
+            return False
+        guest.lock.taken = False
+        try:
+            done = guest.execute(request)
+        except (FailedError, OopsError, HangError, CutOffError):
+            return False
+        self._write_header(request, 0 if done.load is None else CPU_REPLY_MSG_SIZE)
+        self._write(done.ret, done.load)
+        ret, held = _RESULT.unpack_from(self._reply, RET_OFFSET)
+        return done.load == load and ret == 0 and held == (load or 0)
+
+    def hold(self, raw: bytes) -> None:
+        """The request buffer holds this."""
+        self._request = raw
 
     def peek_type(self, piece: bytes) -> int:
         """The `msg_type` that the guest would see if it received `piece` now."""

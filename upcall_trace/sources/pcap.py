@@ -12,10 +12,12 @@ from ..capture.records import Gap, Header, Record
 from ..errors import UnreadableInput
 from .carried import PROGRAM
 from .clock_ticks import LOOKED_AT, tick_ns
+from .packet_blocks import BlockFile
 from .packets import CapturedPacket, NotPackets, PacketFile
 from .vsock_records import PacketRecords
 
 if TYPE_CHECKING:
+    from ..capture.runs import MessageRun
     from .pcapng_own import OwnPcapngSource
 
 _SECTION_HEADER = 64 << 10
@@ -70,15 +72,60 @@ class PcapSource:
         t_ns = 0
         for packet in self._packets:
             t_ns = packet.wall_ns - begin_ns
-            malformed = converter.malformed
-            for record in converter.packet(t_ns, packet.raw, packet.original_size):
+            for record in self._of(packet, t_ns, converter):
                 yield 0, record
-            if converter.malformed > malformed:
-                self.damage.append(Damage(packet.offset, len(packet.raw), at_end=False))
-        for record in converter.finish():
+        for record in self._last(t_ns, converter):
             yield 0, record
+
+    def runs(self, whole: int) -> Iterator[tuple[int, Record | MessageRun]]:
+        """The same, with messages that are all `whole` bytes long as runs, as in a capture."""
+        from .packet_runs import RunsOfPackets
+
+        converter = PacketRecords(self.header.port)
+        gathering = RunsOfPackets(converter, whole)
+        begin_ns = self._begin_ns or 0
+        t_ns = 0
+        for found in self._file.batches() if isinstance(self._file, BlockFile) else self._packets:
+            if isinstance(found, CapturedPacket):
+                if found.linktype == LINKTYPE_VSOCK:
+                    t_ns = found.wall_ns - begin_ns
+                    for record in self._of(found, t_ns, converter):
+                        yield 0, record
+                continue
+            for at in found.places:
+                if at.linktype != LINKTYPE_VSOCK:
+                    continue
+                t_ns = at.wall_ns - begin_ns
+                made = gathering.take(found.block, at, t_ns)
+                if made is None:
+                    raw = found.block[at.begin : at.end]
+                    packet = CapturedPacket(at.offset, at.linktype, 0, raw, at.original_size)
+                    for item in gathering.gathered(found.block):
+                        yield 0, item
+                    for record in self._of(packet, t_ns, converter):
+                        yield 0, record
+                    gathering.forget()
+                elif made:
+                    for item in gathering.gathered(found.block):
+                        yield 0, item
+                    for record in made:
+                        yield 0, record
+            for item in gathering.gathered(found.block):
+                yield 0, item
+        for record in self._last(t_ns, converter):
+            yield 0, record
+
+    def _of(self, packet: CapturedPacket, t_ns: int, converter: PacketRecords) -> Iterator[Record]:
+        malformed = converter.malformed
+        yield from converter.packet(t_ns, packet.raw, packet.original_size)
+        if converter.malformed > malformed:
+            self.damage.append(Damage(packet.offset, len(packet.raw), at_end=False))
+
+    def _last(self, t_ns: int, converter: PacketRecords) -> Iterator[Record]:
+        """What the end of the file brings to light."""
+        yield from converter.finish()
         if self._file.dropped:
-            yield 0, Gap(t_ns, 0, False, self._file.dropped, DROPPED)
+            yield Gap(t_ns, 0, False, self._file.dropped, DROPPED)
         torn = self._size - self._file.read_to
         if torn > 0:
             self.damage.append(Damage(self._file.read_to, torn, at_end=True))
@@ -102,7 +149,7 @@ def read(path: Path) -> PcapSource | OwnPcapngSource:
     """Open the packet capture at `path`; raises OSError and UnreadableInput."""
     try:
         own = _own(path)
-        return own or PcapSource(path, _open(path))
+        return own or PcapSource(path, BlockFile(path, _open))
     except NotPackets as error:
         raise UnreadableInput(f"{path} is not a whole packet capture: {error}") from None
 
@@ -123,7 +170,7 @@ def _own(path: Path) -> OwnPcapngSource | None:
 
 
 def _open(path: Path) -> PacketFile:
-    """With scapy, which is the fastest of them; a small installation has none."""
+    """What is not of the usual form: with scapy, which a small installation does not have."""
     try:
         from .pcap_scapy import ScapyFile
     except ImportError:

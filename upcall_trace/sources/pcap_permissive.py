@@ -37,7 +37,8 @@ class PcapFile:
         if self._packet_header is None:
             self._file.close()
             raise NotPackets("its first bytes are none of a packet capture")
-        little = self._packet_header.__byte_order__ == "<"
+        # dpkt says so of what is little-endian alone.
+        little = getattr(self._packet_header, "__byte_order__", ">") == "<"
         header = (dpkt_pcap.LEFileHdr if little else dpkt_pcap.FileHdr)(start)
         self.linktypes: list[int] = [header.linktype]
         self.resolution_ns = 1 if magic in _NANO_MAGICS else 1000

@@ -12,11 +12,16 @@ from dissectors.vsockmon import (
     Ended,
     NotAPacket,
     Opened,
+    Stream,
     StreamEvent,
+    Unseen,
     decode_packet,
 )
 
 from ..capture.records import CUT_OFF, MAX_CHUNK, Begins, Chunk, Close, Gap, How, Open, Record
+
+NOT_CAPTURED = "not in the packet capture, though their receiver counts them"
+"""The reason of a gap that the packets after it show."""
 
 
 class PacketRecords:
@@ -28,7 +33,7 @@ class PacketRecords:
 
     def __init__(self, upcall_port: int = UPCALL_PORT) -> None:
         self._port = upcall_port
-        self._connections = Connections(upcall_port)
+        self.connections = Connections(upcall_port)
         self._opening: dict[int, Open] = {}
         self.malformed = 0
         """Packets that were too short for their own headers."""
@@ -40,8 +45,12 @@ class PacketRecords:
         except NotAPacket:
             self.malformed += 1
             return
-        for event in self._connections.packet(packet):
+        for event in self.connections.packet(packet):
             yield from self._event(t_ns, event)
+
+    def is_upcall(self, stream: Stream) -> bool:
+        """Whether its packets carry upcall, and none of them is needed to tell how it began."""
+        return stream.carries(self._port) and stream.number not in self._opening
 
     def finish(self) -> Iterator[Record]:
         """Connections whose beginning was seen and nothing else."""
@@ -66,6 +75,9 @@ class PacketRecords:
                     yield Chunk(t_ns, conn, event.to_guest, piece)
                 if event.missing:
                     yield Gap(t_ns, conn, event.to_guest, event.missing, CUT_OFF)
+            case Unseen(conn=conn):
+                yield from self._opened(conn, accepted=True)
+                yield Gap(t_ns, conn, event.to_guest, event.size, NOT_CAPTURED)
             case Ended(conn=conn):
                 yield from self._opened(conn, accepted=False)
                 how = How.RESET if event.reset else How.CLOSE

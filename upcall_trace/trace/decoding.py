@@ -22,7 +22,7 @@ from dissectors.events import (
 )
 from dissectors.messages import Reply, Request
 from dissectors.observer import Observer, Start
-from dissectors.services import DEVICE_MANAGER, service_for
+from dissectors.services import DEVICE_MANAGER, ServiceRequest, service_for
 
 from ..capture.records import (
     CUT_OFF,
@@ -115,7 +115,7 @@ def read_as(service: int | None) -> str:
     return found.identity if found else ""
 
 
-class _Asked(NamedTuple):
+class OpenRow(NamedTuple):
     """What a reply has to be compared with; a tuple, because every request makes one."""
 
     row: int
@@ -125,16 +125,24 @@ class _Asked(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Watch:
+class Watch:
     """What the session remembers of a connection while it decodes it."""
 
     observer: Observer
     connection: Connection
-    open_rows: dict[int, _Asked] = field(default_factory=dict)
+    open_rows: dict[int, OpenRow] = field(default_factory=dict)
     short: tuple[int, int] | None = None
     last_ret: int | None = 0
     file_gaps: int = 0
     """How many of the session's gaps of no connection this one was told of."""
+
+    def wait(self, number: int, row: int, t_ns: int, request: ServiceRequest) -> None:
+        """A request was sent, and its reply is to come."""
+        self.open_rows[number] = (
+            OpenRow(row, t_ns, request.magic_version, request.msg_type)
+            if isinstance(request, Request)
+            else OpenRow(row, t_ns, None, 0)
+        )
 
 
 class Session:
@@ -157,11 +165,11 @@ class Session:
         self.lost = 0
         self.finished_rows: list[int] = []
         """Rows that were answered or given up since the caller last emptied the list."""
-        self._watched: dict[int, _Watch] = {}
+        self.watched: dict[int, Watch] = {}
         self._over: OrderedDict[int, None] = OrderedDict()
-        self._file_gaps = 0
+        self.file_gaps = 0
         self._ended = False
-        self._arch = Arch.named(header.arch) or Arch.X86_64
+        self.arch = Arch.named(header.arch) or Arch.X86_64
 
     def feed(self, record: Record, offset: int = 0) -> Sequence[Event]:
         """Take the record that stands at `offset` of its file."""
@@ -196,7 +204,7 @@ class Session:
 
     def unfinished_rows(self) -> Iterator[int]:
         """The rows that something may still change."""
-        for watch in self._watched.values():
+        for watch in self.watched.values():
             if watch.open_rows:
                 for asked in watch.open_rows.values():
                     yield asked.row
@@ -210,7 +218,7 @@ class Session:
         """
         known = list(self.connections.values())
         for connection in known:
-            if connection.number not in self._watched:
+            if connection.number not in self.watched:
                 del self.connections[connection.number]
         self.marks, self.vmm, self.origins = [], [], []
         self.finished_rows.clear()
@@ -218,26 +226,26 @@ class Session:
 
     def awaited(self, conn: int, size: int) -> list[tuple[int, int]]:
         """(request, bytes still to come) of each reply that `size` bytes from the guest are of."""
-        watch = self._watched.get(conn)
+        watch = self.watched.get(conn)
         return watch.observer.awaited(size) if watch else []
 
     def finish(self) -> None:
         """No more records will come: what is still open stays unanswered."""
-        for watch in self._watched.values():
+        for watch in self.watched.values():
             self._give_up(watch)
 
-    def _watch(self, conn: int, t_ns: int) -> _Watch:
-        watch = self._watched.get(conn)
+    def _watch(self, conn: int, t_ns: int) -> Watch:
+        watch = self.watched.get(conn)
         if watch is None:  # the recording began after the connection did
             return self._open(Open(t_ns, conn, Begins.MIDDLE))
-        if watch.file_gaps != self._file_gaps:
-            watch.file_gaps = self._file_gaps
+        if watch.file_gaps != self.file_gaps:
+            watch.file_gaps = self.file_gaps
             watch.observer.resync()
             watch.last_ret = None
         return watch
 
-    def _open(self, record: Open) -> _Watch:
-        previous = self._watched.get(record.conn)
+    def _open(self, record: Open) -> Watch:
+        previous = self.watched.get(record.conn)
         if previous is not None:
             self._give_up(previous)
         connection = self.connections[record.conn] = Connection(
@@ -245,16 +253,16 @@ class Session:
             read_as=read_as(None), source=record.source,
         )  # fmt: skip
         self._over.pop(record.conn, None)
-        observer = Observer(_START[record.begins], self._arch, self.header.port)
-        watch = _Watch(observer, connection, file_gaps=self._file_gaps)
-        self._watched[record.conn] = watch
+        observer = Observer(_START[record.begins], self.arch, self.header.port)
+        watch = Watch(observer, connection, file_gaps=self.file_gaps)
+        self.watched[record.conn] = watch
         if record.begins is Begins.MIDDLE:
             watch.last_ret = None
         return watch
 
     def _chunk(self, chunk: Chunk, offset: int) -> list[Event]:
-        watch = self._watched.get(chunk.conn)
-        if watch is None or watch.file_gaps != self._file_gaps:
+        watch = self.watched.get(chunk.conn)
+        if watch is None or watch.file_gaps != self.file_gaps:
             watch = self._watch(chunk.conn, chunk.t_ns)
         if chunk.to_guest:
             events = watch.observer.to_guest(chunk.data)
@@ -269,7 +277,7 @@ class Session:
                 self._other(watch.connection, event)
         return events
 
-    def _request(self, watch: _Watch, event: RequestReceived, t_ns: int, offset: int) -> None:
+    def _request(self, watch: Watch, event: RequestReceived, t_ns: int, offset: int) -> None:
         connection = watch.connection
         connection.requests += 1
         connection.payload += event.size
@@ -296,13 +304,9 @@ class Session:
         )  # fmt: skip
         if anomalies & _SHORT:
             watch.short = (event.number, row)
-        watch.open_rows[event.number] = (
-            _Asked(row, t_ns, request.magic_version, request.msg_type)
-            if isinstance(request, Request)
-            else _Asked(row, t_ns, None, 0)
-        )
+        watch.wait(event.number, row, t_ns, request)
 
-    def _reply(self, watch: _Watch, event: ReplyReceived, t_ns: int, offset: int) -> None:
+    def _reply(self, watch: Watch, event: ReplyReceived, t_ns: int, offset: int) -> None:
         connection = watch.connection
         connection.payload += len(event.raw)
         reply = event.message
@@ -362,14 +366,14 @@ class Session:
         # What was on its way may still be recorded; a long time later it is another connection.
         self._over[record.conn] = None
         if len(self._over) > _KEPT_OVER:
-            self._watched.pop(self._over.popitem(last=False)[0], None)
+            self.watched.pop(self._over.popitem(last=False)[0], None)
         return watch.observer.end()
 
     def _gap(self, record: Gap) -> list[Event]:
         if record.reason != LEFT_OUT:
             self.lost = min(self.lost + record.size, MOST_LOST)
         if record.conn == 0:
-            self._file_gaps += 1  # each connection learns of it when it is next seen
+            self.file_gaps += 1  # each connection learns of it when it is next seen
             return []
         watch = self._watch(record.conn, record.t_ns)
         watch.last_ret = None
@@ -381,14 +385,14 @@ class Session:
             self._other(watch.connection, event)
         return events
 
-    def _give_up(self, watch: _Watch) -> None:
+    def _give_up(self, watch: Watch) -> None:
         """Nothing can answer the connection's open requests any more."""
         watch.connection.failures += len(watch.open_rows)
         self.finished_rows += [asked.row for asked in watch.open_rows.values()]
         watch.open_rows.clear()
 
 
-def _reply_anomalies(request: _Asked, reply: Reply, raw: bytes, last_ret: int | None) -> int:
+def _reply_anomalies(request: OpenRow, reply: Reply, raw: bytes, last_ret: int | None) -> int:
     """Doubts about a reply; `last_ret` is what the guest's reply buffer held before, if known.
 
     docs/protocol.md section 4, stale load and stale result.

@@ -7,7 +7,7 @@ capture. What it writes is the same whenever a segment ends.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from ..capture.frames import frame, pack
 from ..capture.index import encode_columns
 from ..capture.records import Header, Record
+from ..capture.runs import MessageRun
 from ..capture.segments import IndexSegment
+from .bulk import take_run
 from .decoding import Session
 
 INDEX_VERSION: Final = 3
@@ -28,10 +30,14 @@ _SEGMENT_ROWS: Final = 1 << 15
 
 
 class Indexer:
-    """Feed it the records of a capture in order, and `cut` whenever `due` says so."""
+    """Feed it the records of a capture in order, and `cut` whenever `due` says so.
 
-    def __init__(self, header: Header) -> None:
+    Unless it `tells`, nothing is kept for `results`.
+    """
+
+    def __init__(self, header: Header, tells: bool = True) -> None:
         self._session = Session(header)
+        self._tells = tells
         self._last: IndexSegment | None = None
         self._begin = 0
         self._results: list[tuple[str, str, int]] = []
@@ -42,11 +48,30 @@ class Indexer:
         """Take the record that stands at `offset`."""
         self._session.feed(record, offset)
 
+    def take(self, run: MessageRun) -> None:
+        """The same for a run of messages."""
+        take_run(self._session, run)
+
+    def parts(self, run: MessageRun) -> Iterator[MessageRun]:
+        """A run in parts, each ending where the segment should; each is taken before the next."""
+        first = 0
+        while first < len(run):
+            end = int(np.searchsorted(run.offset, self._begin + SEGMENT_BYTES))
+            asked = np.cumsum(run.to_guest[first:end])
+            full = first + 1 + int(np.searchsorted(asked, _SEGMENT_ROWS - self._new_rows))
+            end = max(first + 1, min(end, full))
+            yield run.part(first, end)
+            first = end
+
     def due(self, offset: int) -> bool:
         """Whether the segment should end before the record at `offset`."""
+        return offset - self._begin >= SEGMENT_BYTES or self._new_rows >= _SEGMENT_ROWS
+
+    @property
+    def _new_rows(self) -> int:
+        """Rows since the last segment."""
         first = self._last.first_row + self._last.rows if self._last else 0
-        rows = len(self._session.table) - first
-        return offset - self._begin >= SEGMENT_BYTES or rows >= _SEGMENT_ROWS
+        return len(self._session.table) - first
 
     @property
     def begin(self) -> int:
@@ -102,7 +127,8 @@ class Indexer:
 
     def _gather(self) -> None:
         finished = self._session.finished_rows
-        self._results += [self._session.table.result(row) for row in finished]
+        if self._tells:
+            self._results += [self._session.table.result(row) for row in finished]
         finished.clear()
 
     @property

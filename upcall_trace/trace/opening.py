@@ -17,16 +17,18 @@ from ..capture.frames import BadRecord
 from ..capture.index import Index, joined, read_index, tail
 from ..capture.reader import CaptureReader, Damage, DamageTo
 from ..capture.records import Begins, Chunk, Header, How, Mark, Origin, Vmm
+from ..capture.runs import MessageRun
 from ..capture.segments import digest_of
 from ..errors import UnreadableInput
 from ..sources import Source, open_source
+from .bulk import take_run
 from .decoding import Connection, Session, read_as
 from .indexing import INDEX_VERSION, Indexer
 from .operations import COLUMN_TYPES, Operations, rows_in, unpack_rows
+from .streams import in_bulk, is_progress
 
 Progress = Callable[[int], None]
 """Called now and then with the offset that decoding has reached."""
-_PROGRESS_EVERY: Final = 4096
 _INT_LIMIT: Final = 1 << 63
 
 DECODED_SIZE: Final = 16 << 20
@@ -116,9 +118,13 @@ def _indexed(source: Source, check: bool) -> Capture | None:
 def decode_source(source: Source, progress: Progress | None = None) -> Capture:
     """Decode every record of an open source."""
     session = Session(source.header)
-    for count, (offset, record) in enumerate(source.records()):
-        session.feed(record, offset)
-        if progress is not None and count % _PROGRESS_EVERY == 0:
+    for count, (offset, item) in enumerate(in_bulk(source)):
+        if isinstance(item, MessageRun):
+            take_run(session, item)
+            session.finished_rows.clear()
+        else:
+            session.feed(item, offset)
+        if progress is not None and is_progress(count, item):
             progress(offset)
     session.finish()
     return capture_of(session, source)
@@ -150,18 +156,24 @@ def build_index(path: Path, progress: Progress | None = None) -> bool:
     """
     with CaptureReader(path) as reader:
         size = reader.size
-        indexer = Indexer(reader.header)
+        indexer = Indexer(reader.header, tells=False)
         frames = bytearray()
 
         def cut(end: int, ended: bool) -> None:
             digest = digest_of(reader.read, indexer.begin, end)
             frames.extend(indexer.cut(end, size + len(frames), digest, ended))
 
-        for count, (offset, record) in enumerate(reader.records()):
+        for count, (offset, item) in enumerate(in_bulk(reader)):
             if indexer.due(offset):
                 cut(offset, False)
-            indexer.feed(record, offset)
-            if progress is not None and count % _PROGRESS_EVERY == 0:
+            if isinstance(item, MessageRun):
+                for part in indexer.parts(item):
+                    if indexer.due(int(part.offset[0])):
+                        cut(int(part.offset[0]), False)
+                    indexer.take(part)
+            else:
+                indexer.feed(item, offset)
+            if progress is not None and is_progress(count, item):
                 progress(offset)
         if not reader.complete:
             return False

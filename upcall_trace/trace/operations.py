@@ -64,21 +64,17 @@ ANOMALIES: Final = (
 ANOMALY_BIT: Final = {name: 1 << bit for bit, name in enumerate(ANOMALIES)}
 
 _ROW: Final = Struct("<" + "".join(COLUMNS.values()))
-_DTYPE: Final = np.dtype([(name, "<" + code) for name, code in COLUMNS.items()])
-COLUMN_TYPES: Final = {name: _DTYPE[name].str for name in COLUMNS} | {"extra": "|u1"}
+ROWS: Final = np.dtype([(name, "<" + code) for name, code in COLUMNS.items()])
+"""The numpy type of a row."""
+COLUMN_TYPES: Final = {name: ROWS[name].str for name in COLUMNS} | {"extra": "|u1"}
 """Name and numpy type of each column that `OperationTable.columns` gives."""
-_ANSWER_AT: Final = _DTYPE.fields["answered"][1] if _DTYPE.fields else 0
+_AT: Final = {name: place[1] for name, place in (ROWS.fields or {}).items()}
 _ANSWER: Final = Struct("<BiIIqqq")
-_ANOMALIES_AT: Final = _DTYPE.fields["anomalies"][1] if _DTYPE.fields else 0
-_LATENCY_AT: Final = _DTYPE.fields["latency_ns"][1] if _DTYPE.fields else 0
-_TYPE_AT: Final = _DTYPE.fields["msg_type"][1] if _DTYPE.fields else 0
-_SERVICE_AT: Final = _DTYPE.fields["service"][1] if _DTYPE.fields else 0
 _U32: Final = Struct("<I")
 _I64: Final = Struct("<q")
 _RESULT: Final = Struct("<Bi")
 _U32_LIMIT: Final = 0xFFFFFFFF
-_BLOCK: Final = 1 << 14
-"""Rows whose arrays are looked through at once."""
+_BLOCK: Final = 1 << 14  # rows whose arrays are looked through at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +173,24 @@ class OperationTable:
             load = begin
         rows, at = self._place(row)
         _ANSWER.pack_into(
-            rows, at + _ANSWER_AT,
+            rows, at + _AT["answered"],
             1, reply.ret, msg_type, msg_size, load, latency_ns, offset,
         )  # fmt: skip
+
+    def extend(self, rows: NDArray[Any], extra: bytes) -> int:
+        """Add rows that are made, of type `ROWS`, their places in `extra` counted from its
+        beginning; returns the first one's number."""
+        first = len(self)
+        rows["extra_end"] += self._extra_first + len(self._extra)
+        self._rows += rows.tobytes()
+        self._extra += extra
+        return first
 
     def change_anomalies(self, row: int, add: int = 0, remove: int = 0) -> None:
         """Set and clear bits of a row's anomalies."""
         rows, at = self._place(row)
-        (bits,) = _U32.unpack_from(rows, at + _ANOMALIES_AT)
-        _U32.pack_into(rows, at + _ANOMALIES_AT, (bits | add) & ~remove)
+        (bits,) = _U32.unpack_from(rows, at + _AT["anomalies"])
+        _U32.pack_into(rows, at + _AT["anomalies"], (bits | add) & ~remove)
 
     def _place(self, row: int) -> tuple[bytearray, int]:
         """Where a row is now, which may have been cut off."""
@@ -197,10 +202,10 @@ class OperationTable:
     def result(self, row: int) -> tuple[str, str, int]:
         """(operation, result, latency in ns or -1): the name of an errno, `ok` or `unanswered`."""
         rows, at = self._place(row)
-        answered, ret = _RESULT.unpack_from(rows, at + _ANSWER_AT)
-        (latency_ns,) = _I64.unpack_from(rows, at + _LATENCY_AT)
-        (msg_type,) = _U32.unpack_from(rows, at + _TYPE_AT)
-        message = table_of(rows[at + _SERVICE_AT]).by_number.get(msg_type)
+        answered, ret = _RESULT.unpack_from(rows, at + _AT["answered"])
+        (latency_ns,) = _I64.unpack_from(rows, at + _AT["latency_ns"])
+        (msg_type,) = _U32.unpack_from(rows, at + _AT["msg_type"])
+        message = table_of(rows[at + _AT["service"]]).by_number.get(msg_type)
         op = message.name if message else op_name(msg_type)
         if not answered:
             return op, "unanswered", -1
@@ -233,7 +238,7 @@ Changed = dict[int, bytes]
 
 
 def _columns(packed: bytes | bytearray, extra: bytes | bytearray) -> dict[str, NDArray[Any]]:
-    rows = np.frombuffer(bytes(packed), _DTYPE)
+    rows = np.frombuffer(bytes(packed), ROWS)
     named: dict[str, NDArray[Any]] = {name: rows[name] for name in COLUMNS}
     named["extra"] = np.frombuffer(bytes(extra), np.uint8)
     return named
@@ -248,6 +253,9 @@ class NoTable(OperationTable):
     """Takes operations and keeps none: for whoever only wants a session's events."""
 
     def append(self, *_: object) -> int:
+        return 0
+
+    def extend(self, *_: object) -> int:
         return 0
 
     def answer(self, *_: object) -> None:

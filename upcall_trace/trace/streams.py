@@ -5,16 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from dissectors.constants import MESSAGE_SIZE
 
 from ..capture.reader import CaptureReader
 from ..capture.records import DAMAGED, Chunk, End, Gap, Header, Mark, Open, Origin, Record, Vmm
+from ..capture.runs import MessageRun
 from ..sources import Source, open_source
 from .filters import Mask
 from .operations import ANOMALY_BIT, Operations
 
+_PROGRESS_EVERY = 4096
 _PIECES = sum(ANOMALY_BIT[name] for name in ("short-request", "split-request", "over-long-request"))
+
+
+def in_bulk(source: Source) -> Iterator[tuple[int, Record | MessageRun]]:
+    """The records of a source, whole messages as runs where it can give them."""
+    reads = getattr(source, "runs", None)
+    return source.records() if reads is None else reads(MESSAGE_SIZE)
+
+
+def is_progress(count: int, item: Record | MessageRun) -> bool:
+    """Whether it is time to tell of progress, at the `count`-th item of `in_bulk`."""
+    return isinstance(item, MessageRun) or count % _PROGRESS_EVERY == 0
 
 
 def all_records(source: Source) -> Iterator[Record]:
@@ -22,15 +36,33 @@ def all_records(source: Source) -> Iterator[Record]:
 
     So a capture that is made from a torn one does not claim to have everything.
     """
+    return cast(Iterator[Record], _but_the_end(source, source.records()))
+
+
+def all_in_bulk(source: Source) -> Iterator[Record | MessageRun]:
+    """The same, whole messages as runs where the source can give them."""
+    return _but_the_end(source, in_bulk(source))
+
+
+def _but_the_end(
+    source: Source, items: Iterator[tuple[int, Record | MessageRun]]
+) -> Iterator[Record | MessageRun]:
     last_ns = 0
-    for _, record in source.records():
-        if not isinstance(record, End):
-            last_ns = getattr(record, "t_ns", last_ns)
-            yield record
+    for _, item in items:
+        if not isinstance(item, End):
+            last_ns = (
+                int(item.t_ns[-1]) if isinstance(item, MessageRun) else _time_of(item, last_ns)
+            )
+            yield item
     has_told = isinstance(source, CaptureReader)  # of damage in the middle, where it stands
     for damage in source.damage:
         if damage.at_end or not has_told:
             yield Gap(last_ns, 0, False, damage.size, DAMAGED)
+
+
+def _time_of(item: Record | MessageRun, last_ns: int) -> int:
+    t_ns: int = item.t_ns[-1] if isinstance(item, MessageRun) else getattr(item, "t_ns", last_ns)
+    return int(t_ns)
 
 
 def distinct_connections(records: Iterable[Record]) -> list[Record]:

@@ -12,6 +12,7 @@ import click
 
 from ...capture.reader import CaptureReader, Damage, DamageTo, is_being_written
 from ...capture.records import Header, Record
+from ...capture.runs import MessageRun
 from ...capture.writer import CaptureWriter
 from ...errors import ExitCode, UnreadableInput, WrongUsage
 from ...sources import open_source
@@ -119,11 +120,14 @@ def write_capture(
         write_whole(temporary, header, records)
 
 
-def write_whole(path: Path, header: Header, records: Iterable[Record]) -> None:
+def write_whole(path: Path, header: Header, records: Iterable[Record | MessageRun]) -> None:
     """A capture with an index, at a path that is ours already; raises OSError."""
     with CaptureWriter(path, header) as writer:
-        for record in records:
-            writer.write(record)
+        for item in records:
+            if isinstance(item, MessageRun):
+                writer.write_run(item)
+            else:
+                writer.write(item)
     build_index(path)
 
 
