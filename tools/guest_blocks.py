@@ -455,7 +455,7 @@ _DEFAULTS: Final = {
     "mmio_hidden": "none; below",
 }
 """What is taken for a key that follows another one."""
-_DEVICE_KEYS: Final = (
+DEVICE_KEYS: Final = (
     ("mmio", Window, {
         "base": "address of the first byte",
         "size": "bytes",
@@ -499,7 +499,7 @@ def world_tables() -> str:
     """Every key of the tables in a world."""
     rows = [
         (code(table_name), code(one.name), meanings[one.name])
-        for table_name, kind, meanings in _DEVICE_KEYS
+        for table_name, kind, meanings in DEVICE_KEYS
         for one in fields(kind)
     ]
     rows += [

@@ -1,7 +1,8 @@
-"""JSON Schemas of every JSON output, made from real outputs: `make docs` writes docs/schemas.
+"""JSON Schemas of every JSON output and of every file that users write, for docs/schemas.
 
-What a key may hold is merged over the outputs of many captures, so a schema says what the program
-prints and nothing else. Keys whose names are data (fields, notes, counts) are maps. A test holds
+`make docs` writes them. Those of files are in `input_schemas`. Those of outputs are made from real
+outputs: what a key may hold is merged over many captures, so a schema says what the program prints
+and nothing else. Keys whose names are data (fields, notes, counts) are maps. A test holds
 the schemas to other outputs, and refuses a key that no schema has.
 """
 
@@ -16,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from tools.input_schemas import INPUTS
 from upcall_trace.cli import main
 from upcall_trace.codes import Severity, Side
 
@@ -127,13 +129,20 @@ def _kind(value: Any) -> str:
 
 def schema_texts() -> dict[str, str]:
     """The text of each schema by its file's name."""
-    return {
-        f"{name}.schema.json": json.dumps(
-            {"$schema": _DRAFT, "title": f"upcall-trace: {name}", **inferred(values)}, indent=1
-        )
-        + "\n"
-        for name, values in samples().items()
+    return input_schema_texts() | {
+        f"{name}.schema.json": _text(name, inferred(values)) for name, values in samples().items()
     }
+
+
+def input_schema_texts() -> dict[str, str]:
+    """Those of the files that users write."""
+    return {f"{name}.schema.json": _text(name, made()) for name, made in INPUTS.items()}
+
+
+def _text(name: str, schema: dict[str, Any]) -> str:
+    return (
+        json.dumps({"$schema": _DRAFT, "title": f"upcall-trace: {name}", **schema}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def read_settings(path: Path) -> Settings:
         raise WrongUsage(f"{path}: {safe(next(iter(values)))} is not a setting")
     if not (theme is None or isinstance(theme, str)):
         raise WrongUsage(f"{path}: theme is the name of a theme")
-    if not isinstance(columns, list) or any(each not in COLUMNS for each in columns):
+    if not isinstance(columns, list) or any(each not in list(COLUMNS) for each in columns):
         raise WrongUsage(f"{path}: columns is a list; known are {', '.join(COLUMNS)}")
     for table, of in (
         (keys, "keys are names of actions, each with a key"),
