@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pcapng import FileScanner, blocks  # type: ignore[import-untyped]  # ships no annotations
 
-from tests.support import each_recording, each_transcript, records_of, run, write_capture
+from tests.support import (
+    decode,
+    each_recording,
+    each_transcript,
+    operations,
+    records_of,
+    run,
+    write_capture,
+)
 from upcall_trace.capture.records import (
     Begins,
     Chunk,
@@ -103,16 +111,63 @@ def test_an_escape_in_a_mark_stays_an_escape(tmp_path: Path) -> None:
     assert b"\x1b" not in written.read_bytes()
 
 
+def packets_of(path: Path) -> list[tuple[int, int]]:
+    """(nanoseconds, bytes) of each packet, as python-pcapng reads them."""
+    with path.open("rb") as file:
+        return [
+            (block.timestamp_high << 32 | block.timestamp_low, block.packet_len)
+            for block in FileScanner(file)
+            if isinstance(block, blocks.EnhancedPacket)
+        ]
+
+
 @pytest.mark.skipif(not shutil.which("capinfos"), reason="there is no capinfos here")
-def test_capinfos_and_python_pcapng_agree(tmp_path: Path) -> None:
+@each_recording
+def test_capinfos_and_python_pcapng_agree(golden: Path, tmp_path: Path) -> None:
+    """On the link type, and to the nanosecond on every figure."""
     written = tmp_path / "x.pcapng"
-    assert run("export", "captures/cpu_lifecycle.upcap", "-o", written).code == 0
+    with written.open("wb") as file:
+        header, recorded = records_of(golden)
+        write_packets(header, recorded, file, {})
+    packets = packets_of(written)
+    titles, values = (
+        line.split("\t")
+        for line in subprocess.run(
+            ["capinfos", "-T", "-M", "-t", "-E", "-c", "-d", "-u", "-a", "-e", "-S", written],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout.splitlines()
+    )  # fmt: skip
+    told = dict(zip(titles, values, strict=True))
+    times = [at_ns for at_ns, _ in packets]
+    assert "pcapng" in told["File type"]
+    assert told["File encapsulation"] == "vsock"
+    assert int(told["Number of packets"]) == len(packets)
+    assert int(told["Data size (bytes)"]) == sum(size for _, size in packets)
+    for title, at_ns in (("Start time", min(times)), ("End time", max(times))):
+        seconds, _, fraction = told[title].partition(".")
+        assert int(seconds) * 10**9 + int(fraction.ljust(9, "0")) == at_ns
+
+
+@each_recording
+def test_nanoseconds_survive(golden: Path, tmp_path: Path) -> None:
+    """The times of requests and replies are those of packets, in a file that counts nanoseconds."""
+    written = tmp_path / "x.pcapng"
+    header, recorded = records_of(golden)
+    with written.open("wb") as file:
+        write_packets(header, recorded, file, {})
     with written.open("rb") as file:
-        counted = sum(isinstance(block, blocks.EnhancedPacket) for block in FileScanner(file))
-    said = subprocess.run(
-        ["capinfos", "-M", "-c", "-E", "-t", "-T", "-r", written],
-        capture_output=True, text=True, check=True, timeout=60,
-    ).stdout.split("\t")  # fmt: skip
-    assert "pcapng" in said[1]
-    assert "vsock" in " ".join(said)
-    assert str(counted) in [each.strip() for each in said]
+        resolutions = [
+            block.timestamp_resolution
+            for block in FileScanner(file)
+            if isinstance(block, blocks.InterfaceDescription)
+        ]
+    assert resolutions == [1e-9]
+    session = decode(recorded, header)
+    times = {at_ns for at_ns, _ in packets_of(written)}
+    begins = (header.wall_ns or 0) + (session.first_ns or 0)
+    found = operations(session)
+    assert found
+    for operation in found:
+        assert begins + operation.t_ns in times
+        if operation.latency_ns is not None:
+            assert begins + operation.t_ns + operation.latency_ns in times

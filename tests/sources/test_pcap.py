@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
@@ -13,11 +14,11 @@ from pcapng import FileWriter  # type: ignore[import-untyped]  # ships no annota
 from pcapng import blocks as pcapng_blocks
 from scapy.utils import EDecimal, RawPcapNgWriter
 
-from tests.support import GOLDEN, PCAPS, decode, operations, records_of
+from tests.support import GOLDEN, PCAPS, decode, operations, records_of, run
 from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.reader import Damage
 from upcall_trace.capture.records import Begins, Chunk, Close, Gap, How, Open, Record
-from upcall_trace.errors import UnreadableInput, UserError
+from upcall_trace.errors import ExitCode, UnreadableInput, UserError
 from upcall_trace.sources import open_source
 from upcall_trace.sources.pcap import LINKTYPE_VSOCK, read
 
@@ -417,6 +418,42 @@ def fuzz(path: Path, raw: bytes, rng: random.Random, rounds: int) -> int:
         for record in recorded:
             encode(record)
     return opened
+
+
+def import_damaged(folder: Path, rounds: int, seed: int) -> Counter[int]:
+    """Import damaged recordings; every exit code is one of the documented ones, with its reason."""
+    rng, codes = random.Random(seed), Counter[int]()
+    path, written = folder / "damaged", folder / "x.upcap"
+    for number in range(rounds):
+        damaged = bytearray(rng.choice(PCAPS).read_bytes())
+        for _ in range(rng.choice((1, 1, 4, 16))):
+            near = rng.random() < 0.3
+            damaged[rng.randrange(60 if near else len(damaged))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del damaged[rng.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        outcome = run("import", path, "-o", written, "--overwrite")
+        codes[outcome.code] += 1
+        where = (seed, number, outcome)
+        assert outcome.code in (ExitCode.EXPECTED, ExitCode.LOST, ExitCode.UNREADABLE), where
+        if outcome.code == ExitCode.UNREADABLE:
+            assert outcome.err.count("\n") == 1, where
+            continue
+        reasons = [line for line in outcome.err.splitlines() if " operations" not in line]
+        assert bool(reasons) == (outcome.code == ExitCode.LOST), where
+        assert run("info", written).code in (ExitCode.EXPECTED, ExitCode.LOST), where
+    return codes
+
+
+def test_damaged_recordings_end_with_the_documented_codes(tmp_path: Path) -> None:
+    assert import_damaged(tmp_path, 30, 219).keys() == {0, 3, 5}
+
+
+@pytest.mark.torture
+def test_a_thousand_damaged_recordings_end_with_the_documented_codes(tmp_path: Path) -> None:
+    codes = import_damaged(tmp_path, 1000, 18)
+    print(codes)  # noqa: T201
+    assert codes.keys() == {0, 3, 5}
 
 
 @pytest.mark.parametrize("dialect", ["pcap", "pcapng"])
