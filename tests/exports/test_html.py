@@ -83,7 +83,10 @@ def matching(page: Any, text: str) -> None:
 @needs_chromium
 def test_the_headline_the_findings_and_every_operation_are_there(page: Any, tmp_path: Path) -> None:
     page.goto(report("captures/cpu_lifecycle.upcap", tmp_path).as_uri())
-    assert "UP201 vcpu-not-started" in page.inner_text(".headline")
+    said = json.loads(run("diagnose", "--json", "captures/cpu_lifecycle.upcap").out)
+    headline = page.inner_text(".headline")
+    assert headline == said["headline"]
+    assert "UP201 vcpu-not-started, on the VMM's side" in headline
     shown = [
         json.loads(line)
         for line in run("show", "--json", "captures/cpu_lifecycle.upcap").out.splitlines()
@@ -124,9 +127,11 @@ def test_a_click_shows_the_bytes_of_both_messages(page: Any, tmp_path: Path) -> 
 def test_hostile_text_stays_text(page: Any, tmp_path: Path) -> None:
     header = Header("test", notes={HOSTILE[:40]: HOSTILE})
     records = [*connect(), Mark(0, 1, None, "comment", HOSTILE)]
-    capture = write_capture(tmp_path / "x.upcap", records, header)
+    name = "<img src=x onerror=alert(1)>&lt;b>.upcap"
+    capture = write_capture(tmp_path / name, records, header)
     page.goto(report(capture, tmp_path).as_uri())
-    assert page.title() == "Upcall report: x.upcap"
+    assert page.title() == f"Upcall report: {name}"
+    assert page.inner_text("h1") == f"Upcall report: {name}"
     assert "document.title='owned'" in page.inner_text("dl")
     assert page.locator("img").count() == 0
 

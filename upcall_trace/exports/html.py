@@ -21,11 +21,12 @@ from markupsafe import Markup
 from .. import __version__
 from ..codes import Severity
 from ..dataset.schema import codes_by_request
+from ..diagnose.headline import headline
 from ..diagnose.report import place
 from ..diagnose.state_over_time import COUNTED, counts_over_time
 from ..diagnose.whole_capture import WholeCapture
 from ..trace.operations import Operation
-from ..views.charts import HEIGHT, WIDTH, latency_chart, steps
+from ..views.charts import HEIGHT, RIGHT, WIDTH, latency_chart, steps
 from ..views.frames import frames
 from ..views.text import duration, fields_text, result_text, safe, seconds
 from . import Loss
@@ -56,10 +57,12 @@ def write(capture: WholeCapture, out: BinaryIO) -> list[Loss]:
         "title": safe(capture.path.name),
         "facts": _facts(capture),
         "findings": [_finding(finding) for finding in _worst_first(capture)],
+        "headline": safe(headline(capture.findings) or ""),
         "counts": _counts(capture),
         "codes": sorted({str(finding.code) for finding in capture.findings}),
         "chart": latency_chart(operations, capture.opened.duration_ns),
         "chart_size": (WIDTH, HEIGHT),
+        "chart_right": RIGHT,
         "state": _state(capture),
         "state_size": (WIDTH, _STATE_HEIGHT),
         "chunks": _chunks(islice(iter(operations), shown), codes),
@@ -108,7 +111,8 @@ def _worst_first(capture: WholeCapture) -> list[Any]:
 
 def _counts(capture: WholeCapture) -> list[tuple[str, int]]:
     found = [finding.severity for finding in capture.findings]
-    return [(each.word, found.count(each)) for each in reversed(Severity) if each in found]
+    counted = [(each.word, found.count(each)) for each in reversed(Severity) if each in found]
+    return [(word if count == 1 else f"{word}s", count) for word, count in counted]
 
 
 def _finding(finding: Any) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from .text import duration
 
 WIDTH: Final = 960
 HEIGHT: Final = 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 10, 26
+RIGHT: Final = 156
+"""Room for the names of the deadlines, in SVG units."""
+_LEFT, _TOP, _BOTTOM = 70, 10, 26
 _MOST_POINTS: Final = 3000
 DEADLINES: Final = ((CALLER_TIMEOUT_NS, "caller gives up"), (SERVICE_BYTE_LIMIT_NS, "vCPU start"))
 """Of the protocol: docs/protocol.md sections 4 and 5."""
@@ -59,7 +61,7 @@ def latency_chart(operations: Iterable[Operation], duration_ns: int) -> LatencyC
     span = max(duration_ns, 1)
 
     def x(t_ns: int) -> float:
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * min(max(t_ns / span, 0), 1)
+        return _LEFT + (WIDTH - _LEFT - RIGHT) * min(max(t_ns / span, 0), 1)
 
     def y(latency_ns: int) -> float:
         share = (math.log10(max(latency_ns, 1)) - low_log) / max(high_log - low_log, 1)
@@ -110,7 +112,7 @@ def steps(name: str, values: Sequence[tuple[int, int]], duration_ns: int, height
     drawn: list[str] = []
     before = values[0][1] if values else 0
     for t_ns, count in [*values, (duration_ns, values[-1][1] if values else 0)]:
-        x = _LEFT + (WIDTH - _LEFT - _RIGHT) * min(max(t_ns / span, 0), 1)
+        x = _LEFT + (WIDTH - _LEFT - RIGHT) * min(max(t_ns / span, 0), 1)
         for level in (before, count):
             drawn.append(f"{x:.1f},{height - 4 - (height - 8) * level / max(most, 1):.1f}")
         before = count
