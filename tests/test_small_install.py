@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -14,6 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.support import DISK
+from tests.vmm import Upcall, Vmm
 from upcall_trace.cli import NOT_IN_A_SMALL_INSTALLATION
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +85,7 @@ def test_what_is_left_out_is_not_there(node: Path, name: str) -> None:
 
 PCAP = ROOT / "tests" / "golden" / "framing.vsockmon.pcap"
 CAPTURE = ROOT / "captures" / "cpu_lifecycle.upcap"
+IMAGE = ROOT / "tests" / "memory" / "kata_5_10.img"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,7 @@ CAPTURE = ROOT / "captures" / "cpu_lifecycle.upcap"
         ["export", PCAP, "--format", "pcapng", "-o", "-"],
         ["export", CAPTURE, "--format", "csv", "-o", "-"],
         ["export", CAPTURE, "--format", "html", "-o", "-"],
+        ["peek", IMAGE],
         ["doctor"],
     ],
     ids=lambda arguments: " ".join(str(part).rpartition("/")[2] for part in arguments),
@@ -109,12 +115,64 @@ def test_it_says_the_same_as_the_whole_program(node: Path, arguments: list[str |
         assert small.stdout == whole.stdout
 
 
+def test_it_records(node: Path, tmp_path: Path) -> None:
+    written = tmp_path / "x.upcap"
+    words = ["--listen", tmp_path / "proxy", "--upstream", tmp_path / "vmm", "-o", written]
+    with Vmm(tmp_path / "vmm"):
+        recorder = subprocess.Popen(
+            [sys.executable, "-S", "-m", "upcall_trace", "record", *map(str, words)],
+            cwd=node.parent, env={**os.environ, "PYTHONPATH": str(node)}, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with recorder:
+            assert recorder.stderr is not None
+            assert recorder.stderr.readline().startswith(b"recording ")
+            with Upcall(tmp_path / "proxy") as client:
+                assert client.ask(DISK).ret == 0
+            recorder.send_signal(signal.SIGTERM)
+            recorder.stderr.read()
+            assert recorder.wait(30) == 0
+    shown = on_node(node, "show", "--json", written)
+    assert [json.loads(line)["op"] for line in shown.stdout.splitlines()] == ["add_mmio"]
+
+
 def test_what_it_cannot_do_is_a_sentence(node: Path) -> None:
     said = on_node(node, "show", "--filter", "ret < 0", CAPTURE)
     assert said.returncode == 2
     assert said.stderr == (
         b"upcall-trace: this installation is without lark: pip install upcall-trace\n"
     )
+
+
+def told_packages() -> dict[str, tuple[str, float]]:
+    """Licence and megabytes of each package, as the page on installing has them."""
+    page = (ROOT / "docs" / "install.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\w.-]+) +\| ([\w. -]+?) +\| ([\d.]+) +\|$", page, re.MULTILINE)
+    return {name.lower(): (licence, float(size)) for name, licence, size in rows}
+
+
+def test_the_page_tells_its_packages_licences_and_size() -> None:
+    told = told_packages()
+    names, whole = set(), 0
+    for found in closure(named_in(ROOT / "requirements" / "node.txt")):
+        name = found.metadata["Name"]
+        names.add(name.lower())
+        words = " ".join(
+            text
+            for field in ("License-Expression", "License", "Classifier")
+            for text in found.metadata.get_all(field) or ()
+            if field != "Classifier" or text.startswith("License")
+        )
+        for part in told[name.lower()][0].split(" AND "):
+            assert part.split("-")[0] in words, (name, words)
+        whole += sum(
+            file.locate().stat().st_size  # type: ignore[attr-defined]
+            for file in found.files or ()
+            if file.suffix != ".pyc" and ".." not in file.parts
+        )
+    assert names <= told.keys()
+    assert names >= told.keys() - {"backports.zstd"}  # part of Python from 3.14 on
+    sizes = sum(size for _, size in told.values())
+    assert abs(whole / 1e6 - sizes) < 15, "the table of docs/install.md is far from the truth"
 
 
 def test_no_package_of_it_is_under_the_gpl() -> None:
