@@ -60,10 +60,10 @@ def bundle_command(
 ) -> ExitCode:
     """Pack captures, logs and what was found in them into one archive for an issue.
 
-    The archive holds a manifest, the findings as JSON and as a report, and counts of each
-    capture. With --redact, of logs only what the diagnosis understands is packed, with placeholders
-    for names, ids, paths and addresses, the same one for the same value; of captures everything but
-    the bytes of the traffic is taken out. `upcall-trace docs redaction` tells it in full.
+    The archive holds a manifest, the findings as JSON and as a report, and counts of each capture.
+    With --redact, of logs only what the diagnosis understands is packed, with placeholders for
+    names, ids, paths and addresses, the same one for the same value. Of captures only the bytes of
+    the traffic are packed. `upcall-trace docs redaction` has the details.
     """
     if not captures and console is None and vmm_log is None:
         raise WrongUsage("give a capture, or a log with --console or --vmm-log")

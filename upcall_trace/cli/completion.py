@@ -72,8 +72,8 @@ def completion_command() -> None:
 def install_command(shell: str | None) -> ExitCode:
     """Write the completion script of a shell into your own folder for it.
 
-    Without SHELL it is that of $SHELL. Your shell's start-up files are left alone: what is to be
-    added to one is told. To remove it, delete the file that this command names.
+    Without SHELL it is that of $SHELL. It does not change your shell's start-up files: it prints
+    what to add to them. To remove it, delete the file that this command names.
     """
     name = shell or _own_shell()
     path = _SHELLS[name].path()

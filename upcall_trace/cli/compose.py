@@ -66,9 +66,9 @@ def filter_command(capture: Path, expression: str, output: Path, overwrite: bool
 @_OUTPUT
 @overwrite_option
 def merge_command(captures: tuple[Path, ...], output: Path, overwrite: bool) -> ExitCode:
-    """Put several captures together into one, by their wall clocks where they have one.
+    """Put several captures together into one, by their wall clocks if they have one.
 
-    Connections are numbered anew, in the order in which they were opened.
+    Connections get new numbers, in the order in which they were opened.
     """
     code = ExitCode.EXPECTED
     with ExitStack() as stack:

@@ -71,10 +71,9 @@ def conform_command(
 ) -> ExitCode:
     """Ask a guest made-up requests and compare every byte with the model of the kernel.
 
-    The guest should be fresh; with --control it is booted anew for every 200 requests, and what
-    differs is made as short as it can be. Nothing is asked by default that kills a thread, loses
-    the hotplug lock, takes seconds or removes a device of the boot. Ends with 1 when an answer
-    differs.
+    The guest should be fresh. With --control it is booted again for every 200 requests, and a
+    difference is made as short as possible. By default no request kills a thread, loses the hotplug
+    lock, takes seconds or removes a device of the boot. Ends with 1 when an answer differs.
     """
     steps: tuple[Step, ...] = ()
     source = ""

@@ -54,8 +54,8 @@ def import_command(
 ) -> ExitCode:
     """Turn a transcript, or a pcap or pcapng file with link type VSOCK, into a capture.
 
-    What FILE is, is told from its content. With --world the capture keeps what the guest looked
-    like at boot; a transcript that names its machine does not need --machine.
+    The program detects the type of FILE from its content. With --world the capture keeps what the
+    guest looked like at boot; a transcript that names its machine does not need --machine.
     """
     added = parse_notes(notes)
     with open_source(file) as source:
@@ -116,7 +116,8 @@ def _list(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def export_command(capture: Path, name: str | None, output: Path, overwrite: bool) -> ExitCode:
     """Write a capture in another format.
 
-    What the format has no place for is told on stderr. `upcall-trace docs formats` has a table.
+    Everything that the format has no place for is counted on stderr. `upcall-trace docs formats`
+    has a table.
     """
     to_stdout = output == STDOUT
     if name is None and to_stdout:

@@ -91,7 +91,7 @@ _SCRIPT: Final[tuple[tuple[tuple[Request, str], ...], ...]] = (
 def demo_command() -> ExitCode:
     """Record a client that hotplugs against a simulated guest, and show what was recorded.
 
-    Nothing is needed but this package, and no VM is touched. The capture stays on disk.
+    It needs nothing but this package, and touches no VM. The capture stays on disk.
     """
     directory = Path(tempfile.mkdtemp(prefix="upcall-demo-"))
     path = directory / "demo.upcap"

@@ -128,10 +128,10 @@ def diagnose_command(
 ) -> ExitCode:
     """Say why operations failed, what the VMM makes of it, and what to do next.
 
-    Give captures, logs, or both; what each file is, is found out by looking. A guest's console
-    tells which of several causes it was, and stands in for a missing capture. With the
-    guest's world (--world) causes that the wire cannot decide become certain. Without, such
-    findings say "possibly". A code in place of a file, such as UP201, shows the code's page.
+    Give captures, logs, or both; the program detects the type of each file. A guest's console shows
+    which of several causes it was, and can replace a missing capture. With the guest's world
+    (--world) causes that the wire cannot decide become certain. Without, such findings say
+    "possibly". A code in place of a file, such as UP201, shows the code's page.
     """
     words = [word] if word is not None else _codes_in(files)
     if words:

@@ -43,10 +43,10 @@ def diff_command(
 ) -> ExitCode:
     """Tell how the operations of B differ from those of A, whenever they were sent.
 
-    Lines begin with - for what only A has, + for what only B has, and ! for requests of both
-    that were answered otherwise. Of times it counts whether an answer kept within 250 ms and
-    10 s, or what --match says. Bytes that nobody wrote do not count. Ends with 0 without a
-    difference, and with 1 when there is one.
+    Lines begin with - for what only A has, + for what only B has, and ! for requests of both with
+    different answers. Of times it compares only the limits of 250 ms and 10 s, or what --match
+    says. Bytes that nobody wrote do not count. Ends with 0 without a difference, and with 1 when
+    there is one.
     """
     (one, first), (other, second) = _read(a), _read(b)
     rules = Matchers()

@@ -19,10 +19,9 @@ VERSION: Final = 1
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @color_option
 def doctor_command(as_json: bool) -> ExitCode:
-    """Tell from where upcall can be watched on this host, and what stands in the way elsewhere.
+    """List the places from which you can watch upcall on this host, and what prevents the others.
 
-    Nothing is changed, and nobody is connected to. It reports, and so it ends with 0 whatever it
-    finds.
+    It changes nothing and connects to nobody. It only reports, so it ends with 0 whatever it finds.
     """
     examination = examine(Host())
     if as_json:

@@ -80,7 +80,8 @@ def edit_command(
 
     CAPTURE itself is never changed, so there is nothing to undo. Only --match alone needs no
     output: it adds its rules to CAPTURE, or to the file beside it where CAPTURE is of another
-    format, damaged, or not to be written. Fields of the request's header have request. in front.
+    format, damaged, or not to be written. Put request. in front of the fields of the request's
+    header.
     """
     given: _Given = [parse_matcher(text) for text in matchers]
     if tie is not None:

@@ -93,8 +93,8 @@ def add_command(
 ) -> ExitCode:
     """Convert captures that DATASET does not have yet; it is made when there is none.
 
-    SOURCE is a capture, a folder with captures, or a pattern. What cannot be read is a row of the
-    table `problems`. After an interruption, give the same command again.
+    SOURCE is a capture, a folder with captures, or a pattern. A source that cannot be read becomes
+    a row of the table `problems`. After an interruption, give the same command again.
     """
     from ..dataset.fleet import find_sources
 

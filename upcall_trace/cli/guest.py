@@ -93,9 +93,9 @@ def guest_command(
     Without --world the guest is a default Kata pod. Stale bytes, silence after an oops and a
     stuck hotplug lock are part of it. Ends on SIGINT, SIGTERM or SIGHUP.
 
-    With --replay it plays the guest of a recording: every connection and request has to be the
-    recorded one, and gets the recorded bytes. It then ends with 1 when something else was asked,
-    or not everything was, and with 6 when nothing was.
+    With --replay it plays the guest of a recording: every connection and request must be the
+    recorded one, and gets the recorded bytes. It then ends with 1 if something else was asked, or
+    not everything was. It ends with 6 if nothing was asked.
     """
     if capture is not None:
         _only_with_a_world(context)

@@ -41,8 +41,8 @@ _LINE_LIMIT: Final = 64 << 10
 def lab_command() -> None:
     """A disposable live guest: a real Linux kernel in QEMU that plugs what upcall asks it to.
 
-    `lab setup --install` once, then `lab up`. It needs no KVM, and no root but for installing
-    QEMU. `upcall-trace docs lab` tells more.
+    `lab setup --install` once, then `lab up`. It needs no KVM, and no root but for installing QEMU.
+    `upcall-trace docs lab` has the details.
     """
 
 
@@ -54,7 +54,7 @@ lab_command.add_command(vmm_command)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @color_option
 def setup_command(install: bool, as_json: bool) -> ExitCode:
-    """Tell what the lab needs and what of it is missing; with --install, get it.
+    """List what the lab needs and what is missing; with --install, get it.
 
     QEMU and a compiler come from apt-get, which needs root. The guest's kernel and
     vhost-device-vsock are kept in the user's cache and not installed. Ends with 4 while something
@@ -236,7 +236,7 @@ def down_command(name: str | None, every: bool, force: bool) -> ExitCode:
 @click.option("--follow", is_flag=True, help="Go on while it grows.")
 @click.option("--attach", is_flag=True, help="Type into it; Ctrl-] leaves.")
 def console_command(name: str | None, follow: bool, attach: bool) -> ExitCode:
-    """Print what the guest printed so far."""
+    """Print what the guest has printed so far."""
     from ..lab.place import find
 
     lab = ready_lab(find(name))

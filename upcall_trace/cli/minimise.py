@@ -75,12 +75,12 @@ def minimise_command(
     machine: str | None,
     overwrite: bool,
 ) -> ExitCode:
-    """Leave out all of CAPTURE that one operation does not need to fail as recorded.
+    """Leave out everything that one operation of CAPTURE does not need to fail as recorded.
 
-    Parts of it are tried on a guest that is booted anew each time, by its control socket: the one
-    at --to, or a simulated one. What is left holds the operation as its last, and the answers that
-    the guest gave. Ctrl-C writes the smallest part found so far. Ends with 1 when the operation
-    does not fail so on this guest, and with 6 when nothing in CAPTURE has failed.
+    It tries parts on a guest that is booted again each time, by its control socket: the one at
+    --to, or a simulated one. The result ends with that operation, and has the answers that the
+    guest gave. Ctrl-C writes the smallest part found so far. Ends with 1 if the operation does not
+    fail like this on this guest, and with 6 if nothing in CAPTURE has failed.
     """
     if address is None and (control or allow):
         raise WrongUsage("--control and --allow are for the guest at --to")

@@ -41,9 +41,10 @@ def peek_command(
 ) -> ExitCode:
     """Look for upcall in the memory of a running VM, or in an image of it.
 
-    Nothing is stopped, written or made larger: pages that were never used are not touched. IMAGE
-    is a raw image or an ELF core, also compressed by gzip, xz or zstd. Each connection is told with
-    its last request and reply, whether it waits for an answer, and the packets before.
+    It stops and writes nothing, and makes nothing larger: it does not touch pages that were never
+    used. IMAGE is a raw image or an ELF core, also compressed by gzip, xz or zstd. For each
+    connection it prints the last request and reply, whether it waits for an answer, and the packets
+    before.
     """
     if as_json and output == STDOUT:
         raise WrongUsage("--json and -o - both take standard output: give -o FILE")

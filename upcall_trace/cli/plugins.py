@@ -52,10 +52,10 @@ _ABOUT: Final[dict[str, Callable[[Plugin], str]]] = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @color_option
 def plugins_command(as_json: bool) -> ExitCode:
-    """List what installed packages add to this program, and what of it is broken.
+    """List what installed packages add to this program, and what is broken.
 
-    To find that out, every plugin is loaded. `upcall-trace docs plugins` tells how to write one. It
-    reports, and so it ends with 0 whatever it finds.
+    For that it loads every plugin. `upcall-trace docs plugins` shows how to write one. It only
+    reports, so it ends with 0 whatever it finds.
     """
     broken = _broken_services()
     found = [_examined(plugin, broken) for seam in SEAMS for plugin in installed(seam)]

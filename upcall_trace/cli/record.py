@@ -114,9 +114,9 @@ def record_command(
 
     With --listen and --upstream a proxy stands between the client and the VMM's socket. With
     --in-place SOCKET it takes the place of a running VMM's socket and gives it back at the end.
-    With --interface it listens on a vsockmon interface, inside a guest. With --memory it watches
-    a running VM's memory from outside, where stock Dragonball's own requests stand.
-    Connections to other ports pass untouched, and only their beginning and end are noted.
+    With --interface it listens on a vsockmon interface, inside a guest. With --memory it watches a
+    running VM's memory from outside, where stock Dragonball's own requests are. Connections to
+    other ports pass untouched, and only their beginning and end are noted.
 
     --rotate-size, --rotate-time and --rotate-count divide a long recording into files in the
     directory -o, which every command reads as one capture. SIGHUP begins a new file, and without

@@ -114,10 +114,10 @@ def replay_command(
 ) -> ExitCode:
     """Send a recording's requests again and compare every reply.
 
-    Without --live only the plan is shown: what each request would do to the guest, what the model
-    of the kernel predicts, how it is undone and what is dangerous. A plan with dangers that were
-    not allowed is refused, and nothing is sent. Ends with 1 when a reply differs, and with 6 when
-    there was nothing to send.
+    Without --live it only shows the plan: what each request would do to the guest, what the kernel
+    model predicts, how to undo it and what is dangerous. It refuses a plan with dangers that you
+    did not allow, and sends nothing. Ends with 1 when a reply differs, and with 6 when there was
+    nothing to send.
     """
     wanted = parse(expression) if expression is not None else None
     given = [parse_matcher(text) for text in matchers]

@@ -87,7 +87,7 @@ def show_command(
     operation and what came back. A latency has * behind it when it is more than 50 ms, and ! when
     it is more than the 250 ms that Kata waits for most answers. With --follow, a request that has
     waited so long is shown before its answer comes. CAPTURES may also be transcripts or packet
-    captures. Of several, each is shown by itself, and JSON objects name their file.
+    captures. If you give several, each is shown separately, and JSON objects name their file.
     """
     if follow:
         if len(captures) > 1:

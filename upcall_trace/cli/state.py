@@ -38,7 +38,7 @@ def state_command(
     vmm: str,
     as_json: bool,
 ) -> ExitCode:
-    """Tell what the guest had: CPUs, windows, PCI functions, locks and dead connections.
+    """Show what the guest had: CPUs, windows, PCI functions, locks and dead connections.
 
     N counts operations from 0, in the order in which show lists them. What the recording shows or
     the guest's world (--world) makes certain is known; the rest is inferred, and says from what.

@@ -61,11 +61,10 @@ def tui_command(
 
     CAPTURE may be a log instead: then its findings and its lines are shown.
 
-    A capture that is still growing is followed. Without CAPTURE there is a choice of recent ones
-    and of the samples that come with the program. With --record a proxy is started as its own
+    A capture that is still growing is followed. Without CAPTURE you choose from recent ones and
+    from the samples that come with the program. With --record a proxy is started as its own
     process, with --memory a watch of a running VM's memory; CAPTURE is then the file to write. `?`
-    lists the keys. Where the output is no terminal
-    the operations are printed, as by show.
+    lists the keys. Where the output is no terminal the operations are printed, as by show.
     """
     if record != (listen is not None and upstream is not None) or (listen is None) != (
         upstream is None
