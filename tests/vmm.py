@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from dissectors.channel import NEED_DATA, Client, Server
+from dissectors.channel import NEED_DATA, Client, RemoteProtocolError, Server
 from dissectors.events import ConnectLine, Hello, OkLine, ReplyReceived, RequestReceived
 from dissectors.events import ServiceByte as ServiceByteEvent
 from dissectors.hvsock import connect_line, ok_line, parse_connect
@@ -58,8 +58,8 @@ class Vmm:
         with stream:
             try:
                 self._converse(stream)
-            except OSError:
-                pass  # the client went away, as some tests want
+            except (OSError, RemoteProtocolError):
+                pass  # the client went away or talked nonsense, as some tests want
 
     def _converse(self, stream: socket.socket) -> None:
         line = b""

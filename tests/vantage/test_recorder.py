@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Chunk, Gap, Header, Open
 from upcall_trace.errors import WrongUsage
 from upcall_trace.trace.opening import load
-from upcall_trace.vantage.recorder import FLUSH_S, Recorder
+from upcall_trace.vantage.recorder import Recorder
 from upcall_trace.vantage.store import OnStoreError
 
 ADD = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
@@ -29,6 +29,17 @@ HEADER = Header(source="proxy")
 
 def recorder(path: Path, policy: OnStoreError = OnStoreError.STOP) -> Recorder:
     return Recorder(path, HEADER, policy, threading.Event())
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for the recorder's thread; the test's own limit of time ends it."""
+    while not happened():
+        time.sleep(0.005)
+
+
+def shook_hands(path: Path) -> bool:
+    """Whether all of the first connection's handshake is in the file."""
+    return any(connection.hello for connection in load(path).connections)
 
 
 @contextmanager
@@ -61,7 +72,8 @@ def test_what_is_remembered_is_in_the_file_a_moment_later_without_a_close(tmp_pa
     ours = recorder(tmp_path / "c")
     shake_hands(ours)
     exchange(ours)
-    time.sleep(FLUSH_S * 5)
+    until(lambda: len(load(tmp_path / "c").operations) == 1)
+    until(lambda: load(tmp_path / "c").operations.operation(0).ret == 0)
     with CaptureReader(tmp_path / "c") as reader:
         assert reader.live
         assert len([r for r in reader if isinstance(r, Chunk)]) == 6
@@ -69,6 +81,28 @@ def test_what_is_remembered_is_in_the_file_a_moment_later_without_a_close(tmp_pa
         assert reader.damage == []
     ours.close()
     assert load(tmp_path / "c").complete
+
+
+def test_a_clock_that_is_set_moves_no_time_of_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a year ahead and back again; what the file says of its beginning stays true, too."""
+    wall_ns = [1_700_000_000 * 10**9]
+    monkeypatch.setattr("time.time_ns", lambda: wall_ns[0])
+    header = Header(source="proxy", wall_ns=0)
+    ours = Recorder(tmp_path / "c", header, OnStoreError.STOP, threading.Event())
+    shake_hands(ours)
+    for jump_s in (31_536_000, -63_072_000, 0):
+        wall_ns[0] += jump_s * 10**9
+        exchange(ours)
+    ours.close()
+    capture = load(tmp_path / "c")
+    assert capture.header.wall_ns == 1_700_000_000 * 10**9
+    times = [operation.t_ns for operation in capture.operations]
+    assert len(times) == 3
+    assert sorted(times) == times
+    assert 0 <= times[0] <= times[-1] < 3600 * 10**9
+    assert all((operation.latency_ns or 0) >= 0 for operation in capture.operations)
 
 
 def test_many_threads_lose_nothing_and_keep_their_order(tmp_path: Path) -> None:
@@ -95,10 +129,10 @@ def test_a_full_disk_ends_the_recording(tmp_path: Path) -> None:
     stop = threading.Event()
     ours = Recorder(tmp_path / "c", HEADER, OnStoreError.STOP, stop)
     shake_hands(ours)
-    time.sleep(FLUSH_S * 3)
+    until(lambda: shook_hands(tmp_path / "c"))
     with file_size_limit((tmp_path / "c").stat().st_size + 30):
         exchange(ours)
-        assert stop.wait(5)
+        assert stop.wait(60)
     ours.close()
     assert ours.failure
     assert ours.unwritten == 2048
@@ -115,7 +149,7 @@ def test_the_records_that_fitted_before_the_disk_was_full_are_kept(tmp_path: Pat
         shake_hands(ours)
         for _ in range(100):
             exchange(ours)
-        assert stop.wait(5)
+        assert stop.wait(60)
         ours.close()
     capture = load(tmp_path / "c")
     assert capture.damage == []
@@ -126,22 +160,23 @@ def test_the_records_that_fitted_before_the_disk_was_full_are_kept(tmp_path: Pat
 
 def test_a_full_disk_lets_traffic_pass_and_marks_the_gap(tmp_path: Path) -> None:
     ours = recorder(tmp_path / "c", OnStoreError.PASS)
+    handshake = len(connect_line().raw + ok_line(1).raw + b"d") + 1024
     shake_hands(ours)
     exchange(ours)
-    time.sleep(FLUSH_S * 3)
+    until(lambda: [op.ret for op in load(tmp_path / "c").operations] == [0])
     with file_size_limit((tmp_path / "c").stat().st_size + 30):
-        for _ in range(5):
+        for number in range(5):
             exchange(ours)
-            time.sleep(FLUSH_S * 2)
+            lost = 2048 * (number + 1)
+            until(lambda lost=lost: ours.account.lost == lost)  # type: ignore[misc]
         shake_hands(ours, conn=2)
-        time.sleep(FLUSH_S * 3)
+        until(lambda: ours.account.lost == 5 * 2048 + handshake)
     exchange(ours)
     exchange(ours, conn=2)
     ours.close()
     capture = load(tmp_path / "c")
     assert capture.complete
     assert capture.damage == []
-    handshake = len(connect_line().raw + ok_line(1).raw + b"d") + 1024
     assert capture.lost_bytes == 5 * 2048 + handshake
     # Requests keep their numbers across the gap, and replies their requests.
     told = [(op.conn, op.request, op.ret) for op in capture.operations]
@@ -155,7 +190,7 @@ def test_a_full_disk_lets_traffic_pass_and_marks_the_gap(tmp_path: Path) -> None
 def test_a_disk_that_stays_full_leaves_a_readable_capture(tmp_path: Path) -> None:
     ours = recorder(tmp_path / "c", OnStoreError.PASS)
     shake_hands(ours)
-    time.sleep(FLUSH_S * 3)
+    until(lambda: shook_hands(tmp_path / "c"))
     with file_size_limit((tmp_path / "c").stat().st_size + 7):
         exchange(ours)
         ours.close()
@@ -169,6 +204,7 @@ def test_a_disk_that_is_too_slow_costs_records_not_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("upcall_trace.vantage.recorder.BACKLOG_LIMIT", 4096)
+    monkeypatch.setattr("upcall_trace.vantage.recorder.STOP_S", 60.0)
     writing = threading.Event()
     real_write = os.pwrite
 
