@@ -38,7 +38,7 @@ from upcall_trace.trace.decoding import Session
 from upcall_trace.trace.filters import parse as parse_filter
 from upcall_trace.trace.opening import load
 from upcall_trace.trace.operations import Operations
-from upcall_trace.trace.script import read_script
+from upcall_trace.trace.scripting import read_script
 from upcall_trace.transform.fields import parse_setting
 from upcall_trace.tui.data.settings import read_settings
 from upcall_trace.vantage.guest_memory.assembling import assemble

@@ -14,7 +14,8 @@ from upcall_trace.kernel.model import Guest
 from upcall_trace.kernel.vmm_actions import order_of
 from upcall_trace.kernel.world import World, kata_pod
 from upcall_trace.trace.operations import Operation
-from upcall_trace.trace.script import Key, Script, read_script
+from upcall_trace.trace.script import Key, Script
+from upcall_trace.trace.scripting import read_script
 
 T = MessageType
 STEP_NS = 1_000_000

@@ -20,7 +20,8 @@ from upcall_trace.replay.tempo import Patience
 from upcall_trace.simulated.machine import Backend, Habits
 from upcall_trace.simulated.on_socket import SimulatedGuest
 from upcall_trace.sockets.addresses import UnixAddress
-from upcall_trace.trace.script import Key, Script, read_script
+from upcall_trace.trace.script import Key, Script
+from upcall_trace.trace.scripting import read_script
 
 QUICK = Patience(reply_s=12.0, silence_s=0.1, simulated=True)
 """As little as the 10 s limit for the service byte allows."""

@@ -18,7 +18,8 @@ from upcall_trace.simulated.from_recording import (
 )
 from upcall_trace.simulated.machine import Pace
 from upcall_trace.simulated.multiplexer import Link
-from upcall_trace.trace.script import Send, read_script
+from upcall_trace.trace.script import Send
+from upcall_trace.trace.scripting import read_script
 
 HEADER = Header("test")
 KILL = cpu_request(T.DEL_CPU, [9])

@@ -30,7 +30,8 @@ from upcall_trace.capture.records import (
     Vmm,
 )
 from upcall_trace.sources import open_source
-from upcall_trace.trace.script import Act, Await, Connect, Leave, Script, Send, read_script
+from upcall_trace.trace.script import Act, Await, Connect, Leave, Script, Send
+from upcall_trace.trace.scripting import read_script
 from upcall_trace.trace.streams import distinct_connections, distinct_records
 
 

@@ -47,7 +47,7 @@ from upcall_trace.capture.records import (
 from upcall_trace.compare.matchers import parse_rules
 from upcall_trace.errors import WrongUsage
 from upcall_trace.trace.operations import Operation
-from upcall_trace.trace.script import read_script
+from upcall_trace.trace.scripting import read_script
 from upcall_trace.transform.composing import keep_operations
 from upcall_trace.transform.editing import Edited, Edits, Move, edit, in_order
 from upcall_trace.transform.fields import parse_setting

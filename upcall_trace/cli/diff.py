@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..capture.runs import MessageRun
 from ..compare.aligned_report import diff_lines, diff_object
 from ..compare.aligning import align
 from ..compare.matchers import Matchers, parse_matcher
@@ -14,7 +15,8 @@ from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.opening import Capture, capture_of
 from ..trace.operations import NoTable
-from ..trace.script import Script, Scripter
+from ..trace.script import Script
+from ..trace.scripting import Scripter
 from ..trace.streams import distinct_records
 from .support.files import CAPTURE, tell_losses
 from .support.options import color_option
@@ -68,7 +70,10 @@ def _read(path: Path) -> tuple[Script, Capture]:
     """The script of a recording; the capture tells what is missing, and has no operations."""
     with open_source(path) as source:
         session = Session(source.header, NoTable())
-        scripter = Scripter(session)
-        for record in distinct_records(path, source):
-            scripter.take(record, session.feed(record))
+        scripter = Scripter(session, steps=False)
+        for item in distinct_records(path, source):
+            if isinstance(item, MessageRun):
+                scripter.take_run(item)
+            else:
+                scripter.take(item, session.feed(item))
         return scripter.finish(), capture_of(session, source)

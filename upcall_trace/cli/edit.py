@@ -28,7 +28,8 @@ from ..errors import ExitCode, NothingRun, WrongUsage
 from ..replay.target import TIED_TO, parse_fingerprint
 from ..sources import open_source
 from ..trace.opening import Capture
-from ..trace.script import Key, Script, read_script
+from ..trace.script import Key, Script
+from ..trace.scripting import read_script
 from ..trace.streams import all_records, distinct_connections
 from ..transform.editing import EDITED_FROM, Edits, Move, edit, in_order
 from ..transform.fields import parse_setting

@@ -24,7 +24,7 @@ from ..sockets.addresses import check_reachable, parse_address
 from ..sockets.client import Answer, UpcallClient
 from ..trace.decoding import Session
 from ..trace.operations import Operation, Operations
-from ..trace.script import read_script
+from ..trace.scripting import read_script
 from ..views.asking import BadWord, usage, values_of
 from ..views.json_objects import operation_object
 from ..views.text import HEADING, duration, hex_lines, operation_text

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-_NEAR: Final = 128
+_NEAR: Final = 64
 """Places to differ in, at most, for the walk."""
 _TABLE: Final = 1 << 14
 """Rows and columns of a table; its rows take 32 MiB then."""

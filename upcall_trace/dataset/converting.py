@@ -1,6 +1,6 @@
 """One capture becomes rows of a fleet's tables, by the day on which they were recorded.
 
-The capture is read once: what was asked and answered, and why it failed, come from the same walk.
+The capture is read once, for what was asked and answered, and for why it failed.
 docs/fleet.md.
 """
 
@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..capture.records import Header
+from ..capture.runs import MessageRun
 from ..diagnose.engine import Diagnosis, sort_key
 from ..diagnose.finding import Finding
+from ..diagnose.successes import take_run as find_in_run
 from ..errors import UserError
 from ..kernel.noted_world import noted_world
 from ..sources import open_source
+from ..trace.bulk import take_run
+from ..trace.decoding import Session
 from ..trace.opening import Capture, capture_of
-from ..trace.operations import OperationTable
+from ..trace.streams import in_bulk
 from .parquet import arrow_schema, operation_batches, pyarrow_or_refuse
 from .schema import FLEET, Row, codes_by_request, finding_rows
 
@@ -58,15 +62,23 @@ def problem(url: str, digest: str | None, kind: str, about: str) -> Converted:
 
 
 def _converted(path: Path, url: str, digest: str) -> Converted:
-    table = OperationTable()
     findings: list[Finding] = []
     with open_source(path) as source:
         header = source.header
-        diagnosis = Diagnosis(header, table=table)
-        for offset, record in source.records():
-            findings += diagnosis.feed(record, offset)
+        diagnosis = Diagnosis(header)
+        # A diagnosis that keeps no table passes over plain successes.
+        session = Session(diagnosis.session.header)
+        for offset, item in in_bulk(source):
+            if isinstance(item, MessageRun):
+                findings += find_in_run(diagnosis, item)
+                take_run(session, item)
+                session.finished_rows.clear()
+            else:
+                findings += diagnosis.feed(item, offset)
+                session.feed(item, offset)
         findings += diagnosis.finish()
-        opened = capture_of(diagnosis.session, source)
+        session.finish()
+        opened = capture_of(session, source)
     findings.sort(key=sort_key)
     whose = _whose(header, digest)
     operations = opened.operations

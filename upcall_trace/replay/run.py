@@ -15,12 +15,14 @@ from typing import Any, Self
 import numpy as np
 
 from ..capture.records import End, Header, Mark, Origin, Record
+from ..capture.runs import MessageRun
 from ..compare.matchers import Matchers, read_matchers
 from ..control.order_socket import check_control, give_order
 from ..control.orders import BadOrder
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
 from ..diagnose.judged import judging
+from ..diagnose.successes import take_run
 from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
 from ..kernel.model import Guest
 from ..kernel.noted_world import world_notes
@@ -29,8 +31,8 @@ from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.filters import Filter
 from ..trace.opening import Capture, capture_of
-from ..trace.operations import OperationTable
-from ..trace.script import Act, Asked, Key, Script, Scripter
+from ..trace.script import Act, Asked, Key, Script
+from ..trace.scripting import Scripter
 from ..trace.streams import distinct_records, with_dependencies
 from ..vantage.recorder import Recorder, live_header
 from ..vantage.store import OnStoreError
@@ -75,18 +77,17 @@ def read_recording(
     without an answer it is the one that the header notes.
     """
     with open_source(path) as source:
-        diagnosis = Diagnosis(source.header, choose(source.header), table=OperationTable())
-        session, findings = diagnosis.session, []
-        shared = session.header == source.header  # a world may be of another architecture
-        if not shared:
-            session = Session(source.header)
+        session = Session(source.header)
+        diagnosis = Diagnosis(source.header, choose(source.header))
+        findings = []
         scripter = Scripter(session, keep_splits, port)
-        for record in distinct_records(path, source):
-            findings += diagnosis.feed(record)
-            if shared and not isinstance(record, (Mark, End)):
-                scripter.take(record, diagnosis.events)
-            else:  # a diagnosis leaves these out
-                scripter.take(record, session.feed(record))
+        for item in distinct_records(path, source):
+            if isinstance(item, MessageRun):
+                findings += take_run(diagnosis, item)
+                scripter.take_run(item)
+            else:
+                findings += diagnosis.feed(item)
+                scripter.take(item, session.feed(item))
         session.finish()
         findings += diagnosis.finish()
         capture = capture_of(session, source)

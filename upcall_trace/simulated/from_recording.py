@@ -23,7 +23,8 @@ from ..control.target_note import RECORDING, TargetNote
 from ..kernel.world import kata_pod
 from ..trace.decoding import Connection, Session
 from ..trace.operations import NoTable
-from ..trace.script import Asked, read_script
+from ..trace.script import Asked
+from ..trace.scripting import read_script
 from ..trace.streams import distinct_connections
 from ..views.messages import request_text
 from .machine import Pace

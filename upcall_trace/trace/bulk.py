@@ -9,6 +9,7 @@ observer decides what messages mean. docs/developing.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissectors.constants import MAGIC_VERSION, PCI_TYPES, REPLY_LOAD_OFFSET, Arch
+from dissectors.events import Event
 from dissectors.layouts import DEVICE_MANAGER_TABLE as TABLE
 from dissectors.services import DEVICE_MANAGER
 from dissectors.tables import FieldRow, Layout
 
-from ..capture.records import CONN_LIMIT
+from ..capture.records import CONN_LIMIT, Chunk
 from ..capture.runs import SHORTEST, MessageRun
 from .decoding import Session, Watch
 from .operations import ANOMALY_BIT, FREE_ROWS, ROWS, rows_in
@@ -45,18 +47,28 @@ def take_run(session: Session, run: MessageRun) -> None:
     Where they are one request and its reply after the other they are decoded by columns. The
     observers are asked about the others.
     """
+    for _ in pieces(session, run):
+        pass
+
+
+def pieces(
+    session: Session, run: MessageRun
+) -> Iterator[MessageRun | tuple[Chunk, Sequence[Event]]]:
+    """Take a run, and tell of each part how: by columns, or a record with what came of it."""
     done, window, careful = 0, _WINDOW, _CAREFUL
     while done < len(run):
         part = run.part(done, done + window)
         taken = _take(session, part)
         done += taken
+        if taken:
+            yield part.part(0, taken)
         if taken == len(part):
             window *= 4
             continue
         window = _WINDOW
         careful = _CAREFUL if taken else min(2 * careful, _MOST_CAREFUL)
         for offset, chunk in run.part(done, done + careful).records():
-            session.feed(chunk, offset)
+            yield chunk, session.feed(chunk, offset)
         done += careful
 
 

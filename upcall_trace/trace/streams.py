@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from dissectors.constants import MESSAGE_SIZE
 
 from ..capture.reader import CaptureReader
-from ..capture.records import DAMAGED, Chunk, End, Gap, Header, Mark, Open, Origin, Record, Vmm
+from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Origin, Record, Vmm
 from ..capture.runs import MessageRun
 from ..sources import Source, open_source
 from .filters import Mask
@@ -71,43 +73,62 @@ def distinct_connections(records: Iterable[Record]) -> list[Record]:
     Marks stay with the first one of a number.
     """
     kept = list(records)
-    return list(_distinct(kept, lambda: kept))
+    return cast(list[Record], list(_distinct(kept, lambda: kept)))
 
 
-def distinct_records(path: Path, source: Source) -> Iterator[Record]:
-    """The same of the records of an open source, without holding them; `path` is where it is.
+def distinct_records(path: Path, source: Source) -> Iterator[Record | MessageRun]:
+    """The same of the records of an open source, in bulk and without holding them.
 
-    The file is read a second time when a number is used again: only then it counts which there are.
+    `path` is where it is. The file is read a second time when a number is used again: only then it
+    counts which there are.
     """
 
-    def again() -> Iterator[Record]:
+    def again() -> Iterator[Record | MessageRun]:
         with open_source(path) as other:
-            yield from (record for _, record in other.records())
+            yield from (item for _, item in in_bulk(other))
 
-    return _distinct((record for _, record in source.records()), again)
+    return _distinct((item for _, item in in_bulk(source)), again)
 
 
-def _distinct(records: Iterable[Record], again: Callable[[], Iterable[Record]]) -> Iterator[Record]:
+def _distinct(
+    items: Iterable[Record | MessageRun], again: Callable[[], Iterable[Record | MessageRun]]
+) -> Iterator[Record | MessageRun]:
     """`again` gives all of the records once more."""
     highest: int | None = None
     seen: set[int] = set()
     renamed: dict[int, int] = {}
-    for record in records:
-        if isinstance(record, Chunk) and not renamed:  # nearly every record
-            seen.add(record.conn)
-            yield record
+    for item in items:
+        if isinstance(item, MessageRun):
+            conns = np.unique(item.conn).tolist()
+            seen.update(conns)
+            yield _renumbered(item, {conn: renamed[conn] for conn in conns if conn in renamed})
             continue
-        conn = getattr(record, "conn", None)
-        if conn and not isinstance(record, (Mark, Header, Origin, End)):
-            if conn in seen and isinstance(record, Open):
+        conn = getattr(item, "conn", None)
+        if conn and not isinstance(item, (Mark, Header, Origin, End)):
+            if conn in seen and isinstance(item, Open):
                 if highest is None:
-                    highest = max(getattr(each, "conn", None) or 0 for each in again())
+                    highest = max((_highest(each) for each in again()), default=0)
                 highest += 1
                 renamed[conn] = highest
             seen.add(conn)
             if conn in renamed:
-                record = dataclasses.replace(record, conn=renamed[conn])
-        yield record
+                item = dataclasses.replace(item, conn=renamed[conn])
+        yield item
+
+
+def _highest(item: Record | MessageRun) -> int:
+    if isinstance(item, MessageRun):
+        return int(item.conn.max())
+    return getattr(item, "conn", None) or 0
+
+
+def _renumbered(run: MessageRun, renamed: dict[int, int]) -> MessageRun:
+    if not renamed:
+        return run
+    conns = run.conn.copy()
+    for old, new in renamed.items():
+        conns[run.conn == old] = new
+    return dataclasses.replace(run, conn=conns)
 
 
 def keep_connections(records: Iterable[Record], conns: set[int]) -> Iterator[Record]:

@@ -20,7 +20,8 @@ from ..compare.replies import request_values
 from ..errors import WrongUsage
 from ..trace.decoding import Session
 from ..trace.operations import NoTable
-from ..trace.script import Key, Script, read_script
+from ..trace.script import Key, Script
+from ..trace.scripting import read_script
 from ..views.messages import request_text
 from .fields import Setting, set_in_reply, set_in_request
 
