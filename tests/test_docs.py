@@ -31,6 +31,7 @@ from tools import generate_docs
 from tools.generate_docs import BLOCKS, ROOT, block_names, messages, pages, render, update
 from tools.markdown import table
 from tools.program_blocks import ANOMALY_MEANINGS
+from tools.readability import EASIEST, ease, held, sentences, wrong
 from upcall_trace import codes
 from upcall_trace.capture.frames import Kind
 from upcall_trace.capture.reader import CaptureReader
@@ -259,6 +260,13 @@ def test_every_link_to_a_file_leads_to_a_file_and_to_a_heading_in_it(page: Path)
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+
+
+@pytest.mark.parametrize("page", held(), ids=lambda page: page.stem)
+def test_a_page_is_in_the_style(page: Path) -> None:
+    said = sentences(page.read_text(encoding="utf-8"))
+    assert wrong(said) == [], "python -m tools.readability lists them"
+    assert ease(said) >= EASIEST
 
 
 def test_the_map_names_every_page() -> None:

@@ -1,4 +1,7 @@
-"""The style of docs/style.md, held by every page, finding, message and help text."""
+"""The style of docs/style.md, held by every table, finding, message and help text.
+
+That pages hold it is in tests/test_docs.py.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +16,12 @@ import pytest
 
 from tests.test_docs import text_of
 from tools.generate_docs import ROOT
-from tools.readability import ease, sentences
+from tools.readability import BANNED, EASIEST, LONGEST, ease, sentences, wrong
 from upcall_trace.cli import cli
 from upcall_trace.diagnose.rules.registry import rules
 
-BANNED = re.compile(text_of("style.md").partition("```text\n")[2].partition("```")[0].strip()
-                    .replace("\n", "|"), re.IGNORECASE)  # fmt: skip
-LONGEST = 32
-"""Words in a sentence."""
-EASIEST = 60.0
-"""The least Flesch reading ease of a page: 60 is plain English, 30 a scientific paper."""
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-BESIDE = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "captures/README.md")]
 PROGRAM = sorted((ROOT / "upcall_trace").rglob("*.py"))
-
-
-def wrong(said: list[str]) -> list[str]:
-    """The sentences that are too long, or have a banned turn."""
-    return [one for one in said if len(one.split()) > LONGEST or BANNED.search(one)]
-
-
-@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=lambda page: page.stem)
-def test_a_page_is_in_the_style(page: Path) -> None:
-    said = sentences(page.read_text(encoding="utf-8"))
-    assert wrong(said) == []
-    assert ease(said) >= EASIEST
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

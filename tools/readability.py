@@ -1,5 +1,6 @@
 """How easy the pages are to read: `python -m tools.readability` prints a figure for each page.
 
+Below the figure of a page are its sentences that are too long or have a banned turn.
 The figure is Flesch's reading ease: 60 is plain English, 30 a scientific paper. docs/style.md has
 the limits, and tests/test_prose.py holds the pages to them.
 """
@@ -8,8 +9,31 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
+from typing import Final
 
 from .generate_docs import ROOT
+
+LONGEST: Final = 32
+"""Words in a sentence."""
+EASIEST: Final = 60.0
+"""The least reading ease of a page."""
+_GUIDE: Final = (ROOT / "docs" / "style.md").read_text(encoding="utf-8")
+BANNED: Final = re.compile(
+    _GUIDE.partition("```text\n")[2].partition("```")[0].strip().replace("\n", "|"), re.IGNORECASE
+)
+"""The turns that the guide bans."""
+
+
+def held() -> list[Path]:
+    """The pages that are in the style."""
+    beside = ("CONTRIBUTING.md", "SECURITY.md", "captures/README.md")
+    return [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in beside)]
+
+
+def wrong(said: list[str]) -> list[str]:
+    """The sentences that are too long, or have a banned turn."""
+    return [one for one in said if len(one.split()) > LONGEST or BANNED.search(one)]
 
 
 def sentences(markdown: str) -> list[str]:
@@ -38,10 +62,11 @@ def ease(said: list[str]) -> float:
 
 
 def main() -> None:
-    """Print the figure of each page, the hardest first."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    figures = sorted((ease(sentences(page.read_text("utf-8"))), page.name) for page in pages)
-    sys.stdout.writelines(f"{figure:6.1f}  {name}\n" for figure, name in figures)
+    """Print the figure of each page, the hardest first, and what is wrong in it."""
+    said = {str(page.relative_to(ROOT)): sentences(page.read_text("utf-8")) for page in held()}
+    for name in sorted(said, key=lambda name: ease(said[name])):
+        sys.stdout.write(f"{ease(said[name]):6.1f}  {name}\n")
+        sys.stdout.writelines(f"        {one}\n" for one in wrong(said[name]))
 
 
 if __name__ == "__main__":
