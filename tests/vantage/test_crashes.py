@@ -112,8 +112,11 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def whole_until(directory: Path, asking: Asking, killed: float) -> None:
-    """Everything that was answered a window before the kill is in the capture, or beside it."""
+def whole_until(directory: Path, asking: Asking, until: float) -> None:
+    """Everything that was answered until then is in the capture, or beside it.
+
+    Of what is missing nothing stands before something that is there.
+    """
     asked, replies = set(), 0
     for path in sorted(directory.glob("*.upcap")):
         with CaptureReader(path) as reader:
@@ -122,9 +125,18 @@ def whole_until(directory: Path, asking: Asking, killed: float) -> None:
                     replies += not record.to_guest
                     if record.to_guest:
                         asked.add(int.from_bytes(record.data[16:24], "little") >> 12)
-    due = [number for number, when in enumerate(asking.answered) if when < killed - WINDOW_S]
+    assert asked == set(range(len(asked)))
+    due = [number for number, when in enumerate(asking.answered) if when < until]
     assert asked >= set(due)
     assert replies >= len(due)
+    for path in directory.glob("*.upcap"):
+        with CaptureReader(path) as reader:
+            for _ in reader:
+                pass
+            whole = not reader.damage
+        saved = run("recover", path, "-o", directory / f"{path.stem}.saved")
+        assert saved.code == (ExitCode.EXPECTED if whole else ExitCode.LOST)
+        assert load(directory / f"{path.stem}.saved").complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +159,7 @@ class Victim(Enum):
     BOTH = ("epoll_wait", "recvfrom", "sendto")
 
 
-def kill_at(directory: Path, kill: Kill) -> None:
+def kill_at(directory: Path, kill: Kill, window_s: float = WINDOW_S) -> None:
     # All of a PID namespace dies in the moment in which its first process does.
     within = ["unshare", "--pid", "--fork"] if kill.victim is Victim.BOTH else []
     with Vmm(directory / "vmm"):
@@ -166,19 +178,19 @@ def kill_at(directory: Path, kill: Kill) -> None:
         asking.join()
         if process.poll() is None:
             end(process)
-    whole_until(directory, asking, killed)
+    whole_until(directory, asking, killed - window_s)
 
 
 @pytest.mark.parametrize(
-    "kill",
-    [
-        Kill(Victim.WRITER, "pwrite64", 9), Kill(Victim.PATH, "sendto", 40),
-        Kill(Victim.BOTH, "epoll_wait", 190),
-    ],
-    ids=str,
-)  # fmt: skip
+    "kill", [Kill(Victim.WRITER, "pwrite64", 9), Kill(Victim.PATH, "sendto", 40)], ids=str
+)
 def test_a_kill_loses_nothing_that_was_acknowledged_before(tmp_path: Path, kill: Kill) -> None:
     kill_at(tmp_path, kill)
+
+
+def test_a_kill_of_both_processes_leaves_no_hole(tmp_path: Path) -> None:
+    """How much is missing at the end hangs on what else wants the processors; the long run asks."""
+    kill_at(tmp_path, Kill(Victim.BOTH, "epoll_wait", 190), window_s=60)
 
 
 SEED = int(os.environ.get("UPCALL_TRACE_SEED", "16"))
