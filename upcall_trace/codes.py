@@ -56,6 +56,10 @@ class Family(Enum):
         return self.value[1]
 
 
+_OURS: Final = re.compile(r"UP[1-8][0-9]{2}")
+_FAMILIES: Final = {str(family.value[0]): family for family in Family}
+
+
 class Code(str):
     """A code: its number as text, with what is the same wherever it is found.
 
@@ -65,10 +69,13 @@ class Code(str):
     name: str
     severity: Severity
     side: Side
+    family: Family
+    """By the first digit; codes of plugins are a family of their own."""
 
     def __new__(cls, number: str, name: str, severity: Severity, side: Side) -> Code:
         code = super().__new__(cls, number)
         code.name, code.severity, code.side = name, severity, side
+        code.family = _FAMILIES[number[2]] if _OURS.fullmatch(number) else Family.OTHERS
         return code
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,14 +84,7 @@ class Code(str):
     def __repr__(self) -> str:
         return f"<{self} {self.name}>"
 
-    @property
-    def family(self) -> Family:
-        """By the first digit; codes of plugins are a family of their own."""
-        digit = self[2] if _OURS.fullmatch(self) else "0"
-        return next(each for each in Family if each.value[0] == int(digit))
 
-
-_OURS: Final = re.compile(r"UP[1-8][0-9]{2}")
 _BY_TEXT: Final[dict[str, Code]] = {}
 """The table's codes by their number, in the order of the numbers."""
 

@@ -24,7 +24,6 @@ from ..logs import runtime_lines as runtime
 from ..logs.evidence import Evidence
 from ..logs.lines import LogLine
 from ..logs.meaning import Match, Meaning, Speaker
-from ..logs.table import of_guest
 from . import log_words as words
 from .finding import Finding, Told
 from .log_requests import ChannelPhase, OpenRequest, between, evidence_of
@@ -113,7 +112,7 @@ class ChannelStory:
 
     def feed(self, line: LogLine, matches: Iterable[Match]) -> None:
         """One line of this guest, with what it says."""
-        rows = {m.meaning: m for m in matches if not of_guest(m)}
+        rows = {m.meaning: m for m in matches if not m.meaning.of_guest}
         if not rows:
             return
         for row in rows:

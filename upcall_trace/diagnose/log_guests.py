@@ -9,7 +9,6 @@ from ..logs import other_lines as others
 from ..logs.console_operations import ConsoleOperation
 from ..logs.guest_console import ConsoleReader
 from ..logs.meaning import Match, Understood
-from ..logs.table import of_guest
 from ..logs.whose import Guests
 from .log_vmm import VmmStory
 
@@ -70,7 +69,7 @@ class Stories:
             self.guests[sandbox] = guest
         guest.lines += 1
         guest.vmm.feed(line, matches)
-        if any(of_guest(match) for match in matches):
+        if any(match.meaning.of_guest for match in matches):
             guest.console.feed(line, matches)
         return sandbox
 

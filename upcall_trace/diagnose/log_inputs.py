@@ -13,7 +13,7 @@ from ..logs.entries import LogEntry, Scanner
 from ..logs.lines import LogLine, lines_of
 from ..logs.meaning import Understood
 from ..logs.opening import LogFile, Progress, is_text, sniff
-from ..logs.table import of_guest, understood, wanted
+from ..logs.table import understood, wanted
 from ..sources import capture_kind
 from ..unpacking import STDIN
 from .log_channel import DRAGONBALL, OTHER_VMMS
@@ -224,7 +224,7 @@ def _count(told: LogInput, said: Understood, whose: str | None) -> None:
     told.from_ns = told.from_ns or line.wall_ns
     guest = of_vmm = other = False
     for match in matches:
-        if of_guest(match):
+        if match.meaning.of_guest:
             guest |= match.meaning.upcall
         elif match.meaning.upcall:
             of_vmm = True

@@ -28,7 +28,7 @@ from .entries import Scanner
 from .lines import LogLine
 from .meaning import Match, Speaker
 from .opening import LogFile
-from .table import of_guest, understood, wanted
+from .table import understood, wanted
 
 _U64: Final = (1 << 64) - 1
 _KEPT: Final = 200_000
@@ -86,7 +86,7 @@ class ConsoleReader:
     def feed(self, line: LogLine, matches: Iterable[Match]) -> None:
         """One line, with what it says."""
         for match in matches:
-            if of_guest(match):
+            if match.meaning.of_guest:
                 self._said(line, match)
 
     def _said(self, line: LogLine, match: Match) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -50,11 +50,12 @@ class Meaning:
     codes: tuple[Code, ...] = ()
     pattern: re.Pattern[str] | None = None
     upcall: bool = True
+    of_guest: bool = field(init=False)
+    """Whether the guest's kernel says it."""
 
-    @property
-    def of_guest(self) -> bool:
-        """Whether the guest's kernel says it."""
-        return self.speaker is Speaker.MANAGER or self.speaker is Speaker.KERNEL
+    def __post_init__(self) -> None:
+        guest = self.speaker is Speaker.MANAGER or self.speaker is Speaker.KERNEL
+        object.__setattr__(self, "of_guest", guest)  # asked of every line
 
     @property
     def anchors(self) -> list[str]:

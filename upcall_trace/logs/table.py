@@ -65,8 +65,3 @@ def understood(scanner: Scanner, blocks: Iterable[bytes], file: str | None) -> I
         for line in lines_of(entry, file):
             if matches := understand(line):
                 yield Understood(line, matches)
-
-
-def of_guest(match: Match) -> bool:
-    """Whether the guest's kernel says it."""
-    return match.meaning.of_guest
