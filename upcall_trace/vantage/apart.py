@@ -117,15 +117,15 @@ class ApartRecorder:
             return
         blob = b"".join([packed(item) for item in out])
         out.clear()
-        if self._behind or self._alone:
-            self._fall_behind(blob)
-            return
-        try:
-            written = os.write(self._pipe, blob)
-        except OSError:
-            written = 0  # the pipe is full, or nobody is at its other end
-        if written:
-            self._sent.append(blob[:written])
+        written = 0
+        with self._lock:  # whoever goes on alone must not look between the write and its note
+            if not (self._behind or self._alone):
+                try:
+                    written = os.write(self._pipe, blob)
+                except OSError:
+                    pass  # the pipe is full, or nobody is at its other end
+                if written:
+                    self._sent.append(blob[:written])
         if written < len(blob):
             self._fall_behind(blob[written:])
 
@@ -248,11 +248,11 @@ class ApartRecorder:
 
     def _go_on_alone(self) -> None:
         """The other process died: what it had not taken is kept here, in another file."""
-        self._alone = True
         account = self.account
         self._store.take_over(account, self._open, "the process that wrote the capture died")
         self._tell("the process that wrote the capture died; this one writes it from now on")
         with self._lock:
+            self._alone = True
             waiting = self._not_taken()
             self._sent.clear()
             self._behind.clear()

@@ -1,0 +1,55 @@
+"""The recorder whose store is a process of its own, where that process dies at a bad moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from dissectors.constants import MessageType
+from dissectors.messages import mmio_request
+from tests.support import records_of
+from upcall_trace.capture.records import Chunk, Open
+from upcall_trace.vantage.apart import ApartRecorder
+from upcall_trace.vantage.recorder import live_header
+from upcall_trace.vantage.store import OnStoreError
+
+
+def test_what_is_handed_over_while_the_other_process_dies_is_written_by_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies after it got the bytes into its pipe, and before they are noted as sent."""
+    path = tmp_path / "c.upcap"
+    recorder = ApartRecorder(path, live_header("test", None), OnStoreError.PASS, threading.Event())
+    recorder.record(Open(recorder.now(), 1))
+    recorder.flush()
+    here, looked = threading.get_ident(), threading.Event()
+    real_write, real_look = os.write, recorder._not_taken
+
+    def look() -> bytes:
+        waiting = real_look()
+        looked.set()
+        return waiting
+
+    def write(descriptor: int, data: bytes) -> int:
+        if descriptor != recorder._pipe or threading.get_ident() != here:
+            return real_write(descriptor, data)
+        os.kill(recorder._pid, signal.SIGSTOP)  # it takes no more
+        written = real_write(descriptor, data)
+        os.kill(recorder._pid, signal.SIGKILL)
+        looked.wait(0.5)  # as long as it might take who goes on alone to look too early
+        return written
+
+    monkeypatch.setattr(recorder, "_not_taken", look)
+    monkeypatch.setattr(os, "write", write)
+    request = mmio_request(MessageType.ADD_MMIO, 0x1000, 0x1000, 5)
+    recorder.chunk(1, True, request.encode())
+    recorder.flush()
+    monkeypatch.setattr(os, "write", real_write)
+    assert looked.wait(20)
+    recorder.close()
+    _, records = records_of(tmp_path / "c.1.upcap")
+    assert [record.data for record in records if isinstance(record, Chunk)] == [request.encode()]
