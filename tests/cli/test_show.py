@@ -80,8 +80,10 @@ OBJECTS: list[dict[str, Any]] = [
 
 
 CODES: list[list[str]] = [["UP704"], ["UP301", "UP701"], ["UP602"]]
-"""What is found at these operations; while a recording grows it is not known yet."""
+"""What is found at these operations."""
 JUDGED = [each | {"codes": codes} for each, codes in zip(OBJECTS, CODES, strict=True)]
+FOLLOWED = [JUDGED[0] | {"codes": []}, *JUDGED[1:]]
+"""The same while the recording grows: the loss of the first device is known with the second."""
 
 
 def lines_of(values: list[dict[str, Any]]) -> str:
@@ -311,14 +313,24 @@ def test_only_captures_can_be_followed() -> None:
 
 
 def test_following_a_capture_at_rest_shows_it_and_ends(capture: Path) -> None:
-    assert run("show", "--follow", "--json", capture) == Outcome(0, lines_of(OBJECTS), "")
+    assert run("show", "--follow", "--json", capture) == Outcome(0, lines_of(FOLLOWED), "")
     assert run("show", "--follow", capture) == run("show", capture)
+
+
+def test_following_fills_the_codes_that_are_known_by_then() -> None:
+    path = GOLDEN.parents[1] / "captures" / "cpu_lifecycle.upcap"
+    followed, shown = run("show", "--follow", "--json", path), run("show", "--json", path)
+    for now, then in zip(followed.objects, shown.objects, strict=True):
+        assert set(now["codes"]) <= set(then["codes"])
+        assert now | {"codes": ()} == then | {"codes": ()}
+    refused = [each["codes"] for each in followed.objects if each["ret"] < 0]
+    assert all(refused)
 
 
 def test_following_tells_what_is_missing(capture: Path) -> None:
     capture.write_bytes(capture.read_bytes()[:-5])
     ended = run("show", "--follow", "--json", capture)
-    assert (ended.code, ended.out) == (ExitCode.LOST, lines_of(OBJECTS))
+    assert (ended.code, ended.out) == (ExitCode.LOST, lines_of(FOLLOWED))
     assert "the end is torn at offset" in ended.err
 
 
@@ -367,13 +379,21 @@ def following(path: Path) -> Iterator[Following]:
     following.stop()
 
 
+def test_a_refusal_has_its_code_at_once(following: Following) -> None:
+    first, again = (ask(DISK, 10), answer(DISK, 20)), (ask(DISK, 30), answer(DISK, 40, ret=-17))
+    for record in [*connect(), *first, *again]:
+        following.write(encode(record))
+    told = [json.loads(following.line()) for _ in range(2)]
+    assert [each["codes"] for each in told] == [[], ["UP301", "UP701"]]
+
+
 def test_a_growing_capture_is_shown_operation_by_operation(following: Following) -> None:
     *before, last = small_capture()
     for record in before:
         following.write(encode(record))
-    assert [json.loads(following.line()) for _ in range(2)] == OBJECTS[:2]
+    assert [json.loads(following.line()) for _ in range(2)] == FOLLOWED[:2]
     following.write(encode(last) + encode(End(9400)))
-    assert json.loads(following.line()) == OBJECTS[2]
+    assert json.loads(following.line()) == FOLLOWED[2]
     assert following.end() == (0, "", "")
 
 
@@ -382,7 +402,7 @@ def test_half_a_frame_is_waited_for(following: Following) -> None:
     for begin in range(0, len(raw), 50):
         following.write(raw[begin : begin + 50])
         time.sleep(0.002)
-    assert json.loads(following.line()) == OBJECTS[0]
+    assert json.loads(following.line()) == FOLLOWED[0]
     code, out, err = following.end()
     assert (code, out) == (ExitCode.LOST, "")
     assert err.count("\n") == 1
@@ -400,7 +420,7 @@ def test_a_reply_that_never_comes_is_shown_when_the_recording_ends(following: Fo
 def test_a_recorder_that_is_killed_ends_the_following(following: Following) -> None:
     for record in small_capture()[:7]:
         following.write(encode(record))
-    assert json.loads(following.line()) == OBJECTS[0]
+    assert json.loads(following.line()) == FOLLOWED[0]
     following.write(encode(small_capture()[7])[:-3])
     code, out, err = following.end()
     assert (code, out) == (ExitCode.LOST, "")
@@ -413,7 +433,7 @@ def test_following_with_a_filter(path: Path) -> None:
         for record in [*small_capture(), End(9400)]:
             following.write(encode(record))
         code, out, err = following.end()
-        assert [json.loads(line) for line in out.splitlines()] == OBJECTS[1:]
+        assert [json.loads(line) for line in out.splitlines()] == FOLLOWED[1:]
         assert (code, err) == (0, "")
     finally:
         following.stop()
@@ -422,7 +442,7 @@ def test_following_with_a_filter(path: Path) -> None:
 def test_ctrl_c_ends_the_following(following: Following) -> None:
     for record in small_capture()[:7]:
         following.write(encode(record))
-    assert json.loads(following.line()) == OBJECTS[0]
+    assert json.loads(following.line()) == FOLLOWED[0]
     following.process.send_signal(signal.SIGINT)
     out, err = following.process.communicate(timeout=30)
     assert (following.process.returncode, out) == (ExitCode.INTERRUPTED, "")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dissectors.constants import MessageType
 from dissectors.messages import mmio_request
 from upcall_trace.capture.records import Close, Header, Open
 from upcall_trace.capture.writer import CaptureWriter
+from upcall_trace.diagnose.headline import headline
 from upcall_trace.diagnose.run import diagnose
 from upcall_trace.errors import WrongUsage
 from upcall_trace.trace.opening import load
 from upcall_trace.tui.app import Browser
+from upcall_trace.tui.data.first_failure import FirstFailure
 from upcall_trace.tui.data.settings import Settings, read_settings, recent, remember
 from upcall_trace.tui.data.summary import by_connection, by_operation, worst_in
 from upcall_trace.tui.screens.chooser import Choices
@@ -25,6 +30,9 @@ from upcall_trace.vantage.store import OnStoreError
 
 from ..support import DISK, answer, ask, connect, each_transcript, write_capture
 from .support import CAPTURES, Driven, drive
+
+FOUND = diagnose(CAPTURES / "cpu_lifecycle_6_12.upcap").findings
+"""With alternatives, and codes that come again."""
 
 
 def test_a_recording_is_followed_paused_and_gone_on_with(tmp_path: Path) -> None:
@@ -230,3 +238,25 @@ def test_a_moment_far_into_a_long_connection_is_told_from_a_kept_place(tmp_path:
         assert len(moment.before.entries) == 1
 
     drive(script, path)
+
+
+@each_transcript
+def test_the_headline_on_top_is_that_of_diagnose(golden: Path) -> None:
+    expected = headline(diagnose(golden).findings) or ""
+
+    async def script(browser: Driven) -> None:
+        assert browser.panes.headlined == expected
+        words = " ".join(browser.text().split())
+        assert expected[:60] in words
+
+    drive(script, golden, size=(160, 50))
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 7))
+def test_the_headline_is_the_same_however_findings_come(shuffled: random.Random, size: int) -> None:
+    found = list(FOUND)
+    shuffled.shuffle(found)
+    first = FirstFailure()
+    for begin in range(0, len(found), size):
+        first.take(found[begin : begin + size])
+    assert first.headline == headline(FOUND)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from ..capture.reader import CaptureReader
+from ..capture.records import End, Header, Record
 from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
 from ..sources.spooled import plain
@@ -34,6 +37,9 @@ from .support.many_files import each_of
 from .support.options import color_option
 from .support.output import out, out_json
 from .support.times import WallMoment, in_span, span_options
+
+if TYPE_CHECKING:
+    from ..diagnose.finding import Finding
 
 _POLL_S = 0.05
 _VERDICT = "        = "
@@ -209,21 +215,61 @@ def _follow(path: Path, wanted: Filter | None, as_json: bool, absolute: bool) ->
             raise WrongUsage(f"{path} is not a capture: only captures grow")
         _heading(as_json)
         session = Session(source.header)
+        finding = _Codes(source.header) if as_json else None
         waiting: set[int] = set()
         while True:
             live = source.live
+            lines = Lines(source.header, session.first_ns or 0, absolute)
             for offset, record in source.grow():
                 session.feed(record, offset)
+                if finding is not None:  # at once: the codes are those that are known by then
+                    finding.feed(record, offset)
+                    _show_finished(session, wanted, finding, lines)
             if not live and not source.live:
                 session.finish()
+                if finding is not None:
+                    finding.finish()
             lines = Lines(source.header, session.first_ns or 0, absolute)
-            _show_finished(session, wanted, as_json, lines)
+            _show_finished(session, wanted, finding, lines)
             if live and not as_json:
                 _show_waiting(session, wanted, lines, waiting)
             if not live and not source.live:
                 return tell_losses(path, capture_of(session, source))
             sys.stdout.flush()
             time.sleep(_POLL_S)
+
+
+class _Codes:
+    """The codes of what was found so far at each operation of a recording."""
+
+    def __init__(self, header: Header) -> None:
+        from ..diagnose.engine import Diagnosis  # all of the rules come with it
+
+        self._diagnosis = Diagnosis(header)
+        self._finished = False
+        self._found: dict[tuple[int | None, int | None], list[Finding]] = {}
+
+    def feed(self, record: Record, offset: int) -> None:
+        if not self._finished:
+            self._take(self._diagnosis.feed(record, offset))
+        if isinstance(record, End):
+            self.finish()
+
+    def finish(self) -> None:
+        """No more comes: what has no answer never gets one."""
+        if not self._finished:
+            self._finished = True
+            self._take(self._diagnosis.finish())
+
+    def _take(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self._found.setdefault((finding.conn, finding.request), []).append(finding)
+
+    def taken(self, operation: Operation) -> list[str]:
+        """Those of an operation that is shown now, and not again."""
+        found = self._found.pop((operation.conn, operation.request), [])
+        codes = (str(finding.code) for finding in sorted(found, key=lambda each: each.code))
+        return list(dict.fromkeys(codes))
 
 
 def _show_waiting(session: Session, wanted: Filter | None, lines: Lines, told: set[int]) -> None:
@@ -245,7 +291,10 @@ def _show_waiting(session: Session, wanted: Filter | None, lines: Lines, told: s
             lines.show_waiting(operation, waited_ns)
 
 
-def _show_finished(session: Session, wanted: Filter | None, as_json: bool, lines: Lines) -> None:
+def _show_finished(
+    session: Session, wanted: Filter | None, finding: _Codes | None, lines: Lines
+) -> None:
+    """What is finished: as JSON with the codes of what was `finding`, else as text."""
     finished = sorted(session.finished_rows)
     session.finished_rows.clear()
     if not finished:
@@ -254,5 +303,7 @@ def _show_finished(session: Session, wanted: Filter | None, as_json: bool, lines
     operations = Operations(session.table.columns(first), session.first_ns or 0)
     mask = None if wanted is None else wanted.mask(operations)
     for row in finished:
+        operation = operations.operation(row - first)
+        codes = [] if finding is None else finding.taken(operation)
         if mask is None or mask[row - first]:
-            show_operation(operations.operation(row - first), as_json, lines=lines)
+            show_operation(operation, finding is not None, codes, lines)

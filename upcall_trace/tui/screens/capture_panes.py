@@ -11,6 +11,7 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.timer import Timer
 from textual.widget import Widget
+from textual.widgets import Static
 
 from dissectors.constants import Arch
 
@@ -60,6 +61,7 @@ class CapturePanes(Widget):
         self.recording = recording = BrowsedCapture(given.path)
         self.work = Work(given, recording, told=self)
         self.top = Bar(id="top")
+        self.headline = Static(id="headline", markup=False)
         self.timeline = Timeline(recording)
         self.sessions = Sessions(recording)
         self.ladder = Ladder(recording)
@@ -77,13 +79,14 @@ class CapturePanes(Widget):
         self._settling: Timer | None = None
         self.walked = (0, 0, False)
         self._summed_s = 0.0
-        self.said = ""
+        self.said = self.headlined = ""
         self.lacks: list[str] = []  # what is needed to tell all, and is not there
         self.zoomed: Widget | None = None
         self._told_key: object = None
 
     def compose(self) -> ComposeResult:
         yield self.top
+        yield self.headline
         yield self.timeline
         with Container(id="main"):
             with Container(id="left"):
@@ -189,6 +192,7 @@ class CapturePanes(Widget):
         self.walked = (event.passed, event.offset, event.ended)
         if event.batch is not None:
             self.recording.take_findings(event.batch)
+            self._tell_headline(event.headline)
             if self._sees(before, event.passed) or event.ended:
                 self.ladder.refresh()
             self.sessions.refresh()
@@ -199,6 +203,13 @@ class CapturePanes(Widget):
         if event.ended:
             self._align_log()
         self.tell_top()
+
+    def _tell_headline(self, text: str) -> None:
+        """What failed first and whose fault it is, as `diagnose` says it."""
+        if safe(text) != self.headlined:
+            self.headlined = safe(text)
+            self.headline.update(self.headlined)
+            self.set_class(bool(text), "-failed")
 
     @on(Work.Arrived)
     def _moment_is_there(self, event: Work.Arrived) -> None:

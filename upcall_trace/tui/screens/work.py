@@ -28,6 +28,7 @@ from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted, arrange
 from ..data.export import export
 from ..data.findings import Batch
+from ..data.first_failure import FirstFailure
 from ..data.line_order import Rows
 from ..data.reading import Grown, read
 from ..data.search import Sought, Told, rows_with
@@ -66,9 +67,10 @@ class Work:
     class Walked(Message):
         """The diagnosis has come on."""
 
-        def __init__(self, batch: Batch | None, told: WalkProgress) -> None:
+        def __init__(self, batch: Batch | None, headline: str, told: WalkProgress) -> None:
             super().__init__()
             self.batch = batch
+            self.headline = headline
             self.passed, self.offset, self.ended = told.passed, told.offset, told.ended
 
     class Laid(Message):
@@ -137,6 +139,7 @@ class Work:
         self._recording = recording
         self._told = told
         self.walk: Walk | None = None
+        self._first = FirstFailure()
         self._laying: Wanted | None = None
         self._lay_again: Wanted | None = None
         self._summing = False
@@ -261,7 +264,8 @@ class Work:
 
     def _tell(self, told: WalkProgress) -> None:
         batch = Batch.of(told.findings) if told.findings else None
-        self._told.post_message(self.Walked(batch, told))
+        self._first.take(told.findings)
+        self._told.post_message(self.Walked(batch, self._first.headline, told))
 
     def _lay(self, wanted: Wanted) -> None:
         self._told.post_message(self.Laid(arrange(self._recording, wanted)))
