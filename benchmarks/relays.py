@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,11 +16,13 @@ from typing import IO
 
 from .peers import bulk, ping_pong
 from .rows import Row, Skip
+from .tui import Terminal
 
 ROUNDS = 9
 EXCHANGES = 2_000
 BULK_SIZE = 1 << 30
 BULK_ROUNDS = 5
+_FOLLOWED = "record, browser"
 
 
 def run() -> Iterator[Row]:
@@ -34,14 +37,16 @@ def run() -> Iterator[Row]:
             "direct": server,
             "socat": _socat(stack, directory / "socat", server),
             "socat -b262144": _socat(stack, directory / "socat-big", server, "-b262144"),
-            "record": directory / "record",
+            "record": _record(stack, directory / "record", server),
+            _FOLLOWED: _record(stack, directory / "followed", server),
         }
-        start(
-            stack, paths["record"], sys.executable, "-m", "upcall_trace", "record",
-            "--listen", str(paths["record"]), "--upstream", str(server),
-            "-o", str(directory / "bench.upcap"),
-        )  # fmt: skip
-        yield from _ping_pong({name: paths[name] for name in ("direct", "socat", "record")})
+        follower = stack.enter_context(Terminal(directory / "followed.upcap", home=directory))
+        follower.until(b"recording")
+        pumping = threading.Thread(target=_show, args=(follower,), daemon=True)
+        pumping.start()
+        among = ("direct", "socat", "record", _FOLLOWED)
+        yield from _ping_pong({name: paths[name] for name in among})
+        del paths[_FOLLOWED]
         yield from _bulk({name: path for name, path in paths.items() if name != "socat"})
 
 
@@ -62,6 +67,10 @@ def _ping_pong(paths: dict[str, Path]) -> Iterator[Row]:
         ratio = (beside_socat[name], "socat") if name != "socat" else (None, "")
         yield Row(f"1 KiB ping-pong, {name}, p50", p50[name], "us", *ratio)
         yield Row(f"1 KiB ping-pong, {name}, p99", p99[name], "us")
+    yield Row(
+        "the browser follows: p99 of record", p99[_FOLLOWED], "us",
+        _paired(tails[_FOLLOWED], tails["record"]), "record",
+    )  # fmt: skip
     yield Row("record adds to direct, p50", p50["record"] - p50["direct"], "us")
     yield Row("record adds to direct, p99", p99["record"] - p99["direct"], "us")
 
@@ -81,6 +90,23 @@ def _bulk(paths: dict[str, Path]) -> Iterator[Row]:
 def _paired(ours: list[float], theirs: list[float]) -> float:
     """The median of the ratios of each round."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def _record(stack: ExitStack, path: Path, server: Path) -> Path:
+    start(
+        stack, path, sys.executable, "-m", "upcall_trace", "record",
+        "--listen", str(path), "--upstream", str(server), "-o", str(path.with_suffix(".upcap")),
+    )  # fmt: skip
+    return path
+
+
+def _show(follower: Terminal) -> None:
+    """Take what the browser draws, as a terminal does, until it ends."""
+    try:
+        while True:
+            follower.read(1.0)
+    except OSError:
+        pass
 
 
 def _socat(stack: ExitStack, path: Path, server: Path, *options: str) -> Path:

@@ -82,7 +82,8 @@ def test_a_zoomed_pane_leaves_the_lines_at_top_and_bottom(size: tuple[int, int])
         await browser.press("z")
         zoomed = browser.panes.zoomed
         assert zoomed is not None
-        assert (zoomed.region.width, zoomed.region.height) == (size[0], size[1] - 2)
+        above = 1 + browser.panes.headline.region.height
+        assert (zoomed.region.width, zoomed.region.height) == (size[0], size[1] - 1 - above)
         await browser.press("slash", "ctrl+u")
         await browser.type("ret < 0")
         assert "filter: ret < 0" in browser.lines()[-1]

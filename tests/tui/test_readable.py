@@ -25,8 +25,8 @@ OF_THE_TERMINAL = {"ansi-dark", "ansi-light"}
 CONSOLE = ROOT / "tests" / "golden" / "guest_oops.console.log"
 WALK = (
     "right_square_bracket", "1", "2", "3", "4", "enter", "2", "enter", "5", "6", "7", "2", "space",
-    "j", "j", "space", "d", "escape", "slash", "escape", "x", "escape", "question_mark", "escape",
-    "colon",
+    "j", "j", "space", "d", "escape", "slash", "o", "escape", "x", "escape", "question_mark",
+    "escape", "colon",
 )  # fmt: skip
 """Through every pane, with something picked, compared and asked for; the palette is last."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # While the diagnosis works in the background, a key must not wait Python's default 5 ms for it.
 _SWITCH_INTERVAL_S: Final = 0.0005
+_NICE: Final = 10
 
 
 @click.command("tui")
@@ -102,8 +103,14 @@ def tui_command(
     with RecorderProcess(source, path) as recorder:
         address = os.fspath(listen) if listen is not None else None
         given = Given(path, console, vmm_log, world, address)
+        _give_way()
         stop = Browser(given, settings, recording=True, replays=replays_of).run()
         return recorder.leave(stop=bool(stop))
+
+
+def _give_way() -> None:
+    """While something is recorded, the recorder and the guest come first."""
+    os.nice(_NICE)
 
 
 def _use_the_terminals_size() -> None:
@@ -170,5 +177,7 @@ def _checked(path: Path) -> Path:
     """Opens it once, so that what cannot be read is told before the screen is taken."""
     from ..sources import open_source
 
-    with open_source(path):
-        return path
+    with open_source(path) as source:
+        if source.live:
+            _give_way()
+    return path
