@@ -708,6 +708,21 @@ def test_a_packet_that_was_cut_off_tells_what_it_holds() -> None:
 
     assert told(f for f in found(cut(40)) if f.code == "UP305") == "1.0 UP305"
     assert told(f for f in found(cut(39)) if f.code == "UP305") == "1.0 UP305?"
+    assert not [f for f in found(cut(40)) if f.code == "UP506"]
+
+
+def test_a_request_is_short_only_where_no_gap_may_have_its_rest() -> None:
+    short = [*connect(1), ask(mmio_request(ADD_MMIO, 0xE0006000, 0, 5).encode()[:40], 1)]
+
+    def says_so(*gap: Record) -> bool:
+        return any(f.code == "UP506" for f in found([*short, *gap]))
+
+    assert says_so()
+    assert says_so(Gap(2, 1, False, 100, "the disk is slow"))
+    assert says_so(Gap(2, 1, True, MESSAGE_SIZE, LEFT_OUT))
+    assert not says_so(Gap(2, 1, True, 984, CUT_OFF))
+    assert not says_so(Gap(2, 1, True, 984, "the disk is slow"))
+    assert not says_so(Gap(2, 0, False, 984, DAMAGED))
 
 
 def test_what_was_left_out_on_purpose_ends_the_model_too() -> None:

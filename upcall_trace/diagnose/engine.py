@@ -58,6 +58,7 @@ from dissectors.services import DEVICE_MANAGER
 
 from .. import codes
 from ..capture.records import (
+    LEFT_OUT,
     THREAD_DIED,
     Begins,
     Chunk,
@@ -240,6 +241,8 @@ class Diagnosis:
             if conn in self.watched:
                 self.watched[conn].forget()
                 self.watched[conn].piece_ns = None
+                if (gap.to_guest or not gap.conn) and gap.reason != LEFT_OUT:
+                    self.watched[conn].short = None  # the gap may have its rest
                 for situation in self.watched[conn].open.values():
                     situation.doubtful |= gap.conn == 0 or not is_whole(situation)
 
