@@ -74,8 +74,8 @@ def short_request(at: Situation) -> Told:
 
     **Example.** `framing`, request 1.2: the 16 bytes of a header, completed by request 1.1.
 
-    **Limits.** If the rest is sent later, it is a split request (UP505). A gap after it may have the
-    rest: then nothing is said.
+    **Limits.** If the rest is sent later, it is a split request (UP505). A gap after it may have
+    the rest: then nothing is said.
 
     **What to do.** Send 1024 bytes, padded with zeros. What the list shows for this request is what
     the guest executed; compare it with what was meant.
