@@ -25,7 +25,8 @@ from .rows import Row, Skip
 
 ALL = {
     name: name for name in (
-        "relays", "crowds", "disk", "weeks", "guest", "growth", "decoding", "diagnosis", "logs",
+        "relays", "crowds", "disk", "weeks", "guest", "growth", "decoding", "decoders", "diagnosis",
+        "logs",
         "fleet", "replay", "start", "tui", "lab", "memory",
     )
 } | {"long": "long_run"}  # fmt: skip

@@ -241,19 +241,23 @@ class _LazyColumns(Mapping[str, NDArray[Any]]):
         return self._read[name]
 
     def _column(self, name: str) -> NDArray[Any]:
-        parts = []
-        for segment, part in zip(self._index.segments, self._index.parts(name), strict=True):
-            if part.dtype.str != COLUMN_TYPES[name] or (
-                name != "extra" and len(part) != segment.rows
-            ):
-                raise BadRecord(f"column {name} is not as long as its segment")
-            parts.append(part)
-        column = joined(parts, COLUMN_TYPES[name])
         if name == "extra":
-            return column
+            return joined([*self._parts(name)], COLUMN_TYPES[name])
+        column = np.empty(self._rows, COLUMN_TYPES[name])
+        for segment, part in zip(self._index.segments, self._parts(name), strict=True):
+            if len(part) != segment.rows:
+                raise BadRecord(f"column {name} is not as long as its segment")
+            column[segment.first_row : segment.first_row + segment.rows] = part
         for rows, columns in self._changes():
             column[rows] = columns[name]
         return column
+
+    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
+        """A column segment by segment; all of them never stand in memory twice."""
+        for part in self._index.parts(name):
+            if part.dtype.str != COLUMN_TYPES[name]:
+                raise BadRecord(f"column {name} has another type")
+            yield part
 
     def _changes(self) -> list[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
         if self._changed is None:
