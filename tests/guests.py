@@ -123,7 +123,7 @@ def says_nothing(stream: socket.socket, seconds: float = 0.1) -> bool:
     return not select.select([stream], [], [], seconds)[0]
 
 
-def wait_until(true: object, seconds: float = 10) -> None:
+def wait_until(true: object, seconds: float = 60) -> None:
     """Until the function `true` says so; fails when it does not in time."""
     assert callable(true)
     end = time.monotonic() + seconds

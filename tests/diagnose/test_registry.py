@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def new_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     importlib.invalidate_caches()
     registry._built_in.cache_clear()
     yield path
+    sys.modules.pop("upcall_trace.diagnose.rules.brand_new", None)
     registry._built_in.cache_clear()
 
 

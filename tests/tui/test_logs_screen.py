@@ -23,7 +23,7 @@ def test_a_logs_findings_and_lines_and_the_way_between_them() -> None:
     async def script() -> None:
         app = Browser(None, Settings(), logs=[LOG])
         async with app.run_test(size=(120, 40)) as pilot:
-            for _ in range(200):
+            for _ in range(2000):
                 await pilot.pause(0.02)
                 findings = app.screen.query_one("#findings", TextLines)
                 if "reading" not in words(findings)[0]:
@@ -37,8 +37,8 @@ def test_a_logs_findings_and_lines_and_the_way_between_them() -> None:
             wanted = next(n for n, text in enumerate(told) if "kata.log:7" in text)
             findings.move_to(wanted)
             await pilot.press("enter")
-            await pilot.pause()
-            assert log.has_focus
+            while not log.has_focus:
+                await pilot.pause(0.02)
             assert "get vcpu event" in words(log)[log.cursor]
             await pilot.press("tab")
             assert findings.has_focus
@@ -51,7 +51,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     async def script() -> None:
         app = Browser(None, Settings(), logs=[tmp_path / "none"])
         async with app.run_test() as pilot:
-            for _ in range(200):
+            for _ in range(2000):
                 await pilot.pause(0.02)
                 told = words(app.screen.query_one("#findings", TextLines))
                 if "reading" not in told[0]:
