@@ -44,6 +44,6 @@ exec "$@"
 SCRIPT
 chmod +x "$new/bin/$program"
 chmod 755 "$new"
+"$new/bin/$program" --version >/dev/null 2>&1 || { echo "suite.sh: $program of $suite does not start" >&2; exit 1; }
 mv -T "$new" "$home" 2>/dev/null || [ -x "$home/bin/$program" ] # another one was faster
-"$home/bin/$program" --version >/dev/null 2>&1 || { echo "suite.sh: $program of $suite does not start" >&2; exit 1; }
 echo "$home/bin/$program"
