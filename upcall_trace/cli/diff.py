@@ -18,6 +18,7 @@ from ..trace.operations import NoTable
 from ..trace.script import Script
 from ..trace.scripting import Scripter
 from ..trace.streams import distinct_records
+from .support.collecting import no_search_for_cycles
 from .support.files import CAPTURE, tell_losses
 from .support.options import color_option
 from .support.output import out_all, out_json
@@ -50,11 +51,12 @@ def diff_command(
     says. Bytes that nobody wrote do not count. Ends with 0 without a difference, and with 1 when
     there is one.
     """
-    (one, first), (other, second) = _read(a), _read(b)
     rules = Matchers()
     for place, told in map(parse_matcher, matchers):
         rules.add(place, told)
-    conversations = list(align(one, other, ignored, whole_bytes, rules))
+    with no_search_for_cycles():
+        (one, first), (other, second) = _read(a), _read(b)
+        conversations = list(align(one, other, ignored, whole_bytes, rules))
     if not conversations:
         raise NothingRun(f"neither {a} nor {b} has an operation")
     if as_json:

@@ -28,6 +28,7 @@ from ..sockets.addresses import check_reachable, parse_address
 from ..trace.filters import parse
 from ..trace.script import Asked, Script
 from ..views.messages import reply_text, request_text
+from .support.collecting import no_search_for_cycles
 from .support.files import CAPTURE, tell_losses
 from .support.options import color_option, given_world, tell_lacking_world, world_options
 from .support.output import SECONDS, has_terminal, out, out_all, out_json, say, talk
@@ -134,10 +135,11 @@ def replay_command(
         raise WrongUsage("standard output has the comparison: give -o FILE")
     if output is not None and output.exists() and capture.exists() and output.samefile(capture):
         raise WrongUsage(f"{output} is the input; give another name for the output")
-    recording = read_recording(
-        capture, keep_splits, port, match_file,
-        lambda header: given_world(world_file, machine, header.notes),
-    )  # fmt: skip
+    with no_search_for_cycles():
+        recording = read_recording(
+            capture, keep_splits, port, match_file,
+            lambda header: given_world(world_file, machine, header.notes),
+        )  # fmt: skip
     for place, rules in given:
         recording.matchers.add(place, rules)
     idle = recording.matchers.idle(recording.script.asked.values())
@@ -162,7 +164,8 @@ def replay_command(
     if not script.asked and not script.steps:
         raise NothingRun(f"{capture} has no operation to replay")
     moved = _moved(script, target.world, rebase, map_file)
-    replay = Replay(recording, target, script, moved, terms)
+    with no_search_for_cycles():
+        replay = Replay(recording, target, script, moved, terms)
     refused = replay.plan.refused(allow)
     if not live or refused:
         _show_plan(replay, allow, as_json)
