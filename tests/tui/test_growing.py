@@ -52,6 +52,8 @@ def test_a_recording_is_followed_paused_and_gone_on_with(tmp_path: Path) -> None
         add(1, 0)
         await browser.until("1 operations")
         add(2, -17)
+        await browser.until("2 operations")  # the headline may tell of it before the ladder does
+        await browser.until("◄ EEXIST")
         await browser.until("UP301")
         assert browser.panes.ladder.cursor == browser.panes.ladder.count() - 1
         await browser.pilot.press("p")
