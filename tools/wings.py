@@ -22,17 +22,17 @@ EVERYBODYS: Final = (
     "upcall_trace.codes",
     "upcall_trace.durations",
     "upcall_trace.plugins",
-    "upcall_trace.unpacking",
     "upcall_trace.user_folders",
 )
 """Modules that every folder of `upcall_trace/` may import."""
 
 WINGS: Final[dict[str, Wing]] = {
     "dissectors": Wing("the protocol: layouts, messages, state machines, observer", ()),
-    "capture": Wing("the `.upcap` file", ()),
+    "capture": Wing("the `.upcap` file; files unpacked", ()),
     "sockets": Wing("addresses, listening, serving, the client", ("dissectors",)),
     "logs": Wing(
-        "lines of consoles, VMMs, runtimes: what they say, whose they are", ("dissectors",)
+        "lines of consoles, VMMs, runtimes: what they say, whose they are",
+        ("capture", "dissectors"),
     ),
     "kernel": Wing("what the guest kernel does (pure)", ("dissectors",)),
     "sources": Wing(

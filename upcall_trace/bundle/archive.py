@@ -35,6 +35,7 @@ from ..capture.records import (
     Record,
     Vmm,
 )
+from ..capture.unpacking import STDIN
 from ..capture.writer import CaptureWriter
 from ..diagnose.log_inputs import read_logs
 from ..diagnose.report_formats import as_json, as_markdown
@@ -46,7 +47,6 @@ from ..logs.opening import LogFile
 from ..sources import Source, open_source
 from ..sources.spooled import plain
 from ..trace.opening import Capture, Progress, load
-from ..unpacking import STDIN
 from ..views.json_objects import info_object
 from .allowed_lines import allowed_lines, allowed_text, some_lines
 from .redaction import Redactor

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ..capture.unpacking import STDIN
 from ..capture.writer import CaptureWriter
 from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
@@ -16,7 +17,6 @@ from ..trace.filters import parse
 from ..trace.opening import build_index
 from ..trace.streams import all_records, keep_connections, with_dependencies
 from ..transform.composing import keep_operations, merge
-from ..unpacking import STDIN
 from .support.descriptors import outputs_at_once
 from .support.files import (
     CAPTURE,

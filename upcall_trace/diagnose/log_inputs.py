@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from ..capture.unpacking import STDIN
 from ..errors import NothingRun, UnreadableInput, WrongUsage
 from ..logs.entries import LogEntry, Scanner
 from ..logs.lines import LogLine, lines_of
@@ -15,7 +16,6 @@ from ..logs.meaning import Understood
 from ..logs.opening import LogFile, Progress, is_text, sniff
 from ..logs.table import understood, wanted
 from ..sources import capture_kind
-from ..unpacking import STDIN
 from .log_channel import DRAGONBALL, OTHER_VMMS
 from .log_guests import Stories
 from .told_by_logs import LogInput, Logs, Option, Span

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
+from ..capture.unpacking import STDIN, Torn, packing, read_block, unpacked
 from ..errors import UnreadableInput
-from ..unpacking import STDIN, Torn, packing, read_block, unpacked
 
 BLOCK: Final = 1 << 20
 SNIFFED: Final = 4096

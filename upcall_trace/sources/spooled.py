@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 from typing import IO, Final
 
+from ..capture.unpacking import STDIN, Torn, packing, read_block, unpacked
 from ..errors import UnreadableInput
-from ..unpacking import STDIN, Torn, packing, read_block, unpacked
 
 _BLOCK: Final = 1 << 20
 _RATIO: Final = 500

@@ -36,8 +36,8 @@ _QUIET_ROUNDS: Final = 20
 _NOT_OURS: Final = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1,
 )  # fmt: skip
-_NICE: Final = 10
-_NICE_LATE: Final = -10
+_NICER: Final = 10
+"""By so much it is nicer than it was started, and while it is late, less nice."""
 _LATE_NS: Final = 40_000_000
 """Less than half of what may be lost when all of this is killed at once."""
 _WRITTEN_AT_ONCE: Final = 512
@@ -102,7 +102,8 @@ class WriterProcess:
         self._said: list[str] = []
         self._told_s = 0.0
         self._quiet = 0
-        self._nice = 0
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        self._hurries: bool | None = None
 
     def serve(self) -> NoReturn:
         """Never returns: what the other process had on its stack is not ours."""
@@ -131,12 +132,11 @@ class WriterProcess:
 
     def _hurry(self, late: bool) -> None:
         """Whoever moves bytes goes first, unless what waits in the pipe becomes old there."""
-        nice = _NICE_LATE if late else _NICE
-        if nice == self._nice:
+        if late == self._hurries:
             return
-        self._nice = nice
+        self._hurries = late
         try:
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
+            os.setpriority(os.PRIO_PROCESS, 0, self._nice - _NICER if late else self._nice + _NICER)
         except OSError:
             pass  # not ours to ask for
 

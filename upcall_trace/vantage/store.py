@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from ..capture.records import Carry, Chunk, Close, Gap, Header, How, Open, Record
+from ..capture.unpacking import STDOUT
 from ..errors import UserError, WrongUsage
 from ..trace.indexing import Indexer
-from ..unpacking import STDOUT
 from .capture_file import (
     GrowingCapture,
     Item,

@@ -13,9 +13,9 @@ from pathlib import Path
 from dissectors.constants import UPCALL_PORT
 
 from ...capture.records import NO_TIMES, TIMES, Header
+from ...capture.unpacking import STDIN
 from ...errors import NothingRun, WrongUsage
 from ...sources.spooled import plain
-from ...unpacking import STDIN
 from ...vantage.guest_memory.as_capture import SOURCE, as_records
 from ...vantage.guest_memory.assembling import assemble
 from ...vantage.guest_memory.conversations import Assembled

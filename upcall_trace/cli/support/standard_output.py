@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...capture.unpacking import STDOUT as STDOUT
 from ...errors import WrongUsage
-from ...unpacking import STDOUT as STDOUT
 
 
 def named(path: Path) -> str:

@@ -15,8 +15,8 @@ from struct import Struct
 from struct import error as StructError
 from typing import IO, BinaryIO, Final, Self
 
+from ...capture.unpacking import Torn, packing, read_block
 from ...errors import UnreadableInput
-from ...unpacking import Torn, packing, read_block
 from .processes import LEAST_MAPPING
 from .windows import WINDOW_SIZE, Stretch, windows_of
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from .errors import UnreadableInput, UpcallError
+from ..errors import UnreadableInput, UpcallError
 
 STDIN: Final = Path("-")
 """As a command line writes it; its bytes can be read once."""
