@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import select
 import signal
@@ -23,7 +24,7 @@ from ..capture.records import Close, Gap, Header, How, Open, Record
 from . import recorder as carrying
 from .capture_file import Item, size_of
 from .recorder import begun_now, gaps_of, no_remark
-from .recorder_process import CLOSE, REOPEN, Items, WriterProcess, command, packed
+from .recorder_process import CLOSE, LATE_NS, REOPEN, Items, WriterProcess, command, hurry, packed
 from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 
 _PIPE_SIZES: Final = (16 << 20, 1 << 20)
@@ -75,9 +76,12 @@ class ApartRecorder:
             break
         self._back, back_write = os.pipe2(os.O_CLOEXEC)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # When the other process last took from the pipe what it has written by now.
+        self._written = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        self._flushed_ns = self._waiting_ns = 0
         self._pid = os.fork()
         if self._pid == 0:
-            WriterProcess(self._store, self.now, read_end, back_write).serve()
+            WriterProcess(self._store, self.now, read_end, back_write, self._written).serve()
         os.close(read_end)
         os.close(back_write)
         self._store.file.close()
@@ -117,6 +121,7 @@ class ApartRecorder:
             return
         blob = b"".join([packed(item) for item in out])
         out.clear()
+        self._keep_pace()
         written = 0
         with self._lock:  # whoever goes on alone must not look between the write and its note
             if not (self._behind or self._alone):
@@ -128,6 +133,16 @@ class ApartRecorder:
                     self._sent.append(blob[:written])
         if written < len(blob):
             self._fall_behind(blob[written:])
+
+    def _keep_pace(self) -> None:
+        """Let the other process run first when it is late: it may not even come to notice that."""
+        now_ns = time.monotonic_ns()
+        if self._written[0] >= self._flushed_ns:
+            self._waiting_ns = now_ns  # nothing older waits
+        self._flushed_ns = now_ns
+        if now_ns - self._waiting_ns > LATE_NS:
+            hurry(self._pid)
+            self._waiting_ns = now_ns
 
     def _fall_behind(self, blob: bytes) -> None:
         with self._lock:

@@ -37,8 +37,7 @@ _NOT_OURS: Final = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1,
 )  # fmt: skip
 _NICER: Final = 10
-"""By so much it is nicer than it was started, and while it is late, less nice."""
-_LATE_NS: Final = 40_000_000
+LATE_NS: Final = 40_000_000
 """Less than half of what may be lost when all of this is killed at once."""
 _WRITTEN_AT_ONCE: Final = 512
 _DECODED_AT_ONCE: Final = 64
@@ -56,6 +55,18 @@ def packed(item: Item) -> bytes:
 def command(kind: int) -> bytes:
     """REOPEN or CLOSE, as it goes through the pipe."""
     return _ITEM.pack(0, kind, 0, 0)
+
+
+def hurry(pid: int) -> bool:
+    """Let a process, 0 for this one, run before all others; False where that may not be asked for.
+
+    It is the writer's own to step back again.
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) - _NICER)
+    except OSError:
+        return False
+    return True
 
 
 class Items:
@@ -93,17 +104,24 @@ class Items:
 class WriterProcess:
     """The other process. It ends when it is told to, or when nobody can write to it any more."""
 
-    def __init__(self, store: CaptureStore, now: Callable[[], int], pipe: int, back: int) -> None:
+    def __init__(
+        self,
+        store: CaptureStore,
+        now: Callable[[], int],
+        pipe: int,
+        back: int,
+        written: memoryview,
+    ) -> None:
         self._store = store
         self._now = now
+        self._written = written
         self._pipe = pipe
         self._back = back
         self._items = Items()
         self._said: list[str] = []
         self._told_s = 0.0
         self._quiet = 0
-        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
-        self._hurries: bool | None = None
+        self._nice = (0, 0)
 
     def serve(self) -> NoReturn:
         """Never returns: what the other process had on its stack is not ours."""
@@ -128,17 +146,16 @@ class WriterProcess:
                     pass  # the one by which they were listed
         while os.open(os.devnull, os.O_RDWR) < 2:
             pass
-        self._hurry(False)
+        begun = os.getpriority(os.PRIO_PROCESS, 0)
+        # Who could not hurry when it matters does not step back either.
+        self._nice = (begun + _NICER, begun - _NICER) if hurry(0) else (begun, begun)
+        self._pace(late=False)
 
-    def _hurry(self, late: bool) -> None:
+    def _pace(self, late: bool) -> None:
         """Whoever moves bytes goes first, unless what waits in the pipe becomes old there."""
-        if late == self._hurries:
-            return
-        self._hurries = late
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, self._nice - _NICER if late else self._nice + _NICER)
-        except OSError:
-            pass  # not ours to ask for
+        wanted = max(-20, min(self._nice[late], 19))
+        if os.getpriority(os.PRIO_PROCESS, 0) != wanted:  # the other process may have changed it
+            os.setpriority(os.PRIO_PROCESS, 0, wanted)
 
     def _round(self) -> bool:
         """Take what has come and write it; False when that was the last.
@@ -153,13 +170,15 @@ class WriterProcess:
             while self._store.catch_up(_DECODED_AT_ONCE) and time.monotonic() < until:
                 pass
             time.sleep(max(0.0, until - time.monotonic()))
+        begun_ns = time.monotonic_ns()
         records, commands, ended = self._take()
         self._quiet = 0 if records or self._store.catch_up(0) else self._quiet + 1
         if REOPEN in commands:
             self._store.reopen()
-        self._hurry(self._age(records) > _LATE_NS)
+        self._pace(self._age(records) > LATE_NS)
         for begin in range(0, max(1, len(records)), _WRITTEN_AT_ONCE):
             self._store.put(records[begin : begin + _WRITTEN_AT_ONCE])
+        self._written[0] = begun_ns
         closing = CLOSE in commands
         if closing:
             self._store.close()
