@@ -176,7 +176,7 @@ def test_no_file_name_steers_the_terminal(tmp_path: Path) -> None:
         (f"--{NASTY}",),
         (NASTY,),
         ("show", f"--{NASTY}"),
-        ("show", "x", NASTY),
+        ("state", "x", NASTY),
         ("show", "x", "--filter", NASTY),
         ("import", "x", "-o", "y", "--arch", NASTY),
         ("import", "x", "-o", "y", "--note", NASTY),
@@ -197,10 +197,10 @@ def test_usage_is_explained_in_a_few_lines() -> None:
     ended = run("show")
     assert (ended.code, ended.out) == (ExitCode.USAGE, "")
     assert ended.err.splitlines() == [
-        "Usage: upcall-trace show [OPTIONS] CAPTURE",
+        "Usage: upcall-trace show [OPTIONS] CAPTURES...",
         "Try 'upcall-trace show --help' for help.",
         "",
-        "Error: Missing argument 'CAPTURE'.",
+        "Error: Missing argument 'CAPTURES...'.",
     ]
     ended = run("shwo")
     assert ended.code == ExitCode.USAGE

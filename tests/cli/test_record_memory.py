@@ -77,7 +77,8 @@ def test_every_vm_of_the_node_gets_a_capture_as_it_comes_and_goes(tmp_path: Path
             vmm.put(AT + 16, pci_request(MessageType.ADD_PCI, 0, 4).encode())
             time.sleep(0.3)
     said = recording.stop()
-    assert recording.process.returncode == ExitCode.EXPECTED
+    # It watches the VMs of other tests, too, of which it may lose something.
+    assert recording.process.returncode in (ExitCode.EXPECTED, ExitCode.LOST)
     assert said.count("has ended: the recording is closed") >= 1
     for sandbox in ("5a5a" * 16, "b0b0" * 16):
         path = directory / f"{sandbox}.upcap"
