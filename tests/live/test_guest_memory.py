@@ -117,8 +117,9 @@ def test_a_proxy_and_the_memory_tell_the_same_operations(live_guest: Start, tmp_
     _, records = records_of(inside)
     missed = sum(each.size for each in records if isinstance(each, Gap) and each.to_guest)
     assert len(seen) + missed // 1024 == REQUESTS
-    # Requests of a millisecond and a busy machine: those of real hotplug take ten times as long.
-    assert len(seen) >= REQUESTS * 0.8
+    # Requests of a millisecond on a busy machine, where the watcher gives way to all others: those
+    # of real hotplug take ten times as long.
+    assert len(seen) >= REQUESTS // 2
     _check_moments(through, inside)
 
 
