@@ -14,7 +14,6 @@ from tests.support import each_recording, records_of, write_capture
 from tests.trace.conversations import recordings
 from upcall_trace.capture import runs
 from upcall_trace.capture.records import Header, Record
-from upcall_trace.capture.runs import MessageRun
 from upcall_trace.sources import open_source
 from upcall_trace.trace import bulk
 from upcall_trace.trace.decoding import Session
@@ -40,10 +39,7 @@ def in_bulk(path: Path, keep_splits: bool = False, steps: bool = True) -> Script
         session = Session(source.header, NoTable())
         scripter = Scripter(session, keep_splits, steps=steps)
         for item in distinct_records(path, source):
-            if isinstance(item, MessageRun):
-                scripter.take_run(item)
-            else:
-                scripter.take(item, session.feed(item))
+            scripter.feed(item)
     return scripter.finish()
 
 

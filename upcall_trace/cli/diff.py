@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from ..capture.runs import MessageRun
 from ..compare.aligned_report import diff_lines, diff_object
 from ..compare.aligning import align
 from ..compare.matchers import Matchers, parse_matcher
@@ -74,8 +73,5 @@ def _read(path: Path) -> tuple[Script, Capture]:
         session = Session(source.header, NoTable())
         scripter = Scripter(session, steps=False)
         for item in distinct_records(path, source):
-            if isinstance(item, MessageRun):
-                scripter.take_run(item)
-            else:
-                scripter.take(item, session.feed(item))
+            scripter.feed(item)
         return scripter.finish(), capture_of(session, source)

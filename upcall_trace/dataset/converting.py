@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..capture.records import Header
-from ..capture.runs import MessageRun
 from ..diagnose.engine import Diagnosis, sort_key
 from ..diagnose.finding import Finding
-from ..diagnose.successes import take_run as find_in_run
+from ..diagnose.successes import feed as find
 from ..errors import UserError
 from ..kernel.noted_world import noted_world
 from ..sources import open_source
-from ..trace.bulk import take_run
+from ..trace.bulk import feed
 from ..trace.decoding import Session
 from ..trace.opening import Capture, capture_of
 from ..trace.streams import in_bulk
@@ -69,13 +68,8 @@ def _converted(path: Path, url: str, digest: str) -> Converted:
         # A diagnosis that keeps no table passes over plain successes.
         session = Session(diagnosis.session.header)
         for offset, item in in_bulk(source):
-            if isinstance(item, MessageRun):
-                findings += find_in_run(diagnosis, item)
-                take_run(session, item)
-                session.finished_rows.clear()
-            else:
-                findings += diagnosis.feed(item, offset)
-                session.feed(item, offset)
+            findings += find(diagnosis, item, offset)
+            feed(session, item, offset)
         findings += diagnosis.finish()
         session.finish()
         opened = capture_of(session, source)

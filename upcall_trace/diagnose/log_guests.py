@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..logs import other_lines as others
-from ..logs.console_operations import ConsoleOperation
 from ..logs.guest_console import ConsoleReader
 from ..logs.meaning import Match, Understood
 from ..logs.whose import Guests
@@ -106,9 +105,3 @@ class Stories:
     def sandboxes(self) -> list[str]:
         """Those that are named, in their order."""
         return [sandbox for sandbox in self.guests if sandbox is not None]
-
-
-def operations_of(guests: Iterable[LoggedGuest]) -> Iterator[ConsoleOperation]:
-    """What the consoles of several guests are about."""
-    for guest in guests:
-        yield from guest.console.operations

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..capture.reader import CaptureReader, Damage
-from ..capture.runs import MessageRun
 from ..errors import WrongUsage
 from ..kernel.noted_world import lacking_world
 from ..kernel.world import World
@@ -18,7 +17,7 @@ from ..trace.opening import Progress
 from ..trace.streams import in_bulk, is_progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
-from .successes import take_run
+from .successes import feed
 from .told_by_logs import Logs
 
 if TYPE_CHECKING:
@@ -73,10 +72,7 @@ def diagnose(
         matcher = joining.matcher if joining is not None else None
         diagnosis = Diagnosis(source.header, world, dragonball, matcher)
         for count, (offset, item) in enumerate(in_bulk(source)):
-            if isinstance(item, MessageRun):
-                findings += take_run(diagnosis, item)
-            else:
-                findings += diagnosis.feed(item, offset)
+            findings += feed(diagnosis, item, offset)
             if progress is not None and is_progress(count, item):
                 progress(offset)
         findings += diagnosis.finish()

@@ -33,7 +33,7 @@ from dissectors.messages import Request, decode_reply, decode_request
 from dissectors.slots import positional
 
 from .. import codes
-from ..capture.records import Begins
+from ..capture.records import Begins, Record
 from ..capture.runs import MessageRun
 from ..trace.decoding import Watch
 from ..trace.operations import NoTable
@@ -61,6 +61,13 @@ _SIZES: Final = {
     **dict.fromkeys(MMIO_TYPES, MMIO_MSG_SIZE),
     **dict.fromkeys(PCI_TYPES, PCI_MSG_SIZE),
 }
+
+
+def feed(diagnosis: Diagnosis, item: Record | MessageRun, offset: int = 0) -> list[Finding]:
+    """What a record that stands at `offset` brings to light, or a run of them."""
+    if isinstance(item, MessageRun):
+        return take_run(diagnosis, item)
+    return diagnosis.feed(item, offset)
 
 
 def take_run(diagnosis: Diagnosis, run: MessageRun) -> list[Finding]:

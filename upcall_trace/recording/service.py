@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Final
 
 from ..errors import WrongUsage
@@ -26,11 +25,6 @@ def handed_sockets() -> list[socket.socket]:
             raise WrongUsage(f"socket {number + 1} that systemd handed over is no Unix stream")
         found.append(handed)
     return found
-
-
-def handed_path(handed: socket.socket) -> Path:
-    """Where it listens."""
-    return Path(handed.getsockname())
 
 
 class Notifier:

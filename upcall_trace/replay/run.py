@@ -15,14 +15,13 @@ from typing import Any, Self
 import numpy as np
 
 from ..capture.records import End, Header, Mark, Origin, Record
-from ..capture.runs import MessageRun
 from ..compare.matchers import Matchers, read_matchers
 from ..control.order_socket import check_control, give_order
 from ..control.orders import BadOrder
 from ..diagnose.engine import Diagnosis
 from ..diagnose.finding import Finding
 from ..diagnose.judged import judging
-from ..diagnose.successes import take_run
+from ..diagnose.successes import feed
 from ..errors import PeerDied, SomethingLost, Unreachable, WrongUsage
 from ..kernel.model import Guest
 from ..kernel.noted_world import world_notes
@@ -82,12 +81,8 @@ def read_recording(
         findings = []
         scripter = Scripter(session, keep_splits, port)
         for item in distinct_records(path, source):
-            if isinstance(item, MessageRun):
-                findings += take_run(diagnosis, item)
-                scripter.take_run(item)
-            else:
-                findings += diagnosis.feed(item)
-                scripter.take(item, session.feed(item))
+            findings += feed(diagnosis, item)
+            scripter.feed(item)
         session.finish()
         findings += diagnosis.finish()
         capture = capture_of(session, source)

@@ -23,7 +23,7 @@ from dissectors.layouts import DEVICE_MANAGER_TABLE as TABLE
 from dissectors.services import DEVICE_MANAGER
 from dissectors.tables import FieldRow, Layout
 
-from ..capture.records import CONN_LIMIT, Chunk
+from ..capture.records import CONN_LIMIT, Chunk, Record
 from ..capture.runs import SHORTEST, MessageRun
 from .decoding import Session, Watch
 from .operations import ANOMALY_BIT, FREE_ROWS, ROWS, rows_in
@@ -39,6 +39,15 @@ _U32_LIMIT: Final = 0xFFFFFFFF
 _UNKNOWN: Final = 1 << 40
 """For a `ret` that nobody knows; no message has it."""
 _NO_ROW: Final = -1
+
+
+def feed(session: Session, item: Record | MessageRun, offset: int = 0) -> None:
+    """Take a record that stands at `offset`, or a run; nobody is told which rows are finished."""
+    if isinstance(item, MessageRun):
+        take_run(session, item)
+        session.finished_rows.clear()
+    else:
+        session.feed(item, offset)
 
 
 def take_run(session: Session, run: MessageRun) -> None:

@@ -21,7 +21,7 @@ from ..capture.runs import MessageRun
 from ..capture.segments import digest_of
 from ..errors import UnreadableInput
 from ..sources import Source, open_source
-from .bulk import take_run
+from .bulk import feed
 from .decoding import Connection, Session, read_as
 from .indexing import INDEX_VERSION, Indexer
 from .operations import COLUMN_TYPES, Operations, rows_in, unpack_rows
@@ -119,11 +119,7 @@ def decode_source(source: Source, progress: Progress | None = None) -> Capture:
     """Decode every record of an open source."""
     session = Session(source.header)
     for count, (offset, item) in enumerate(in_bulk(source)):
-        if isinstance(item, MessageRun):
-            take_run(session, item)
-            session.finished_rows.clear()
-        else:
-            session.feed(item, offset)
+        feed(session, item, offset)
         if progress is not None and is_progress(count, item):
             progress(offset)
     session.finish()

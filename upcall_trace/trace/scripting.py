@@ -49,7 +49,7 @@ def read_script(
     session = Session(header, NoTable())
     scripter = Scripter(session, keep_splits, port)
     for record in records:
-        scripter.take(record, session.feed(record))
+        scripter.feed(record)
     return scripter.finish()
 
 
@@ -66,7 +66,7 @@ _set_reply, _set_reply_raw, _set_latency_ns, _set_cut_off, _set_watched_ns = (
 
 
 class Scripter:
-    """Makes the script of what a session is fed: `take` each record with its events.
+    """Makes the script of what its session is fed by way of it.
 
     Without `steps` it has what was asked and answered alone. The other parameters are those of
     `read_script`.
@@ -97,13 +97,19 @@ class Scripter:
         """The same of whole messages without the zeros at their end; of replies, by request."""
         self._last_ns: int | None = None
 
-    def take_run(self, run: MessageRun) -> None:
-        """A run of whole messages, which the session takes here."""
+    def feed(self, item: Record | MessageRun) -> None:
+        """A record or a run of them, which the session takes here."""
+        if isinstance(item, MessageRun):
+            self._run(item)
+        else:
+            self._take(item, self._session.feed(item))
+
+    def _run(self, run: MessageRun) -> None:
         for piece in pieces(self._session, run):
             if isinstance(piece, MessageRun):
                 self._pairs(piece)
             else:
-                self.take(*piece)
+                self._take(*piece)
         self._session.finished_rows.clear()
 
     def _pairs(self, run: MessageRun) -> None:
@@ -166,7 +172,7 @@ class Scripter:
             if with_steps:
                 steps.append(_await(at, conn, "reply", number))
 
-    def take(self, record: Record, events: Sequence[Event]) -> None:
+    def _take(self, record: Record, events: Sequence[Event]) -> None:
         """A record, and what the session took it for."""
         self._last_ns = self._session.last_ns
         at = self._session.last_ns - (self._session.first_ns or 0)

@@ -52,9 +52,7 @@ def _but_the_end(
     last_ns = 0
     for _, item in items:
         if not isinstance(item, End):
-            last_ns = (
-                int(item.t_ns[-1]) if isinstance(item, MessageRun) else _time_of(item, last_ns)
-            )
+            last_ns = _time_of(item, last_ns)
             yield item
     has_told = isinstance(source, CaptureReader)  # of damage in the middle, where it stands
     for damage in source.damage:
@@ -63,6 +61,7 @@ def _but_the_end(
 
 
 def _time_of(item: Record | MessageRun, last_ns: int) -> int:
+    """When a record was made, or the last one of a run; `last_ns` for one without a time."""
     t_ns: int = item.t_ns[-1] if isinstance(item, MessageRun) else getattr(item, "t_ns", last_ns)
     return int(t_ns)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -14,9 +14,6 @@ from ...errors import WrongUsage
 from ...kernel.noted_world import MACHINE, lacking_world, noted_world, world_notes
 from ...kernel.world import World, choose_world, kata_pod, load_worlds
 from .output import talk
-
-if TYPE_CHECKING:
-    pass
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 # Whether it can be read is ours to find out and to tell, with the exit code that it has.
