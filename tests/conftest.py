@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from dissectors import services
+from tests.chromium import CHROMIUM
 from tests.plugin_packages import once, pip_install
 
 _TEMPORARY_LIMIT = 20
@@ -34,6 +36,16 @@ if len(os.fsencode(tempfile.gettempdir())) > _TEMPORARY_LIMIT:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than processors: many tests wait for a guest."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

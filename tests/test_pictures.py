@@ -16,13 +16,12 @@ import pytest
 
 from dissectors.channel import State
 from dissectors.layouts import DEVICE_MANAGER_TABLE, formats
+from tests.chromium import needs_chromium
 from tools.diagrams import DIAGRAMS, drawn
 from tools.generate_docs import ROOT
 from tools.make_pictures import ALL, PICTURES, Picture, take, take_report
 from tools.wings import WINGS
 
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here")
 NEAR = 0.02
 """How far two pictures may be apart, of 1: other fonts and other edges, not other contents."""
 APART = """async ([one, other]) => {
@@ -81,15 +80,6 @@ def test_no_picture_asks_anybody_for_anything() -> None:
 def test_the_browser_looks_as_in_its_pictures(picture: Picture, ending: str) -> None:
     stored = (PICTURES / f"{picture.name}{ending}.svg").read_text(encoding="utf-8")
     assert asyncio.run(take(picture, ending)) == stored, "run make docs"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,12 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.chromium import needs_chromium
 from tools.generate_docs import ROOT, pages
 
 MKDOCS = ROOT / ".venv" / "site" / "bin" / "mkdocs"
 pytestmark = pytest.mark.skipif(not MKDOCS.exists(), reason="make site has not set up MkDocs")
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here")
 KINDS = ["index", "start-operator", "find-the-cause", "protocol", "codes", "upcall"]
 """A page of every kind: map, start, how-to, reference, one that is generated, explanation."""
 
@@ -62,15 +60,6 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
         loaded = re.findall(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"?(\w+:)?//", text)
         assert not loaded, path
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", text), path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def shown(browser: Any, address: str, asked: list[str], **settings: Any) -> Any:

@@ -16,7 +16,7 @@ from dissectors.events import RequestReceived
 from dissectors.messages import Request, cpu_request, hello, mmio_request, pci_request
 from tests.support import each_recording, records_of, write_capture
 from tests.trace.conversations import Recording, recordings
-from upcall_trace.capture import runs
+from tests.trace.short_runs import short_runs
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Begins, Chunk, Close, Header, Open, Record
 from upcall_trace.capture.runs import MessageRun
@@ -33,9 +33,7 @@ from upcall_trace.trace.streams import in_bulk
 
 @pytest.fixture(autouse=True)
 def shortest() -> Iterator[None]:
-    """Two messages are a run, so that small recordings are full of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "SHORTEST", 2)
+    with short_runs():
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,12 +14,11 @@ import pytest
 
 from dissectors.constants import MessageType
 from dissectors.messages import mmio_request
+from tests.chromium import needs_chromium
 from tests.support import answer, ask, connect, run, write_capture
 from upcall_trace.capture.records import Header, Mark, Record
 
-CHROMIUM = shutil.which("chromium")
 VALIDATOR = Path(".venv/node/node_modules/.bin/html-validate")
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here")
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\x1b]0;x\a"
 
 
@@ -44,15 +42,6 @@ def many(count: int) -> list[Record]:
             answer(request, at_ns + 400_000, ret=-17 * (number % 7 == 0)),
         ]
     return records
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

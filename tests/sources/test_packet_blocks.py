@@ -15,7 +15,7 @@ from dissectors.vsockmon import VirtioOp, encode_packet
 from tests.sources.test_pcap import Packet, packets_of, pcap, small, write_pcapng
 from tests.support import PCAPS, run
 from tests.trace.conversations import Recording, recordings
-from upcall_trace.capture import runs
+from tests.trace.short_runs import short_runs
 from upcall_trace.capture.reader import Damage
 from upcall_trace.capture.records import Chunk, Close, Gap, How, Open, Record
 from upcall_trace.capture.runs import MessageRun
@@ -34,10 +34,8 @@ SMALL = 3000
 
 @pytest.fixture(autouse=True)
 def small_blocks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+    with short_runs(packet_runs) as patch:
         patch.setattr(packet_blocks, "_BLOCK", SMALL)
-        for module in (runs, packet_runs):
-            patch.setattr(module, "SHORTEST", 2)
         yield
 
 

@@ -15,7 +15,7 @@ from dissectors.constants import MessageType
 from dissectors.messages import cpu_request, mmio_request, pci_request
 from tests.support import HELLO, each_recording, records_of, write_capture
 from tests.trace.conversations import recordings
-from upcall_trace.capture import runs
+from tests.trace.short_runs import short_runs
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Begins, Chunk, Header, Open, Record
 from upcall_trace.capture.runs import MessageRun
@@ -28,10 +28,7 @@ from upcall_trace.trace.streams import in_bulk
 
 @pytest.fixture(autouse=True)
 def shortest() -> Iterator[None]:
-    """Two messages are a run, so that small recordings are full of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (runs, bulk):
-            patch.setattr(module, "SHORTEST", 2)
+    with short_runs(bulk) as patch:
         patch.setattr(bulk, "_CAREFUL", 1)
         yield
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import each_recording, records_of, write_capture
 from tests.trace.conversations import recordings
-from upcall_trace.capture import runs
+from tests.trace.short_runs import short_runs
 from upcall_trace.capture.records import Header, Record
 from upcall_trace.sources import open_source
 from upcall_trace.trace import bulk
@@ -25,10 +25,7 @@ from upcall_trace.trace.streams import distinct_connections, distinct_records
 
 @pytest.fixture(autouse=True)
 def shortest() -> Iterator[None]:
-    """Two messages are a run, so that small recordings are full of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (runs, bulk):
-            patch.setattr(module, "SHORTEST", 2)
+    with short_runs(bulk) as patch:
         patch.setattr(bulk, "_CAREFUL", 1)
         yield
 
