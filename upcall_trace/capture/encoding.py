@@ -54,10 +54,15 @@ def encode_chunk(
     return FRAME.pack(len(payload), crc32(payload, len(payload))) + payload
 
 
-def _parts(received: bytes) -> list[Any]:
+def literal_of(block: bytes, begin: int, end: int) -> bytes:
+    """What stands there in a block, without the zeros at its end."""
     # To look for the last byte from the end takes longer than all the rest of this.
-    usual = received[:-_REST_SIZE] if received.endswith(_REST) else received
-    literal = usual.rstrip(b"\0")
+    usual = end - _REST_SIZE if block.endswith(_REST, begin, end) else end
+    return block[begin:usual].rstrip(b"\0")
+
+
+def _parts(received: bytes) -> list[Any]:
+    literal = literal_of(received, 0, len(received))
     zeros = len(received) - len(literal)
     if zeros >= _COUNTED and literal and _ZEROS not in literal:  # nearly every message
         return [literal, zeros]

@@ -22,6 +22,7 @@ from dissectors.vsockmon import (
     VirtioOp,
 )
 
+from ..capture.encoding import literal_of
 from ..capture.records import MAX_CHUNK, Chunk, Gap, Record
 from ..capture.runs import SHORTEST, MessageRun
 from .packet_blocks import PacketPlace
@@ -34,8 +35,6 @@ _CONTROL: Final = _KIND.pack(MonitorOp.CONTROL, Transport.VIRTIO, VIRTIO_SIZE)
 _VIRTIO: Final = Struct("<IHHIII")
 _VIRTIO_AT: Final = VSOCKMON_SIZE + _ADDRESSES.size
 _HEADERS: Final = VSOCKMON_SIZE + VIRTIO_SIZE
-_USUAL: Final = 64
-"""Bytes of a message behind which there nearly always are only zeros."""
 _PAD: Final = bytes(16)
 
 
@@ -45,7 +44,6 @@ class RunsOfPackets:
     def __init__(self, converter: PacketRecords, whole: int) -> None:
         self._converter = converter
         self._whole = whole
-        self._rest = bytes(whole - _USUAL)
         self._ways: dict[bytes, tuple[Stream, bool, Flow, Flow] | None] = {}
         self._t_ns: list[int] = []
         self._conn: list[int] = []
@@ -87,9 +85,7 @@ class RunsOfPackets:
             self._conn.append(conn)
             self._to_guest.append(to_guest)
             self._begin.append(payload)
-            # To look for the last byte from the end takes longer than all the rest of this.
-            usual = payload + _USUAL if block.endswith(self._rest, payload, end) else end
-            self._size.append(len(block[payload:usual].rstrip(b"\0")))
+            self._size.append(len(literal_of(block, payload, end)))
         else:
             for first in range(payload, payload + carried, MAX_CHUNK):
                 piece = block[first : min(first + MAX_CHUNK, end)]
