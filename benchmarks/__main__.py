@@ -25,7 +25,7 @@ from .rows import Row, Skip
 
 ALL = {
     name: name for name in (
-        "relays", "crowds", "disk", "weeks", "guest", "growth", "decoding", "decoders", "diagnosis",
+        "relays", "crowds", "disk", "weeks", "guest", "growth", "decoding", "diagnosis",
         "logs",
         "fleet", "replay", "start", "tui", "lab", "memory",
     )

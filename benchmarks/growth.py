@@ -28,9 +28,13 @@ SIZES: Final = tuple(10**power for power in range(3, 8))
 _ROUNDS = 3
 _LONG = 1_000_000
 """From so many operations on a figure is of one round."""
-_OTHERS: Final = {"plain struct loop": 10**7, "construct": 1_000, "scapy": 1_000, "tshark": 10_000}
+_OTHERS: Final = {
+    "the observer alone": 100_000, "plain struct loop": 10**7, "construct": 1_000, "scapy": 1_000,
+    "tshark": 100_000,
+}  # fmt: skip
 """What else decodes, and at most how many operations of it."""
 _HEADER: Final = Struct("<IIII")
+_PCAP: Final = Struct("<IHHiIII")
 _WINDOW: Final = Struct("<QQI")
 _SLOT: Final = Struct("<BB")
 _AT_ONCE: Final = 4096
@@ -63,16 +67,20 @@ def _of_size(size: int, folder: Path) -> Iterator[Row]:
     if "tshark" in others:
         _child("packets", size, folder)
     took: dict[str, list[_Took]] = {}
+    imported = ["imported"] if "tshark" in others else []
     for _ in range(rounds):  # in turns, so that the machine's mood meets all of them
-        for name in ("decoded and paired", *others):
+        for name in ("decoded and paired", *others, *imported):
             took.setdefault(name, []).append(_child(name, size, folder))
     ours = took["decoded and paired"]
     yield _rate("decoded and paired, from the file", size, _middle(ours), on_disk)
     for name in others:
-        paired = statistics.median(
-            one.seconds / other.seconds for one, other in zip(took[name], ours, strict=True)
-        )
-        yield _rate(f"the same by {name}", size, _middle(took[name]), None, 1 / paired)
+        slower = 1 / _times(took[name], ours)
+        yield _rate(f"the same by {name}", size, _middle(took[name]), None, slower)
+    if imported:
+        one = _middle(took["imported"])
+        faster = _times(took["tshark"], took["imported"])
+        yield _row("packets imported", 2 * size / one.seconds, "messages/s", size, one, faster,
+                   "tshark")  # fmt: skip
     indexed = _child("indexed", size, folder)
     yield _rate("indexed", size, indexed, (folder / "c.upcap").stat().st_size / (2 * size))
     for name in ("opened", "filtered"):
@@ -80,6 +88,13 @@ def _of_size(size: int, folder: Path) -> Iterator[Row]:
         yield _row(name, one.seconds * 1000, "ms", size, one)
     one = _middle([_child("diagnosed", size, folder) for _ in range(rounds)])
     yield _row("diagnosed", size / one.seconds, "operations/s", size, one)
+
+
+def _times(theirs: list[_Took], ours: list[_Took]) -> float:
+    """How many times as long they take as we do, in the median of the rounds."""
+    return statistics.median(
+        one.seconds / other.seconds for one, other in zip(theirs, ours, strict=True)
+    )
 
 
 def _middle(several: list[_Took]) -> _Took:
@@ -136,14 +151,33 @@ def _write(size: int, folder: Path) -> Work:
 
 
 def _packets(size: int, folder: Path) -> Work:
-    from upcall_trace.exports.pcapng import write_packets
+    """The same messages as somebody captures them at a vsockmon interface."""
+    from dissectors.vsockmon import VirtioOp, encode_packet
+    from upcall_trace.capture.records import Chunk
     from upcall_trace.exports.wireshark import dissector
-    from upcall_trace.sources import open_source
+
+    from .decoding import records
+
+    host, guest = (2, 1 << 30), (3, 219)
+    taken = {True: 0, False: 0}
 
     def work() -> None:
         (folder / "upcall.lua").write_text(dissector(), "utf-8")
-        with open_source(folder / "c.upcap") as source, (folder / "c.pcapng").open("wb") as file:
-            write_packets(source.header, (record for _, record in source.records()), file, {})
+        with (folder / "c.pcap").open("wb") as file:
+            file.write(_PCAP.pack(0xA1B23C4D, 2, 4, 0, 0, 262144, 271))
+
+            def put(t_ns: int, to_guest: bool, op: VirtioOp, raw: bytes = b"") -> None:
+                ends = (host, guest) if to_guest else (guest, host)
+                packet = encode_packet(*ends, op, raw, fwd_cnt=taken[not to_guest])
+                taken[to_guest] += len(raw)
+                seconds, part = divmod(t_ns, 1_000_000_000)
+                file.write(_HEADER.pack(seconds, part, len(packet), len(packet)) + packet)
+
+            put(0, True, VirtioOp.REQUEST)
+            put(0, False, VirtioOp.RESPONSE)
+            for record in records(size):  # a guest's socket does not see the VMM's lines
+                if isinstance(record, Chunk) and record.data[:2] not in (b"CO", b"OK"):
+                    put(record.t_ns, record.to_guest, VirtioOp.RW, record.data)
 
     return work
 
@@ -155,6 +189,37 @@ def _decode(size: int, folder: Path) -> Work:
     def work() -> None:
         with open_source(folder / "c.upcap") as source:
             _check(len(decode_source(source).operations), size)
+
+    return work
+
+
+def _observe(size: int, folder: Path) -> Work:
+    """The same one by one, as it is done wherever something is odd."""
+    from upcall_trace.capture.reader import CaptureReader
+    from upcall_trace.trace.decoding import Session
+
+    def work() -> None:
+        with CaptureReader(folder / "c.upcap") as reader:
+            session = Session(reader.header)
+            for offset, record in reader.records():
+                session.feed(record, offset)
+            _check(len(session.table), size)
+
+    return work
+
+
+def _import(size: int, folder: Path) -> Work:
+    from upcall_trace.cli.support.files import write_whole
+    from upcall_trace.sources import open_source
+    from upcall_trace.trace.opening import load
+    from upcall_trace.trace.streams import all_in_bulk
+
+    output = folder / "imported.upcap"
+
+    def work() -> None:
+        with open_source(folder / "c.pcap") as source:
+            write_whole(output, source.header, all_in_bulk(source))
+        _check(len(load(output).operations), size)
 
     return work
 
@@ -204,7 +269,7 @@ def _scapy(size: int, folder: Path) -> Work:
 
 
 def _tshark(size: int, folder: Path) -> Work:
-    packets, script = str(folder / "c.pcapng"), f"lua_script:{folder / 'upcall.lua'}"
+    packets, script = str(folder / "c.pcap"), f"lua_script:{folder / 'upcall.lua'}"
     command = ["tshark", "-X", script, "-r", packets, "-T", "fields", "-Y",
                "upcall", "-e", "upcall.op", "-e", "upcall.ret"]  # fmt: skip
 
@@ -255,10 +320,12 @@ _STEPS: Final[dict[str, Callable[[int, Path], Work]]] = {
     "write": _write,
     "packets": _packets,
     "decoded and paired": _decode,
+    "the observer alone": _observe,
     "plain struct loop": _struct,
     "construct": _construct,
     "scapy": _scapy,
     "tshark": _tshark,
+    "imported": _import,
     "indexed": _index,
     "opened": _open,
     "filtered": _filter,
