@@ -54,7 +54,6 @@ def test_the_table_is_in_order_and_every_number_and_name_is_there_once() -> None
 def test_a_code_has_its_constant_by_its_name() -> None:
     for code in codes.table():
         assert getattr(codes, code.name.upper().replace("-", "_")) is code
-        assert codes.code_of(str(code)) is code
 
 
 def test_a_code_is_the_same_object_after_a_pickle() -> None:

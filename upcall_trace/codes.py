@@ -104,11 +104,6 @@ def table() -> Iterator[Code]:
     return iter(_BY_TEXT.values())
 
 
-def code_of(number: str) -> Code:
-    """The code of this table with that number; raises KeyError."""
-    return _BY_TEXT[number]
-
-
 _N, _W, _E, _F = Severity.NOTE, Severity.WARNING, Severity.ERROR, Severity.FATAL
 _VMM, _GUEST, _CLIENT, _OPEN = Side.VMM, Side.GUEST, Side.CLIENT, Side.UNKNOWN
 

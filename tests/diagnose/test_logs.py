@@ -23,8 +23,12 @@ from upcall_trace.diagnose.log_inputs import read_logs
 from upcall_trace.diagnose.run import diagnose, diagnose_logs
 from upcall_trace.errors import UnreadableInput
 from upcall_trace.kernel.world import load_worlds
-from upcall_trace.logs.guest_console import read_console
+from upcall_trace.logs.console_operations import ConsoleOperation
+from upcall_trace.logs.entries import Scanner
+from upcall_trace.logs.guest_console import ConsoleReader
 from upcall_trace.logs.lines import read_lines
+from upcall_trace.logs.opening import LogFile
+from upcall_trace.logs.table import understood, wanted
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CAUSES = [f"UP{n}" for n in (*range(201, 211), *range(301, 310), *range(401, 405), 502)]
@@ -40,6 +44,14 @@ def codes(findings: Sequence[Finding]) -> list[str]:
 
 
 # Consoles.
+
+
+def read_console(path: Path) -> list[ConsoleOperation]:
+    reader = ConsoleReader()
+    for line, matches in understood(Scanner(wanted()), LogFile(path).blocks(), None):
+        reader.feed(line, matches)
+    reader.finish()
+    return reader.operations
 
 
 @pytest.mark.parametrize(

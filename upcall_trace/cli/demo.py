@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -109,15 +112,26 @@ def demo_command() -> ExitCode:
     out("\nAgain, against a second guest, by upcall-trace replay:\n")
     for line in _replayed(path):
         out(line)
+    program = _program()
     out(
         f"\nThe capture is\n{path}\n\nTry:\n"
-        f"  upcall-trace tui {path}   # browse it, ? lists the keys\n"
-        f"  upcall-trace diagnose --all {path}\n"
-        f"  upcall-trace show --filter 'ret < 0' {path}\n"
-        f"  upcall-trace show --hex {path}\n"
-        f"  upcall-trace show {sample('cpu_lifecycle')}   # a real guest"
+        f"  {program} tui {path}   # browse it, ? lists the keys\n"
+        f"  {program} diagnose --all {path}\n"
+        f"  {program} show --filter 'ret < 0' {path}\n"
+        f"  {program} show --hex {path}\n"
+        f"  {program} show {sample('cpu_lifecycle')}   # a real guest"
     )
     return ExitCode.EXPECTED
+
+
+def _program() -> str:
+    """How the shell finds this program: by its name, or else as it was called this time."""
+    if shutil.which("upcall-trace"):
+        return "upcall-trace"
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m upcall_trace"
+    return shlex.quote(str(called))
 
 
 def _replayed(path: Path) -> Iterator[str]:

@@ -8,7 +8,6 @@ One `ConsoleReader` reads one boot after the other of one guest.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from dissectors.constants import (
@@ -24,11 +23,8 @@ from .. import codes
 from ..codes import Code, Family
 from . import guest_lines as said
 from .console_operations import ConsoleOperation, Incident, is_open
-from .entries import Scanner
 from .lines import LogLine
 from .meaning import Match, Speaker
-from .opening import LogFile
-from .table import understood, wanted
 
 _U64: Final = (1 << 64) - 1
 _KEPT: Final = 200_000
@@ -393,12 +389,3 @@ _HANDLERS: Final = {
     said.BACKTRACE: ConsoleReader._way,
     said.HUNG: ConsoleReader._hangs,
 }
-
-
-def read_console(path: Path) -> list[ConsoleOperation]:
-    """The operations that one guest's console is about, in its order; raises UnreadableInput."""
-    reader = ConsoleReader()
-    for line, matches in understood(Scanner(wanted()), LogFile(path).blocks(), None):
-        reader.feed(line, matches)
-    reader.finish()
-    return reader.operations

@@ -27,6 +27,8 @@ from ...vantage.recorder import live_header
 from .files import write_capture
 from .output import progress, talk
 
+GuestMemory = RunningVmm | Image
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryTarget:
@@ -37,11 +39,11 @@ class MemoryTarget:
     image: Path | None = None
 
     @contextmanager
-    def open(self) -> Iterator[RunningVmm | Image]:
+    def open(self) -> Iterator[GuestMemory]:
         """Its memory; raises Unreachable, UnreadableInput and WrongUsage."""
         if sum(each is not None for each in (self.pid, self.sandbox, self.image)) != 1:
             raise WrongUsage("give one of --pid N, --sandbox ID and an image")
-        memory: RunningVmm | Image
+        memory: GuestMemory
         if self.image is not None:
             memory = Image(plain(self.image) if self.image == STDIN else self.image)
         else:
@@ -53,7 +55,7 @@ class MemoryTarget:
             yield memory
 
 
-def sandbox_in(memory: RunningVmm | Image) -> str | None:
+def sandbox_in(memory: GuestMemory) -> str | None:
     """The sandbox whose VM this is, as far as command lines tell."""
     if not isinstance(memory, RunningVmm):
         return None
@@ -83,7 +85,7 @@ def memory_capture(named: str, port: int = UPCALL_PORT) -> Iterator[Path]:
         yield path
 
 
-def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
+def look_through(memory: GuestMemory, port: int) -> Assembled:
     """Find everything in a memory, with a progress bar where it takes long."""
     if isinstance(memory, RunningVmm):
         memory.present()  # to know how much there is
@@ -95,7 +97,7 @@ def look_through(memory: RunningVmm | Image, port: int) -> Assembled:
     return assembled
 
 
-def memory_header(memory: RunningVmm | Image, arch: str | None, port: int) -> Header:
+def memory_header(memory: GuestMemory, arch: str | None, port: int) -> Header:
     """The header of a capture of what stands in memory now."""
     notes = {TIMES: NO_TIMES, "memory": memory.name, "looked": now_text()}
     header = live_header(SOURCE, arch, port, notes)
@@ -107,7 +109,7 @@ def now_text() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def nothing_in(memory: RunningVmm | Image, assembled: Assembled) -> str:
+def nothing_in(memory: GuestMemory, assembled: Assembled) -> str:
     """Why nothing may have been found."""
     looked = assembled.looked_at / (1 << 20)
     return (

@@ -17,18 +17,17 @@ from dissectors.constants import (
 from dissectors.messages import Reply, bare_request, decode_reply, decode_request
 
 from ...vantage.guest_memory.conversations import Assembled, Exchange, Sighting, Talk
-from ...vantage.guest_memory.images import Image
 from ...vantage.guest_memory.locating import CarvedMessage, CarvedPacket
 from ...vantage.guest_memory.processes import RunningVmm
 from ...views.messages import reply_text, request_text
 from ...views.text import safe
-from .memory_target import now_text
+from .memory_target import GuestMemory, now_text
 
 VERSION: Final = 1
 
 
 def memory_object(
-    memory: RunningVmm | Image, assembled: Assembled, arch: Arch, sandbox: str | None
+    memory: GuestMemory, assembled: Assembled, arch: Arch, sandbox: str | None
 ) -> dict[str, Any]:
     """`peek --json`."""
     here = enumerate(assembled.conversations, 1)
@@ -164,7 +163,7 @@ def message_direction(raw: bytes) -> bool | None:
 
 
 def memory_lines(
-    memory: RunningVmm | Image, assembled: Assembled, arch: Arch
+    memory: GuestMemory, assembled: Assembled, arch: Arch
 ) -> Iterator[tuple[str, str | None]]:
     """What `peek` prints: lines, each with its colour."""
     yield f"{safe(memory.name)}: {_counted(assembled)}", None

@@ -7,9 +7,9 @@ in: the VMM's own addresses for a running one, guest-physical ones or offsets fo
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 WINDOW_SIZE: Final = 4 << 20
 OVERLAP: Final = 8 << 10
@@ -55,29 +55,6 @@ class Stretch:
         """Where the byte at an offset stood."""
         place = bisect_right(self.offsets, offset) - 1
         return self.addresses[place] + offset - self.offsets[place]
-
-
-class Memory(Protocol):
-    """A guest's memory, or what is left of it."""
-
-    name: str
-    aligned: bool
-    """Whether whatever the guest aligned to four bytes is aligned to four bytes here."""
-    size: int
-    """Bytes that `windows` shows, as far as that is known beforehand; else 0."""
-
-    @property
-    def ranges(self) -> Sequence[tuple[int, int]]:
-        """Begin and end of the whole of a guest's memory; empty where this is a part of it."""
-        ...
-
-    def windows(self) -> Iterator[Stretch]:
-        """All of it, in order of address; never more than a few MiB at a time."""
-        ...
-
-    def read(self, address: int, size: int) -> bytes:
-        """Bytes at an address; fewer, or none, where they are not there or cannot be had."""
-        ...
 
 
 def windows_of(pieces: Iterator[tuple[int, bytes]]) -> Iterator[Stretch]:
