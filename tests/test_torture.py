@@ -57,6 +57,31 @@ def test_what_is_found_fails_it(
     assert len(list((tmp_path / "wrong").iterdir())) == 1
 
 
+def test_hostile_files_go_on_where_they_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ran: list[str] = []
+
+    def check(name: str, hostile: str, folder: Path, place: Path) -> None:
+        assert not (name == "bad" and len(ran) < 2), "too much"
+        ran.append(f"{name} {hostile}")
+
+    monkeypatch.setattr(torture, "COMMANDS", ["bad", "show"])
+    monkeypatch.setattr(torture, "CORPUS", ["zeros"])
+    monkeypatch.setattr(torture, "HOSTILE_RUN", tmp_path / "kept" / "hostile")
+    monkeypatch.setattr(torture, "check", check)
+    assert run(monkeypatch, "hostile") == 1
+    told = capsys.readouterr().out
+    assert "bad zeros: FOUND too much" in told
+    assert "1 of 2 pairs" in told
+    ran.append("since mended")
+    assert run(monkeypatch, "hostile") == 0
+    assert "1 of 1 pairs" in capsys.readouterr().out
+    assert ran == ["show zeros", "since mended", "bad zeros"]
+    assert run(monkeypatch, "hostile") == 0
+    assert "2 of 2 pairs" in capsys.readouterr().out
+
+
 def test_a_section_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "nothing")

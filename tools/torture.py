@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.cli.test_hostile_memory import COMMANDS, CORPUS, check
 from tests.fuzz import campaign
 from tests.fuzz.differing import compare_three, compare_with_lua
 from tests.fuzz.targets import targets
@@ -27,6 +28,8 @@ ROOT: Final = Path(__file__).parents[1]
 VARIABLE: Final = "TORTURE_MINUTES"
 _ALL_OF_IT: Final = 1 << 60
 _MESSAGE: Final = 1024
+HOSTILE_RUN: Final = ROOT / ".torture" / "hostile"
+"""Which commands ran on which hostile files, a pair each line."""
 
 
 def _say(line: str) -> None:
@@ -68,7 +71,7 @@ def _guided(seed: int, until: float) -> bool:
         _say("  not run: atheris is not installed (pip install atheris)")
         return True
     fine = True
-    names = list(targets(Path()))
+    names = [name for name, target in targets(Path()).items() if target.join is None]
     for number, name in enumerate(names):
         seconds = int((until - time.monotonic()) / (len(names) - number))
         if seconds < 1:
@@ -114,6 +117,35 @@ def _tests(*arguments: str) -> Callable[[int, float], bool]:
     return run
 
 
+def _hostile(_: int, until: float) -> bool:
+    """Goes on with the pairs that did not run the last time; after all of them, anew."""
+    pairs = [f"{name} {hostile}" for name in COMMANDS for hostile in CORPUS]
+    HOSTILE_RUN.parent.mkdir(exist_ok=True)
+    HOSTILE_RUN.touch()
+    ran = set(HOSTILE_RUN.read_text("utf-8").splitlines())
+    left = [pair for pair in pairs if pair not in ran] or pairs
+    if left is pairs:
+        HOSTILE_RUN.write_text("")
+    fine, ended = True, 0
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        for pair in left:
+            if time.monotonic() > until:
+                break
+            name, hostile = pair.split()
+            with tempfile.TemporaryDirectory(dir=_memory()) as place:
+                try:
+                    check(name, hostile, Path(folder), Path(place))
+                except (AssertionError, subprocess.TimeoutExpired) as wrong:
+                    _say(f"  {pair}: FOUND {wrong}")
+                    fine = False
+                    continue
+            ended += 1
+            with HOSTILE_RUN.open("a", encoding="utf-8") as file:
+                file.write(f"{pair}\n")
+    _say(f"  {ended} of {len(left)} pairs of a command and a file ended as told")
+    return fine
+
+
 class Section(NamedTuple):
     """What a section does, its share of the time, and what runs it until a time: was it fine?"""
 
@@ -127,6 +159,9 @@ SECTIONS: Final = {
     "messages": Section("mutated messages through decode and encode", 10, _messages),
     "parsers": Section("mutated input through every parser", 20, _parsers),
     "guided": Section("the same, guided by coverage (atheris)", 15, _guided),
+    "hostile": Section(
+        "every command on every hostile file, from where the last run stopped", 15, _hostile
+    ),
     "alike": Section("struct, construct, scapy and Lua read the same", 5, _alike),
     "properties": Section(
         "hypothesis with many more examples", 10,

@@ -42,13 +42,18 @@ class Account:
 def run(
     name: str, target: Target, seed: int, most: int, until: float, keep: Path = CRASHERS
 ) -> Account:
-    """Feed a target with `most` inputs, or until that time on the monotonic clock."""
+    """Feed a target with `most` inputs, or until that time on the monotonic clock.
+
+    Of one that takes heaps, every part counts.
+    """
     account = Account(name, seed)
     known = list(target.known())
     inputs: Iterator[bytes] = mutations(known, seed)
     while account.inputs < most and time.monotonic() < until:
-        batch = [next(inputs) for _ in range(min(_AT_ONCE, most - account.inputs))]
-        _feed(account, target, batch, keep)
+        at_once = min(target.heap if target.join else _AT_ONCE, most - account.inputs)
+        batch = [next(inputs) for _ in range(at_once)]
+        _feed(account, target, [target.join(batch)] if target.join else batch, keep)
+        account.inputs += at_once
     return account
 
 
@@ -64,6 +69,7 @@ def run_blocks(
             raw = whole[begin : begin + _AT_ONCE].tobytes()
             batch = [raw[at : at + size] for at in range(0, len(raw), size)]
             _feed(account, target, batch, keep)
+            account.inputs += len(batch)
     return account
 
 
@@ -79,7 +85,6 @@ def _feed(account: Account, target: Target, batch: list[bytes], keep: Path) -> N
         if spent > account.slowest_s:
             _judge_time(account, target, raw, spent, keep)
             before = time.thread_time()
-    account.inputs += len(batch)
     account.cpu_s += before - begun
 
 

@@ -59,6 +59,12 @@ def transcripts() -> list[bytes]:
 
 
 @cache
+def transcript_lines() -> list[bytes]:
+    """All but the first, each once."""
+    return sorted({line for text in transcripts() for line in text.splitlines()[1:]})
+
+
+@cache
 def pcaps() -> list[bytes]:
     return [path.read_bytes()[:_SMALL] for path in PCAPS]
 

@@ -16,7 +16,7 @@ from dissectors.hvsock import line_end, ok_line_end, parse_connect, parse_ok
 from dissectors.messages import decode_reply, decode_request, hello
 from dissectors.observer import Observer
 from dissectors.vsockmon import decode_packet
-from tests.fuzz import samples
+from tests.fuzz import heaps, samples
 from upcall_trace.bundle.allowed_lines import allowed_lines
 from upcall_trace.bundle.redaction import Redactor
 from upcall_trace.capture.encoding import decode as decode_record
@@ -57,6 +57,9 @@ class Target:
     known: Callable[[], Sequence[bytes]]
     limit_s: float
     """Of the processor, for one input, whatever is in it; a find beyond that."""
+    join: Callable[[Sequence[bytes]], bytes] | None = None
+    """Makes one input of `heap` mutated parts; `known` are parts then."""
+    heap: int = 1
 
 
 def _message(raw: bytes) -> None:
@@ -216,6 +219,7 @@ def _order(raw: bytes) -> None:
 def targets(folder: Path) -> dict[str, Target]:
     """All of them by name; those that need files write them into `folder`."""
     files = Files(folder)
+    many = heaps.HeapFiles(folder)
     moment = 1_800_000_000.0
     return {
         "message": Target(_message, samples.messages, 0.010),
@@ -238,6 +242,14 @@ def targets(folder: Path) -> dict[str, Target]:
         "world": Target(files.world, samples.worlds, 0.500),
         "settings": Target(files.settings, lambda: samples.SETTINGS, 0.100),
         "matchers": Target(files.matchers, lambda: samples.MATCHERS, 0.100),
+        "records": Target(many.capture, samples.payloads, 5.0, heaps.capture_of, 1000),
+        "messages": Target(many.messages, samples.messages, 10.0, heaps.capture_of_messages, 1000),
+        "pcap-packets": Target(many.packets, samples.packets, 5.0, heaps.pcap_of, 500),
+        "pcapng-packets": Target(many.packets, samples.packets, 5.0, heaps.pcapng_of, 500),
+        "transcript-lines": Target(
+            files.source, samples.transcript_lines, 5.0, heaps.transcript_of, 500
+        ),
+        "log-lines": Target(many.log, samples.log_lines, 5.0, heaps.log_of, 500),
         "note": Target(files.note, lambda: samples.NOTES, 0.100),
         "filter": Target(_filter, lambda: samples.FILTERS, 0.500),
         "fault": Target(_text(parse_fault), lambda: samples.FAULTS, 0.010),

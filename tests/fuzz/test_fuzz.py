@@ -12,6 +12,9 @@ from tests.fuzz import campaign
 from tests.fuzz.differing import compare_three, compare_with_lua
 from tests.fuzz.mutating import mutations
 from tests.fuzz.targets import Target, take, targets
+from tests.support import records_of
+from upcall_trace.diagnose.log_inputs import read_logs
+from upcall_trace.errors import UnreadableInput
 
 NAMES = list(targets(Path()))
 FOUND = sorted(path for path in campaign.CRASHERS.glob("*/*") if path.is_file())
@@ -25,6 +28,29 @@ def test_a_parser_raises_only_errors_of_ours(name: str, tmp_path: Path) -> None:
     account = campaign.run(name, target, SEED, most, time.monotonic() + 60, tmp_path / "found")
     assert account.finds == {}
     assert account.inputs == most
+
+
+HEAPS = [name for name, target in targets(Path()).items() if target.join is not None]
+
+
+@pytest.mark.parametrize("name", HEAPS)
+def test_a_part_of_a_heap_is_read_whatever_became_of_others(name: str, tmp_path: Path) -> None:
+    """Or a heap would be worth one input."""
+    target = targets(tmp_path)[name]
+    assert target.join is not None
+    parts = list(target.known())
+    few, many = (target.join([b"", b"\xff" * 30, *parts[:count]]) for count in (2, len(parts)))
+    assert len(read(few, tmp_path)) < len(read(many, tmp_path))
+
+
+def read(raw: bytes, folder: Path) -> list[object]:
+    """Records of a capture or what can be imported, else lines of a log that are understood."""
+    path = folder / "x"
+    path.write_bytes(raw)
+    try:
+        return list(records_of(path)[1])
+    except UnreadableInput:
+        return [None] * read_logs(found=[path]).inputs[0].understood
 
 
 def test_struct_construct_and_scapy_read_the_same() -> None:
