@@ -82,7 +82,7 @@ lock:
 torture: $(STAMP)
 	$(BIN)/python -m tools.torture
 
-# The tests in odd places: paths, TMPDIR, sizes, time zones, locales, umasks.
+# The tests in odd places: paths, TMPDIR, sizes, time zones, locales, umasks, users, terminals.
 odd: $(STAMP)
 	$(BIN)/python -m tools.odd_places
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tools.odd_places import PLACES, main
 
@@ -20,6 +23,17 @@ def test_the_page_names_every_place() -> None:
 
 def test_a_place_that_is_none() -> None:
     assert main(["nowhere"]) == 2
+
+
+@pytest.mark.parametrize("place", ["a terminal", "an ordinary user", "no git"])
+def test_a_place_is_what_it_promises(place: str) -> None:
+    if not shutil.which(PLACES[place].needs):
+        pytest.skip(f"there is no {PLACES[place].needs}")
+    probe = f"tests/probe_of_a_place.py::test_{place.replace(' ', '_')}"
+    words = ["-m", "tools.odd_places", place, "--", "-s", probe]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
 
 
 def test_a_test_that_fails_there_fails_the_run() -> None:

@@ -8,9 +8,11 @@ with 1 when the tests failed in one.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,15 +24,71 @@ ROOT: Final = Path(__file__).parents[1]
 _LEFT_OUT: Final = shutil.ignore_patterns(
     ".git", ".venv", "__pycache__", "dist", ".*_cache", ".hypothesis"
 )
+_USER: Final = "nobody"
 
 
 class Place(NamedTuple):
-    """Where and how the tests are run: names of the tree's folder and of TMPDIR, variables."""
+    """Where and how the tests are run: names of the tree's folder and of TMPDIR, variables.
+
+    `around` makes another command of pytest's, and may put things into a folder of its own and
+    into the variables. `needs` is the program for that.
+    """
 
     folder: str = ""
     temporary: str = ""
     variables: Mapping[str, str] = MappingProxyType({})
     umask: int = 0o022
+    around: Callable[[list[str], Path, dict[str, str]], list[str]] | None = None
+    needs: str = "sh"
+
+
+def _in_a_terminal(command: list[str], _: Path, __: dict[str, str]) -> list[str]:
+    return ["script", "--quiet", "--return", "--command", shlex.join(command), "/dev/null"]
+
+
+def _as_nobody(command: list[str], work: Path, variables: dict[str, str]) -> list[str]:
+    """The tree is theirs. Only root can become somebody else; others are ordinary anyhow."""
+    if os.geteuid() != 0:
+        return command
+    become = ["runuser", "-u", _USER, "--"]
+    variables["HOME"] = str(work / "home")
+    (work / "home").mkdir()
+    if subprocess.run([*become, sys.executable, "-c", ""], capture_output=True).returncode:
+        command = [str(_open_to_all(work / "env")), *command[1:]]
+    for path in (work, *work.rglob("*")):
+        if not path.is_symlink():
+            shutil.chown(path, _USER)
+    return [*become, *command]
+
+
+def _open_to_all(env: Path) -> Path:
+    """Our packages for the distribution's Python of the same version: ours is in a closed home."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    subprocess.run([f"/usr/bin/{version}", "-m", "venv", "--without-pip", env], check=True)
+    packages = env / "lib" / version / "site-packages"
+    shutil.rmtree(packages)
+    packages.symlink_to(sysconfig.get_path("purelib"))
+    ours = b"#!" + os.fsencode(Path(sys.executable).parent)
+    for script in Path(sys.executable).parent.iterdir():
+        text = script.read_bytes() if script.is_file() else b""
+        if text.startswith(ours):
+            copy = env / "bin" / script.name
+            copy.write_bytes(text.replace(ours, b"#!" + os.fsencode(env / "bin"), 1))
+            copy.chmod(0o755)
+    return env / "bin" / "python"
+
+
+def _without_git(command: list[str], work: Path, variables: dict[str, str]) -> list[str]:
+    """A PATH with links to all programs but that one."""
+    links = work / "programs"
+    links.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for program in Path(folder).glob("*"):
+            link = links / program.name
+            if program.name != "git" and not link.is_symlink():
+                link.symlink_to(program)
+    variables["PATH"] = str(links)
+    return command
 
 
 PLACES: Final = {
@@ -43,13 +101,16 @@ PLACES: Final = {
     "no locale": Place(variables={"LANG": "C", "LC_ALL": "C"}),
     "a closed umask": Place(umask=0o077),
     "an open umask": Place(umask=0o000),
+    "a terminal": Place(around=_in_a_terminal, needs="script"),
+    "an ordinary user": Place(around=_as_nobody, needs="runuser"),
+    "no git": Place(around=_without_git),
 }
 
 
 def main(words: list[str]) -> int:
     """Run what is named; 2 for a name that is none."""
     if words == ["--today"]:
-        sys.stdout.write(list(PLACES)[time.gmtime().tm_wday % len(PLACES)])
+        sys.stdout.write(list(PLACES)[time.gmtime().tm_yday % len(PLACES)])
         return 0
     at = words.index("--") if "--" in words else len(words)
     names, arguments = words[:at] or list(PLACES), words[at + 1 :]
@@ -59,6 +120,9 @@ def main(words: list[str]) -> int:
     failed = False
     for name in names:
         begun = time.monotonic()
+        if not shutil.which(PLACES[name].needs):
+            sys.stderr.write(f"{name:45} not run: there is no {PLACES[name].needs}\n")
+            continue
         code = _run(PLACES[name], arguments)
         failed |= code != 0
         told = "passed" if code == 0 else f"FAILED ({code})"
@@ -74,11 +138,13 @@ def _run(place: Place, arguments: list[str]) -> int:
         temporary = Path(work) / (place.temporary or "tmp")
         temporary.mkdir()
         variables = {"TMPDIR": str(temporary), "PYTHONPATH": str(copy), **place.variables}
+        command = [sys.executable, "-m", "pytest", "-q", *arguments]
+        if place.around is not None:
+            command = place.around(command, Path(work), variables)
         before: Callable[[], object] = lambda: os.umask(place.umask)  # noqa: E731  # for a child
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *arguments],
-            cwd=copy, env={**os.environ, **variables}, preexec_fn=before, check=False,
-        ).returncode  # fmt: skip
+            command, cwd=copy, env={**os.environ, **variables}, preexec_fn=before, check=False
+        ).returncode
 
 
 if __name__ == "__main__":
