@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from .constants import Arch
@@ -43,8 +43,7 @@ class Show(Enum):
     """Bytes of no meaning: what they hold is not shown, only how many are not zero."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bits:
+class Bits(NamedTuple):
     """A number that some bits of a field hold."""
 
     name: str
@@ -125,8 +124,7 @@ class FieldRow:
         return -(1 << bits - 1), (1 << bits - 1) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class MessageRow:
+class MessageRow(NamedTuple):
     """A message type: its number and name, and the rows of its request's and its reply's load.
 
     `text` is an operation in a few words, with fields in braces; without it all are listed.
@@ -139,8 +137,7 @@ class MessageRow:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """The fields that some message types have in common, for one architecture or for any.
 
     `number` is what the columns of operations call it; 0 is that of messages without a load.

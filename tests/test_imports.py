@@ -286,13 +286,31 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not packages & HEAVY
 
 
-@pytest.mark.parametrize("command", ["show", "info", "diagnose"])
-def test_what_reads_logs_is_loaded_where_a_log_is_given(command: str) -> None:
-    arguments = [command, str(ROOT / "captures" / "cpu_lifecycle.upcap")]
+ASKED_FOR: dict[str, set[str]] = {
+    "upcall_trace.diagnose.engine": {"show --json", "diagnose"},
+    "upcall_trace.diagnose.told_by_logs": {"diagnose"},
+    "upcall_trace.views.frames": {"show --frames"},
+    "upcall_trace.trace.provenance": {"show --frames"},
+}
+"""What few commands load, and which of those below do."""
+NEVER = {
+    "backports.zstd", "compression.zstd", "gzip", "lzma", "re2", "tomllib",
+    "upcall_trace.capture.ring", "upcall_trace.diagnose.log_inputs", "upcall_trace.logs.table",
+    "upcall_trace.trace.filters",
+}  # fmt: skip
+"""What reads packed files, parts of a recording, worlds, logs and filters: none of them is given.
+"""
+
+
+@pytest.mark.parametrize("command", ["info", "show", "show --json", "show --frames", "diagnose"])
+def test_a_command_loads_what_it_was_asked_for(command: str) -> None:
+    arguments = [*command.split(), str(ROOT / "captures" / "cpu_lifecycle.upcap")]
     modules = loaded(f"from upcall_trace.cli import main; main({arguments})", "name")
     assert "upcall_trace.trace.opening" in modules
-    assert not modules & {"re2", "upcall_trace.logs.table", "upcall_trace.diagnose.log_inputs"}
-    assert ("upcall_trace.diagnose.engine" in modules) == (command == "diagnose")
+    assert not modules & NEVER
+    asked_for = {name for name, commands in ASKED_FOR.items() if command in commands}
+    assert modules & set(ASKED_FOR) == asked_for
+    assert {name for name in NEVER if inside(name, "upcall_trace")} < set(SOURCES)
 
 
 def test_the_decoder_loads_nothing_but_itself() -> None:

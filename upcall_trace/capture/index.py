@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +24,7 @@ from .frames import MAX_PAYLOAD, BadRecord, Kind, frame, pack
 from .reader import CaptureReader
 from .records import Mark
 from .segments import IndexSegment, parse_segment
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from .unpacking import zstd_library
 
 Column = NDArray[Any]
 
@@ -44,12 +39,13 @@ _DTYPES: Final = frozenset({"|u1", "|i1", "<u2", "<u4", "<u8", "<i4", "<i8"})
 
 def encode_columns(version: int, columns: Mapping[str, Column]) -> bytes:
     """The frame of one segment's columns; raises ValueError when they are too large for one."""
+    compress = zstd_library().compress
     packed = {}
     for name, column in columns.items():
         if column.nbytes > _COLUMN_LIMIT:
             raise ValueError(f"column {name} has more than {_COLUMN_LIMIT} bytes")
         raw = np.ascontiguousarray(column).tobytes()
-        packed[name] = [column.dtype.str, len(column), zstd.compress(raw, _LEVEL)]
+        packed[name] = [column.dtype.str, len(column), compress(raw, _LEVEL)]
     payload = pack([int(Kind.INDEX_ROWS), version, packed])
     if len(payload) > MAX_PAYLOAD:
         raise ValueError("the columns of a segment do not fit into a record")
@@ -85,6 +81,7 @@ class Index:
     def _part(self, place: int, name: str) -> Column:
         if not self._packed:
             self._packed.extend(self._columns(segment) for segment in self.segments)
+        zstd = zstd_library()
         try:
             dtype, count, packed = self._packed[place][name]
             size = count * np.dtype(dtype).itemsize if dtype in _DTYPES else -1

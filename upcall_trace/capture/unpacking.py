@@ -5,13 +5,12 @@ What a file is packed with is seen from its first bytes, never from its name.
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Final
 
 from ..errors import UnreadableInput, UpcallError
@@ -27,20 +26,31 @@ class Torn(UpcallError):
     """The archive ends early or is damaged; what was read before is good."""
 
 
+# Whoever reads a plain file waits for none of the libraries.
 def _gzip(raw: IO[bytes]) -> IO[bytes]:
+    import gzip
+
     return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
 
 
 def _xz(raw: IO[bytes]) -> IO[bytes]:
+    import lzma
+
     return lzma.LZMAFile(raw)
 
 
 def _zstd(raw: IO[bytes]) -> IO[bytes]:
+    opened: IO[bytes] = zstd_library().ZstdFile(raw)
+    return opened
+
+
+def zstd_library() -> ModuleType:
+    """The library for zstd, which newer Pythons have of their own."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
-    return zstd.ZstdFile(raw)  # type: ignore[return-value]
+    return zstd
 
 
 _PACKED: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
@@ -81,10 +91,10 @@ def read_block(file: IO[bytes], size: int) -> bytes:
     """
     try:
         return file.read1(size)  # type: ignore[attr-defined,no-any-return]
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error) as error:
         raise Torn(str(error)) from None
     except Exception as error:
-        # zstd has an error of its own, in a module that may not be loaded.
-        if type(error).__name__ == "ZstdError":
+        # Errors of their own, in modules that may not be loaded.
+        if type(error).__name__ in ("BadGzipFile", "LZMAError", "ZstdError"):
             raise Torn(str(error)) from None
         raise

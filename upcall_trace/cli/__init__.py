@@ -13,6 +13,7 @@ import click
 from .. import __version__
 from ..errors import ExitCode, UserError
 from ..plugins import Plugin, note_services, take_noted
+from .support.collecting import kept_to_the_end
 from .support.output import talk
 from .support.plugged_commands import exit_code, held, plugged_command, plugged_names
 
@@ -68,8 +69,11 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             plugin = plugged_names(COMMANDS).get(cmd_name)
             return plugged_command(plugin, ctx) if plugin else None
-        module = import_module(f".{COMMANDS[cmd_name][0]}", __name__)
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        name = f"{__name__}.{COMMANDS[cmd_name][0]}"
+        if name not in sys.modules:
+            with kept_to_the_end():
+                import_module(name)
+        command: click.Command = getattr(sys.modules[name], f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -18,10 +18,8 @@ from ..errors import ExitCode, WrongUsage
 from ..sources import open_source
 from ..sources.spooled import plain
 from ..trace.decoding import Session
-from ..trace.filters import Filter, parse
 from ..trace.opening import capture_of
 from ..trace.operations import Operation, Operations
-from ..views.frames import frames
 from ..views.json_objects import frame_object
 from ..views.text import (
     HEADING,
@@ -40,6 +38,7 @@ from .support.times import WallMoment, in_span, span_options
 
 if TYPE_CHECKING:
     from ..diagnose.finding import Finding
+    from ..trace.filters import Filter
 
 _POLL_S = 0.05
 _VERDICT = "        = "
@@ -134,6 +133,10 @@ def _wanted(
     capture: Path, expression: str | None, since: WallMoment | None, until: WallMoment | None
 ) -> Filter | None:
     """What is asked for of one capture; raises WrongUsage, also for what no capture has."""
+    if expression is None and since is None and until is None:
+        return None
+    from ..trace.filters import parse  # who sees all waits for no filter language
+
     wanted = parse(expression) if expression is not None else None
     asked = in_span(capture, expression, since, until)
     return wanted if asked is None else parse(asked)
@@ -191,6 +194,8 @@ def _show_frames(
     as_json: bool,
     shown_as: str | None,
 ) -> None:
+    from ..views.frames import frames  # who lists operations needs none
+
     with open_source(path) as source:
         for frame in frames(source, with_provenance=with_hex):
             if keys is not None and (frame.conn, frame.request) not in keys:

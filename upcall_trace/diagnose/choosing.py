@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..codes import table
 from ..errors import UnreadableInput, WrongUsage
 from .finding import Finding
 from .run import Diagnosed
-from .told_by_logs import Span
+
+if TYPE_CHECKING:
+    from .told_by_logs import Span
 
 
 @dataclass(frozen=True, slots=True)

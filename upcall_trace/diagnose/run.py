@@ -18,10 +18,10 @@ from ..trace.streams import in_bulk, is_progress
 from .engine import Diagnosis, sort_key
 from .finding import Finding
 from .successes import feed
-from .told_by_logs import Logs
 
 if TYPE_CHECKING:
     from .log_joining import Joining
+    from .told_by_logs import Logs
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ and with one CPU. docs/worlds.md.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -138,6 +137,8 @@ def load_worlds(path: Path) -> dict[str, World]:
 
     Raises UnreadableInput, which names the table and key, for a file that is missing or wrong.
     """
+    import tomllib  # most guests are told by their recording, or by nobody
+
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

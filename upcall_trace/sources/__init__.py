@@ -19,7 +19,6 @@ from typing import Final, Protocol, Self
 from ..capture.frames import MAGIC
 from ..capture.reader import CaptureReader, Damage, NotACapture
 from ..capture.records import Header, Record
-from ..capture.ring import RingReader
 from ..errors import UnreadableInput
 from ..plugins import BrokenPlugin, Plugin, installed, note
 from .spooled import SpooledPath, plain
@@ -111,6 +110,8 @@ def open_source(path: Path) -> Source:
         path = plain(path)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
+            from ..capture.ring import RingReader  # hardly ever a folder
+
             return _told(RingReader(path), path)
         if not stat.S_ISREG(mode):
             raise UnreadableInput(f"{path} is {_kind(mode)}, not a file")

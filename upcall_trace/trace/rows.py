@@ -258,8 +258,7 @@ def reply_layout(table: MessageTable, layout: Layout, reply_type: int) -> Layout
     return table.layout(reply_type, layout.arch or Arch.X86_64)
 
 
-@dataclass(frozen=True, slots=True)
-class FieldPlace:
+class FieldPlace(NamedTuple):
     """Where values of a name are: those of `row`, or one of its `part`s, in some layouts."""
 
     service: int

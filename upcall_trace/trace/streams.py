@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from ..capture.reader import CaptureReader
 from ..capture.records import DAMAGED, End, Gap, Header, Mark, Open, Origin, Record, Vmm
 from ..capture.runs import MessageRun
 from ..sources import Source, open_source
-from .filters import Mask
 from .operations import ANOMALY_BIT, Operations
+
+if TYPE_CHECKING:
+    from .filters import Mask
 
 _PROGRESS_EVERY = 4096
 _PIECES = sum(ANOMALY_BIT[name] for name in ("short-request", "split-request", "over-long-request"))

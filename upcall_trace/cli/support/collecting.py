@@ -1,4 +1,4 @@
-"""Work that makes very many objects and no cycles of them."""
+"""Where the search for cycles of objects would find nothing, and is left out."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def no_search_for_cycles() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def kept_to_the_end() -> Iterator[None]:
+    """Around imports: what is there after them is never searched, nor is it when the program ends.
+
+    Modules live as long as the program. To search them takes a sixth of the time of `info`.
+    """
+    with no_search_for_cycles():
+        yield
+    gc.freeze()
