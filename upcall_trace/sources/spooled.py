@@ -1,12 +1,14 @@
 """A plain copy of what cannot be read in place: standard input, and packed files.
 
-The copy has no name, so that nothing of it stays behind, however the program ends.
+The copy has no name, so that nothing of it stays behind, however the program ends. It is in memory
+unless it is large: what somebody wants redacted is not to be on a disk, not even for a moment.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
@@ -17,6 +19,8 @@ _BLOCK: Final = 1 << 20
 _RATIO: Final = 500
 _FREE: Final = 16 << 20
 """An archive may stand for so many times its size, and for so much in any case."""
+_IN_MEMORY: Final = 64 << 20
+"""A copy up to this size is in memory."""
 _SNIFFED: Final = 8
 
 
@@ -68,10 +72,9 @@ def _key(path: Path) -> tuple[str, int, int, int] | None:
 
 def _copy_of(path: Path, size: int) -> SpooledPath:
     name = "standard input" if path == STDIN else str(path)
-    import tempfile  # hardly ever: what is read is nearly always a file
-
-    with tempfile.TemporaryFile() as copy:
-        torn = _fill(copy, path, name, size)
+    with ExitStack() as stack:
+        copy = stack.enter_context(_anonymous())
+        torn, copy = _fill(stack, copy, path, name, size)
         if torn and not copy.tell():
             raise UnreadableInput(f"{name} is a damaged archive: nothing of it can be unpacked")
         copy.flush()
@@ -81,8 +84,32 @@ def _copy_of(path: Path, size: int) -> SpooledPath:
     return spooled
 
 
-def _fill(copy: IO[bytes], path: Path, name: str, size: int) -> bool:
-    """Write all of `path` into `copy`; whether the archive is torn."""
+def _anonymous() -> IO[bytes]:
+    """A file in memory; one on the disk where the kernel has none."""
+    try:
+        return os.fdopen(os.memfd_create("upcall-trace"), "w+b")
+    except OSError:
+        return _on_disk()
+
+
+def _on_disk() -> IO[bytes]:
+    import tempfile  # hardly ever: what is read is nearly always a file
+
+    return tempfile.TemporaryFile()
+
+
+def _moved(copy: IO[bytes], target: IO[bytes]) -> IO[bytes]:
+    copy.seek(0)
+    while block := copy.read(_BLOCK):
+        target.write(block)
+    copy.truncate(0)
+    return target
+
+
+def _fill(
+    stack: ExitStack, copy: IO[bytes], path: Path, name: str, size: int
+) -> tuple[bool, IO[bytes]]:
+    """Write all of `path` into `copy`; whether the archive is torn, and where the copy is now."""
     limit = None if path == STDIN else max(_FREE, size * _RATIO)
     interrupted = False
     with unpacked(path) as file:
@@ -90,16 +117,18 @@ def _fill(copy: IO[bytes], path: Path, name: str, size: int) -> bool:
             try:
                 block = read_block(file, _BLOCK)
             except Torn:
-                return True
+                return True, copy
             except KeyboardInterrupt:
                 if path != STDIN:
                     raise
                 if interrupted:
-                    return False  # what came is shown
+                    return False, copy  # what came is shown
                 interrupted = True  # Ctrl-C ends what feeds the pipe, too, which says its last now
                 continue
             if not block:
-                return False
+                return False, copy
+            if copy.tell() <= _IN_MEMORY < copy.tell() + len(block):
+                copy = _moved(copy, stack.enter_context(_on_disk()))
             copy.write(block)
             if limit is not None and copy.tell() > limit:
                 raise UnreadableInput(
