@@ -67,6 +67,27 @@ def interrupt_on_signals() -> None:
 
 
 @contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """The same within the block, for signals that would end the program at once.
+
+    In another thread than the main one nothing is changed: its owner hears of signals.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    changed = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if ours and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
 def held_signals() -> Iterator[Callable[[], object]]:
     """SIGINT, SIGTERM and SIGHUP wait; yields a function that returns when one of them came."""
     # Blocked and waited for: a handler that sets an Event can meet its own thread in Event.wait.
