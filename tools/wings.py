@@ -49,7 +49,7 @@ WINGS: Final[dict[str, Wing]] = {
         "where traffic is taken from: proxy, recorder, vsockmon interface, doctor",
         ("capture", "sockets", "sources", "trace"),
     ),
-    "views": Wing("operations and frames as text and as JSON", ("trace",)),
+    "views": Wing("operations, frames and log lines as text and as JSON", ("trace", "logs")),
     "compare": Wing("pairing and judging two of them", ("trace", "views")),
     "simulated": Wing(
         "the guest without a VM: on a socket, in process, from a recording",

@@ -41,8 +41,9 @@ from ..trace.samples import sample
 from ..vantage.proxy import Proxy
 from ..vantage.recorder import Recorder
 from ..vantage.store import OnStoreError
+from ..views.remarks import remarks_on
 from ..views.text import HEADING
-from .support.listing import comments, show_comments, show_operation
+from .support.listing import show_comments, show_operation
 from .support.options import color_option
 from .support.output import out, talk
 
@@ -102,7 +103,7 @@ def demo_command() -> ExitCode:
     _record(path)
     capture = load(path)
     out(HEADING)
-    remarks = comments(capture.marks)
+    remarks = remarks_on(capture.marks)
     for operation in capture.operations:
         show_operation(operation)
         show_comments(remarks, operation)

@@ -21,6 +21,7 @@ from ..trace.decoding import Session
 from ..trace.opening import capture_of
 from ..trace.operations import Operation, Operations
 from ..views.json_objects import frame_object
+from ..views.remarks import remarks_on
 from ..views.text import (
     HEADING,
     LATE_NS,
@@ -30,7 +31,7 @@ from ..views.text import (
     seconds,
 )
 from .support.files import CAPTURE, open_capture, tell_losses
-from .support.listing import Lines, comments, show_comments, show_operation
+from .support.listing import Lines, show_comments, show_operation
 from .support.many_files import each_of
 from .support.options import color_option
 from .support.output import out, out_json
@@ -115,7 +116,7 @@ def show_command(
             return tell_losses(capture, opened)
         _heading(as_json)
         lines = Lines(opened.header, opened.first_ns, clock == "absolute")
-        remarks = {} if as_json else comments(opened.marks)
+        remarks = {} if as_json else remarks_on(opened.marks)
         codes = _codes(capture) if as_json else {}
         for row in _rows(opened.operations, wanted, sort, limit, tail):
             operation = opened.operations.operation(row)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from ...capture.records import COMMENT, Header, Mark
+from ...capture.records import Header
 from ...trace.operations import Operation
 from ...views.json_objects import operation_object
 from ...views.text import WIDTH, duration, meant_anomalies, operation_text, safe
@@ -16,16 +16,6 @@ from .output import out, out_json
 
 _REMARK = "        # "
 _NARROWEST, _WIDEST = 60, 160
-
-
-def comments(marks: Iterable[Mark]) -> dict[tuple[int, int], list[str]]:
-    """What the marks say of each operation, by (connection, request)."""
-    remarks: dict[tuple[int, int], list[str]] = {}
-    for mark in marks:
-        if mark.conn is not None and mark.request is not None:
-            text = mark.text if mark.name == COMMENT else f"{mark.name} {mark.text}".rstrip()
-            remarks.setdefault((mark.conn, mark.request), []).append(safe(text))
-    return remarks
 
 
 def show_comments(remarks: dict[tuple[int, int], list[str]], operation: Operation) -> None:

@@ -16,9 +16,9 @@ from ...trace.decoding import Connection
 from ...trace.filters import Filter, Mask
 from ...trace.opening import Capture
 from ...trace.operations import Operations
+from ...views.line_order import Order
 from .columns import GrowingColumns, RowsByConnection
 from .findings import Batch, FindingStore
-from .line_order import Order
 from .reading import Grown
 from .search import Told
 

@@ -19,8 +19,8 @@ from ...trace.opening import build_index
 from ...trace.operations import Operations
 from ...trace.streams import all_records, with_dependencies
 from ...transform.composing import keep_operations
+from ...views.line_order import Rows
 from ...views.text import HEADING, operation_text, safe
-from .line_order import Rows
 
 TEXT: Final = ".txt"
 """Asks for lines as `show` prints them."""

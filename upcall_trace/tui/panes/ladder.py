@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from ...capture.records import COMMENT
 from ...codes import Severity
 from ...trace.operations import Operation, Operations
+from ...views.line_order import Line as Place
+from ...views.line_order import Order, Shows
 from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted
-from ..data.line_order import Line as Place
-from ..data.line_order import Order, Shows
 from ..data.settings import USUAL_COLUMNS
 from .ladder_lines import (
     Beside,

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from pathlib import Path
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
-from ...logs.lines import read_lines
+from ...views.log_lines import LogRow, timed
 from ...views.text import safe, seconds
 from .line_view import LineView
 from .styled import Line, Styled, cut
 
-_KEPT: Final = 100_000
-_SHOWN: Final = 2000
-"""Characters of a line at most; nobody reads further across."""
 _TIME: Final = 13
 _TROUBLE: Final = "!"
 _SOURCES: Final = {
@@ -24,25 +19,6 @@ _SOURCES: Final = {
     _TROUBLE: (_TROUBLE, "error"),
 }
 """How lines beside a capture are marked; those of logs alone have their numbers."""
-
-
-class LogRow(NamedTuple):
-    """A line of a log. Its times are None where it has none; `wall_ns` is since 1970."""
-
-    source: str
-    number: int
-    text: str
-    guest_ns: int | None
-    wall_ns: int | None
-
-
-def read_log(path: Path, source: str) -> list[LogRow]:
-    """The first lines of a log, as many as can be kept; raises UnreadableInput."""
-    lines = read_lines(path)
-    return [
-        LogRow(source, line.number, safe(line.text[:_SHOWN]), line.guest_ns, line.wall_ns)
-        for line in islice(lines, _KEPT)
-    ]
 
 
 def trouble_row(why: str) -> LogRow:
@@ -73,10 +49,10 @@ class LogPane(LineView):
         `wall_ns` is the wall clock at the capture's first record, `guest_offset_ns` what to add to
         the guest's clock to get the time since then.
         """
-        timed = [pair for log in self._logs for pair in _timed(log, wall_ns, guest_offset_ns)]
-        timed.sort(key=lambda pair: pair[0])
-        self._times = [t_ns for t_ns, _ in timed]
-        self._lines = [line for _, line in timed]
+        pairs = [pair for log in self._logs for pair in timed(log, wall_ns, guest_offset_ns)]
+        pairs.sort(key=lambda pair: pair[0])
+        self._times = [t_ns for t_ns, _ in pairs]
+        self._lines = [line for _, line in pairs]
         self.changed()
 
     def follow(self, t_ns: int) -> None:
@@ -113,15 +89,3 @@ class LogPane(LineView):
             Styled(f"{cut(time, _TIME - 1):>{_TIME - 1}} ", "dim"),
             Styled(line.text),
         ]
-
-
-def _timed(
-    log: Sequence[LogRow], wall_ns: int | None, guest_offset_ns: int | None
-) -> Iterator[tuple[int, LogRow]]:
-    t_ns = 0
-    for line in log:
-        if line.guest_ns is not None and guest_offset_ns is not None:
-            t_ns = line.guest_ns + guest_offset_ns
-        elif line.wall_ns is not None and wall_ns is not None:
-            t_ns = line.wall_ns - wall_ns
-        yield t_ns, line

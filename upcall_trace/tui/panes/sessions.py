@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from ...views.connections import state_text
 from ...views.text import duration
 from ..data.browsed import BrowsedCapture
 from ..data.summary import Summary
-from .ladder_lines import state_text
 from .line_view import LineView
 from .styled import Line, Styled, cut, deadline
 

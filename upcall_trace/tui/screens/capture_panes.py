@@ -21,16 +21,16 @@ from ...kernel.noted_world import lacking_world
 from ...trace.filters import parse
 from ...trace.opening import Capture
 from ...trace.operations import Operation
+from ...views.connections import connection_facts
+from ...views.line_order import Shows
 from ...views.text import fields_text, result_text, safe
 from ..data.browsed import BrowsedCapture, Wanted
-from ..data.line_order import Shows
 from ..data.marks import marks_beside
 from ..data.walk import Moment
 from ..panes.bars import Bar, hints
 from ..panes.detail import Detail
 from ..panes.finding_pane import FindingPane
 from ..panes.ladder import Ladder
-from ..panes.ladder_lines import connection_facts
 from ..panes.line_view import LineView
 from ..panes.log_pane import LogPane
 from ..panes.message_fields import reply_fields, request_fields, told_fields

@@ -22,9 +22,10 @@ from ...diagnose.report import in_full, section, seen_at
 from ...diagnose.told_by_logs import Span
 from ...errors import UserError
 from ...logs.evidence import Evidence
+from ...views.log_lines import LogRow, read_log
 from ...views.text import safe
 from ..panes.line_view import LineView, TextLines, plain
-from ..panes.log_pane import LogPane, LogRow, read_log
+from ..panes.log_pane import LogPane
 from ..panes.styled import Line
 
 

@@ -24,17 +24,18 @@ from ...kernel.world import World
 from ...trace.filters import Filter
 from ...trace.opening import Capture
 from ...trace.operations import Operations
+from ...views.line_order import Rows
+from ...views.log_lines import LogRow, read_log
 from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted, arrange
 from ..data.export import export
 from ..data.findings import Batch
 from ..data.first_failure import FirstFailure
-from ..data.line_order import Rows
 from ..data.reading import Grown, read
 from ..data.search import Sought, Told, rows_with
 from ..data.summary import Summary, by_connection, by_operation
 from ..data.walk import Moment, Walk, WalkProgress
-from ..panes.log_pane import LogRow, read_log, trouble_row
+from ..panes.log_pane import trouble_row
 
 _READERS: Final = 2
 _SAY_EVERY_S: Final = 0.5

@@ -12,7 +12,7 @@ from upcall_trace.capture.records import Begins
 from upcall_trace.trace.decoding import Connection
 from upcall_trace.trace.operations import COLUMN_TYPES, Operations
 from upcall_trace.tui.data.columns import GrowingColumns, RowsByConnection
-from upcall_trace.tui.data.line_order import Line, Order, Shows
+from upcall_trace.views.line_order import Line, Order, Shows
 
 
 def operations(rows: list[tuple[int, int | None]]) -> Operations:

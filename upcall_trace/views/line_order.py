@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...trace.decoding import Connection
-from ...trace.operations import Operations
+from ..trace.decoding import Connection
+from ..trace.operations import Operations
 
 Rows = NDArray[np.int64]
 
