@@ -44,7 +44,8 @@ def words(svg: str) -> str:
 
 
 def test_every_picture_is_made_by_a_script_and_shown_somewhere() -> None:
-    shown = {f"{name}.svg" for name in [*DIAGRAMS, *(p.name for p in ALL)]} | {"report.png"}
+    shown = {f"{name}.svg" for name in [*DIAGRAMS, *(p.name for p in ALL)]}
+    shown |= {"report.png", "ladder.png"}
     dark = {re.sub(r"\.", "-dark.", name) for name in shown}
     # That of Wireshark has a script of its own, since it needs Wireshark.
     assert {path.name for path in PICTURES.iterdir()} == shown | dark | {"wireshark.png"}
@@ -102,7 +103,9 @@ def test_the_report_looks_as_in_its_pictures(browser: Any, canvas: Any) -> None:
     report = take_report(browser)
     for name, png in report.items():
         assert apart(canvas, png, (PICTURES / name).read_bytes()) < NEAR, "run make docs"
-    assert apart(canvas, *report.values()) > NEAR * 10
+    for name in ("report", "ladder"):
+        light, dark = report[f"{name}.png"], report[f"{name}-dark.png"]
+        assert apart(canvas, light, dark) > NEAR * 10
 
 
 @needs_chromium

@@ -30,7 +30,16 @@ _PATIENCE: Final = 2000
 _THEMES: Final = {"": "textual-light", "-dark": "textual-dark"}
 """The browser's theme by the ending of the picture's name."""
 _REPORT_OF: Final = ROOT / "captures" / "cpu_lifecycle.upcap"
-_SCHEMES: Final = {"report.png": "light", "report-dark.png": "dark"}
+_CONSOLE_OF_IT: Final = ROOT / "tests" / "golden" / "cpu_lifecycle.console.log"
+_REPORTS: Final = {
+    "report.png": ("light", "h1"),
+    "report-dark.png": ("dark", "h1"),
+    "ladder.png": ("light", "#operations"),
+    "ladder-dark.png": ("dark", "#operations"),
+}
+"""The scheme of each picture of the report, and what is at the top of it."""
+_SCROLLED: Final = 300
+"""Pixels that the ladder is scrolled, so that it shows an answer that is late."""
 
 
 class Picture(NamedTuple):
@@ -76,11 +85,14 @@ def take_report(chromium: Any) -> dict[str, bytes]:
     taken = {}
     with tempfile.TemporaryDirectory() as folder:
         page_file = Path(folder) / "report.html"
-        arguments = ["export", str(_REPORT_OF), "-o", str(page_file)]
+        logs = ["--console", str(_CONSOLE_OF_IT)]
+        arguments = ["export", str(_REPORT_OF), "-o", str(page_file), *logs]
         CliRunner().invoke(cli, arguments, catch_exceptions=False)
-        for name, scheme in _SCHEMES.items():
+        for name, (scheme, top) in _REPORTS.items():
             page = chromium.new_page(viewport={"width": 960, "height": 900}, color_scheme=scheme)
             page.goto(page_file.as_uri())
+            page.locator(top).evaluate("what => what.scrollIntoView()")
+            page.locator("#ladder").evaluate(f"box => {{ box.scrollTop = {_SCROLLED}; }}")
             taken[name] = page.screenshot()
             page.close()
     return taken

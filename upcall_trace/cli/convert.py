@@ -104,6 +104,20 @@ def _list(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="What to write; the suffix of the output tells it, too.",
 )
 @click.option("-o", "--output", type=CAPTURE, required=True, help="The file to write, - is stdout.")
+@click.option(
+    "--console",
+    type=CAPTURE,
+    multiple=True,
+    metavar="FILE",
+    help="The guest's console of that time, for findings and beside requests; repeatable.",
+)
+@click.option(
+    "--vmm-log",
+    type=CAPTURE,
+    multiple=True,
+    metavar="FILE",
+    help="Dragonball's or Kata's log of that time; repeatable.",
+)
 @overwrite_option
 @click.option(
     "--list",
@@ -113,17 +127,25 @@ def _list(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=_list,
     help="List the formats with their suffixes, those of plugins too.",
 )
-def export_command(capture: Path, name: str | None, output: Path, overwrite: bool) -> ExitCode:
+def export_command(
+    capture: Path,
+    name: str | None,
+    output: Path,
+    console: tuple[Path, ...],
+    vmm_log: tuple[Path, ...],
+    overwrite: bool,
+) -> ExitCode:
     """Write a capture in another format.
 
     Everything that the format has no place for is counted on stderr. `upcall-trace docs formats`
-    has a table.
+    has a table. With --console or --vmm-log, the findings are those of the capture and its logs
+    together, and a report in HTML shows log lines beside the requests.
     """
     to_stdout = output == STDOUT
     if name is None and to_stdout:
         raise WrongUsage(f"give --format with one of {', '.join(format_names())}")
     known, write = export_format(name or format_for(output))
-    whole = open_whole(capture)
+    whole = open_whole(capture, console, vmm_log)
     if to_stdout:
         if known.binary:
             check_stdout()

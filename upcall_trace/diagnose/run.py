@@ -66,8 +66,19 @@ def diagnose(
     progress: Progress | None = None,
 ) -> Diagnosed:
     """Every finding about a capture, or any file that can be imported; raises UnreadableInput."""
+    joining = joined(path, logs) if logs else None
+    return diagnose_joined(path, joining, world, dragonball, progress)
+
+
+def diagnose_joined(
+    path: Path,
+    joining: Joining | None,
+    world: World | None = None,
+    dragonball: bool = True,
+    progress: Progress | None = None,
+) -> Diagnosed:
+    """The same with logs that were joined with it before."""
     findings: list[Finding] = []
-    joining = _joined(path, logs) if logs else None
     with open_source(path) as source:
         matcher = joining.matcher if joining is not None else None
         diagnosis = Diagnosis(source.header, world, dragonball, matcher)
@@ -90,7 +101,8 @@ def diagnose(
     )
 
 
-def _joined(path: Path, logs: Logs) -> Joining:
+def joined(path: Path, logs: Logs) -> Joining:
+    """Logs joined with a capture."""
     from .log_joining import Joining  # who gives no log waits for nothing that reads logs
 
     return Joining(path, logs)

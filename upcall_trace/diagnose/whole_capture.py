@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.reader import Damage
 from ..capture.records import Header, Mark, Record
+from ..capture.unpacking import STDIN
 from ..sources import open_source
 from ..sources.spooled import plain
 from ..trace.decoding import Connection
@@ -20,7 +21,11 @@ from ..trace.opening import Capture, Progress, load
 from ..trace.operations import Operation, Operations
 from .finding import Finding
 from .judged import judging
-from .run import Diagnosed, diagnose
+from .run import Diagnosed, diagnose_joined, joined
+
+if TYPE_CHECKING:
+    from .lines_beside import LinesBeside
+    from .log_joining import Joining
 
 
 class WholeCapture:
@@ -28,13 +33,17 @@ class WholeCapture:
 
     The file is looked at when the object is made: UnreadableInput then says in a sentence what is
     wrong with it. It is read once for the operations, and once each for findings and records. What
-    is damaged or missing raises nothing: `damage` and `complete` tell it.
+    is damaged or missing raises nothing: `damage` and `complete` tell it. `consoles` and `vmm_logs`
+    are logs of the same time, which are read with the findings.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, consoles: Sequence[Path] = (), vmm_logs: Sequence[Path] = ()
+    ) -> None:
         with open_source(path) as source:
             self.header: Header = source.header
         self.path = plain(path)
+        self._consoles, self._vmm_logs = list(map(_kept, consoles)), list(map(_kept, vmm_logs))
         self._opened: Capture | None = None
 
     def __repr__(self) -> str:
@@ -102,11 +111,39 @@ class WholeCapture:
                 yield record
 
     @cached_property
+    def _joining(self) -> Joining | None:
+        """The capture with its logs, None where there are none; raises UnreadableInput."""
+        if not (self._consoles or self._vmm_logs):
+            return None
+        from .log_inputs import read_logs  # who gives no log waits for nothing that reads logs
+
+        return joined(self.path, read_logs(self._consoles, self._vmm_logs))
+
+    @cached_property
     def diagnosed(self) -> Diagnosed:
-        """What `diagnose` says of the capture alone, without logs and without a world."""
-        return diagnose(self.path)
+        """What `diagnose` says of the capture and its logs, without a world."""
+        return diagnose_joined(self.path, self._joining)
 
     @property
     def findings(self) -> list[Finding]:
         """What failed, and why, in the order of the operations."""
         return self.diagnosed.findings
+
+    @cached_property
+    def lines_beside(self) -> LinesBeside | None:
+        """The lines of the logs beside the requests, None where there are no logs."""
+        if self._joining is None:
+            return None
+        from .lines_beside import CONSOLE, VMM_LOG, GivenLog, lines_beside
+
+        files = [GivenLog(CONSOLE, path) for path in self._consoles]
+        files += [GivenLog(VMM_LOG, path) for path in self._vmm_logs]
+        first_ns, began_ns = self.opened.first_ns, self.header.wall_ns
+        wall_ns = None if began_ns is None else began_ns + first_ns
+        clocks = (wall_ns, first_ns)
+        return lines_beside(files, self._joining, self.findings, self.operations, clocks)
+
+
+def _kept(log: Path) -> Path:
+    """A log that can be read more than once."""
+    return plain(log) if log == STDIN else log

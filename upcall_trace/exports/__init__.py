@@ -112,7 +112,7 @@ FORMATS: Final = (
         "a report that a browser shows without a network",
         (".html", ".htm"),
         "upcall_trace.exports.html",
-        loses="handshakes, marks, operations beyond the first 200000",
+        loses="handshakes' bytes, marks on no operation, operations beyond the first 200000",
         since="0.2.0",
     ),
     ExportFormat(

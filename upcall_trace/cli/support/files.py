@@ -66,11 +66,13 @@ def verify_capture(path: Path) -> tuple[Capture, str | None]:
     return decoded, wrong
 
 
-def open_whole(path: Path) -> WholeCapture:
+def open_whole(
+    path: Path, consoles: Sequence[Path] = (), vmm_logs: Sequence[Path] = ()
+) -> WholeCapture:
     """A capture to be asked for anything, with a progress bar; raises UnreadableInput."""
     from ...diagnose.whole_capture import WholeCapture  # all of the rules come with it
 
-    whole = WholeCapture(path)
+    whole = WholeCapture(path, consoles, vmm_logs)
     with progress(f"decoding {path.name}", whole.path.stat().st_size) as report:
         whole.load(report)
     return whole
