@@ -28,13 +28,13 @@ EVERYBODYS: Final = (
 
 WINGS: Final[dict[str, Wing]] = {
     "dissectors": Wing("the protocol: layouts, messages, state machines, observer", ()),
-    "capture": Wing("the `.upcap` file; files unpacked", ()),
+    "capture": Wing("the `.upcap` file; files unpacked; TOML, bounded", ()),
     "sockets": Wing("addresses, listening, serving, the client", ("dissectors",)),
     "logs": Wing(
         "lines of consoles, VMMs, runtimes: what they say, whose they are",
         ("capture", "dissectors"),
     ),
-    "kernel": Wing("what the guest kernel does (pure)", ("dissectors",)),
+    "kernel": Wing("what the guest kernel does (pure)", ("capture", "dissectors")),
     "sources": Wing(
         "what can be read as a capture: one table, open to plugins", ("capture", "dissectors")
     ),

@@ -93,6 +93,9 @@ CORPUS: Final[dict[str, Callable[[Path], object]]] = {
     "pcapng-of-a-long-block": _raw(lambda: _SECTION * 10),
     "elf-of-long-segments": _raw(lambda: b"\x7fELF\x02\x01\x01" + b"\xff" * 4000),
     "brackets": _raw(lambda: b"a = " + b"[" * 200_000),
+    "json-brackets": _raw(lambda: b"[" * 200_000),
+    "digits": _raw(lambda: b"a = " + b"9" * 200_000),
+    "key-of-many-parts": _raw(lambda: b"a" + b".a" * 200_000 + b" = 1"),
     "random": _raw(lambda: random.Random(1).randbytes(1 << 20)),
     "long-chunks": lambda path: write_capture(
         path, [Chunk(n, n, True, random.Random(n).randbytes(60_000)) for n in range(1, 40)]),

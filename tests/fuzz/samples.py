@@ -129,6 +129,12 @@ def worlds() -> list[bytes]:
 
 SETTINGS = [b'theme = "nord"\n[keys]\nnext_failure = "f3"\n']
 MATCHERS = [b'"*" = "ret"\n"1.0" = "latency<=2x, cpu_id=*"\n', b'"add_cpu" = "ret=0|-17"\n']
+MAPS = [
+    b'[mmio]\n0xe0006000 = 0xe0008000\n[irq]\n5 = 6\n[pci]\n"0:9" = "1:9.0"\n[apic_id]\n1 = 3\n'
+]
+BASELINES = [
+    b'{"findings": [{"code": "UP301", "conn": 1, "request": 0, "sandbox": null}, {}]}',
+]
 NOTES = [
     b'{"v": 1, "kind": "guest", "pid": 1, "backend": "dragonball", "machine": "pc"}',
 ]

@@ -27,11 +27,13 @@ from upcall_trace.cli.support.times import parse_moment
 from upcall_trace.compare.matchers import parse_matcher, parse_rules, read_matchers
 from upcall_trace.control.orders import name_and_value
 from upcall_trace.control.target_note import read_target_note
+from upcall_trace.diagnose.choosing import FindingChoice
 from upcall_trace.diagnose.log_inputs import read_logs, read_stream
 from upcall_trace.diagnose.whole_capture import WholeCapture
 from upcall_trace.errors import UpcallError
 from upcall_trace.kernel.faults import parse_fault
 from upcall_trace.kernel.world import load_worlds
+from upcall_trace.replay.rebase import read_map
 from upcall_trace.sources import open_source
 from upcall_trace.sources.vsock_records import PacketRecords
 from upcall_trace.trace.decoding import Session
@@ -171,6 +173,12 @@ class Files:
     def matchers(self, raw: bytes) -> None:
         read_matchers(self._path, (), self._written(raw, ".toml"))
 
+    def map(self, raw: bytes) -> None:
+        read_map(self._written(raw))
+
+    def baseline(self, raw: bytes) -> None:
+        FindingChoice.of((), (), self._written(raw))
+
     def note(self, raw: bytes) -> None:
         path = self._written(raw, ".target")
         path.chmod(0o600)
@@ -250,6 +258,8 @@ def targets(folder: Path) -> dict[str, Target]:
             files.source, samples.transcript_lines, 5.0, heaps.transcript_of, 500
         ),
         "log-lines": Target(many.log, samples.log_lines, 5.0, heaps.log_of, 500),
+        "map": Target(files.map, lambda: samples.MAPS, 0.100),
+        "baseline": Target(files.baseline, lambda: samples.BASELINES, 0.100),
         "note": Target(files.note, lambda: samples.NOTES, 0.100),
         "filter": Target(_filter, lambda: samples.FILTERS, 0.500),
         "fault": Target(_text(parse_fault), lambda: samples.FAULTS, 0.010),

@@ -7,7 +7,6 @@ file beside the recording, or in a mark of one operation in it. docs/replay.md.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from dissectors.layouts import DEVICE_MANAGER_TABLE
 from dissectors.tables import ARCH_NAMES
 
 from ..capture.records import Mark
+from ..capture.toml_files import BadToml, read_toml
 from ..durations import nanoseconds
 from ..errors import UnreadableInput, WrongUsage
 from ..trace.script import Asked, Key
@@ -74,7 +74,6 @@ _RANGE: Final = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(us|ms|s)")
 _FACTOR: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)x")
 _KEY: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.(0|[1-9][0-9]{0,9})")
-_FILE_LIMIT: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,12 +295,10 @@ def write_matchers(path: Path, matchers: Matchers) -> None:
 
 def _of_file(path: Path) -> Matchers:
     try:
-        with path.open("rb") as file:
-            text = file.read(_FILE_LIMIT).decode("utf-8")
-        table = tomllib.loads(text)
+        table = read_toml(path)
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except BadToml as error:
         raise UnreadableInput(f"{path} is not a TOML file: {error}") from None
     rules = table.get("match")
     if set(table) - {"match"} or not isinstance(rules, dict):

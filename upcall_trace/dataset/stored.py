@@ -101,7 +101,7 @@ class Dataset:
         try:
             about = json.loads(self.fs.cat_file(self._at(_ABOUT)))
             version = about["fleet"]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             raise UnreadableInput(f"{self.url} is no fleet; `fleet add` makes one") from None
         if version != FLEET_VERSION:
             raise UnreadableInput(
@@ -118,7 +118,7 @@ class Dataset:
         names = sorted(name for name in self.fs.ls(folder, detail=False) if name.endswith(".json"))
         try:
             known = {c.batch: c for c in map(_parse, self.fs.cat(names).values())} if names else {}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UnreadableInput(f"{self.url}: a commit is damaged: {error}") from None
         gone = {batch for commit in known.values() for batch in commit.replaces}
         return [commit for batch, commit in sorted(known.items()) if batch not in gone]

@@ -77,5 +77,5 @@ def _known(path: Path | None) -> frozenset[tuple[Any, ...]]:
         return frozenset((f["code"], f["conn"], f["request"], f.get("sandbox")) for f in findings)
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UnreadableInput(f"{path} is no output of `diagnose --json`") from None

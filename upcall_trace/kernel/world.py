@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from dissectors.constants import Arch
 
+from ..capture.toml_files import BadToml, read_toml
 from ..errors import UnreadableInput, UpcallError, WrongUsage
 
 SERIES: Final = ("5.10", "6.1", "6.12", "6.18")
@@ -140,10 +141,10 @@ def load_worlds(path: Path) -> dict[str, World]:
     import tomllib  # most guests are told by their recording, or by nobody
 
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = read_toml(path)
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except BadToml as error:
         raise UnreadableInput(f"{path} is not a TOML file: {error}") from None
     try:
         return {name: parse_world(name, table) for name, table in tables.items()}

@@ -8,7 +8,6 @@ answers then are those of the recording is for the model to say. No IO. docs/rep
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from dissectors.messages import (
     decode_request,
 )
 
+from ..capture.toml_files import BadToml, read_toml
 from ..errors import UnreadableInput
 from ..kernel.vmm_actions import order_of, pci_plugged, vcpu_created
 from ..kernel.world import World
@@ -343,10 +343,10 @@ def read_map(path: Path) -> Rebase:
     Raises UnreadableInput.
     """
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = read_toml(path)
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except BadToml as error:
         raise UnreadableInput(f"{path} is not a TOML file: {error}") from None
     limits: dict[str, Callable[[str], Any]] = {
         "mmio": _below(_U64),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ...capture.toml_files import BadToml, read_toml
 from ...errors import UserError, WrongUsage
 from ...user_folders import user_folder
 from ...views.text import safe
 
-_LIMIT: Final = 64 << 10
 _RECENT: Final = 20
 
 
@@ -47,14 +46,12 @@ def settings_path() -> Path:
 def read_settings(path: Path) -> Settings:
     """The settings in a file, the usual ones when there is none; raises WrongUsage."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_LIMIT).decode()
-        values = tomllib.loads(text)
+        values = read_toml(path)
     except FileNotFoundError:
         return Settings()
     except OSError as error:
         raise WrongUsage(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except BadToml as error:
         raise WrongUsage(f"{path}: {error}") from None
     theme, columns = values.pop("theme", None), values.pop("columns", list(USUAL_COLUMNS))
     keys, filters = values.pop("keys", {}), values.pop("filters", {})

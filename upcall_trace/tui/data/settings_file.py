@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from ...capture.toml_files import BadToml, parse_toml
 from .settings import USUAL_COLUMNS, Settings
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -51,8 +51,8 @@ def _values(settings: Settings) -> dict[str, Any]:
 
 def _says(text: str, wanted: Mapping[str, Any]) -> bool:
     try:
-        return {name: value for name, value in tomllib.loads(text).items() if value} == wanted
-    except tomllib.TOMLDecodeError:
+        return {name: value for name, value in _parsed(text).items() if value} == wanted
+    except BadToml:
         return False
 
 
@@ -97,13 +97,17 @@ def _table(lines: list[str], wanted: Mapping[str, Any], ours: tuple[str, ...] | 
 def _name(line: str) -> str | None:
     """What a line gives a value to, None for a remark or an empty line."""
     try:
-        return next(iter(tomllib.loads(line)), None)
-    except tomllib.TOMLDecodeError:
+        return next(iter(_parsed(line)), None)
+    except BadToml:
         return None
 
 
 def _same(line: str, value: object) -> bool:
-    return value in tomllib.loads(line).values()
+    return value in _parsed(line).values()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    return parse_toml(text.encode())
 
 
 def _line(name: str, value: str | list[str]) -> str:
