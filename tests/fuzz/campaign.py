@@ -17,6 +17,8 @@ CRASHERS: Final = Path(__file__).parent / "crashers"
 """A folder for each target: what was found once, and is tried ever since."""
 _AT_ONCE: Final = 500
 _KEPT: Final = 20
+_LONG: Final = 100_000
+"""Bytes of an input from which on the limit of its time grows with it."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ def _feed(account: Account, target: Target, batch: list[bytes], keep: Path) -> N
 def _judge_time(account: Account, target: Target, raw: bytes, spent: float, keep: Path) -> None:
     # Once more, twice: the first time may have been the garbage collector's.
     spent = min(spent, _time(target, raw), _time(target, raw))
-    if spent > target.limit_s:
+    if spent > target.limit_s * max(1.0, len(raw) / _LONG):
         _keep(account, raw, TimeoutError(f"{spent:.3f} s of the processor"), keep)
     account.slowest_s = max(account.slowest_s, spent)
 

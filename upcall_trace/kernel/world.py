@@ -138,8 +138,6 @@ def load_worlds(path: Path) -> dict[str, World]:
 
     Raises UnreadableInput, which names the table and key, for a file that is missing or wrong.
     """
-    import tomllib  # most guests are told by their recording, or by nobody
-
     try:
         tables = read_toml(path)
     except OSError as error:
