@@ -11,6 +11,7 @@ import pytest
 
 from dissectors.constants import MessageType
 from dissectors.messages import mmio_request
+from tests.guests import wait_until
 from tests.support import records_of
 from upcall_trace.capture.records import Chunk, Open
 from upcall_trace.vantage.apart import ApartRecorder
@@ -53,3 +54,29 @@ def test_what_is_handed_over_while_the_other_process_dies_is_written_by_this_one
     recorder.close()
     _, records = records_of(tmp_path / "c.1.upcap")
     assert [record.data for record in records if isinstance(record, Chunk)] == [request.encode()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask for priority")
+def test_a_process_that_is_late_is_let_run_before_others(tmp_path: Path) -> None:
+    """It yields to everybody else; whoever moves bytes notices when it comes to nothing so."""
+    recorder = ApartRecorder(
+        tmp_path / "c.upcap", live_header("test", None), OnStoreError.PASS, threading.Event()
+    )
+    wait_until(lambda: os.sched_getscheduler(recorder._pid) == os.SCHED_IDLE)
+    os.kill(recorder._pid, signal.SIGSTOP)  # as if everybody else wanted the processors
+    recorder.record(Open(recorder.now(), 1))
+    assert recorder.flush()
+    wait_until(lambda: recorder.flush() and os.sched_getscheduler(recorder._pid) == os.SCHED_OTHER)
+    os.kill(recorder._pid, signal.SIGCONT)
+    wait_until(lambda: not recorder.flush())
+    recorder.close()
+
+
+def test_nothing_waits_for_a_process_that_died(tmp_path: Path) -> None:
+    recorder = ApartRecorder(
+        tmp_path / "c.upcap", live_header("test", None), OnStoreError.PASS, threading.Event()
+    )
+    os.kill(recorder._pid, signal.SIGKILL)
+    recorder.record(Open(recorder.now(), 1))
+    wait_until(lambda: not recorder.flush())
+    recorder.close()

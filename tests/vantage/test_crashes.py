@@ -34,6 +34,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 WINDOW_S = 0.1
+_LISTENING = "00010000"
+"""A flag of /proc/net/unix."""
 HANDED_OVER = 8
 """Records that the path may keep until it hands them over."""
 
@@ -86,11 +88,29 @@ def traced(directory: Path, *inject: str, within: Sequence[str] = ()) -> subproc
          "-o", directory / "c.upcap"],
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 30
-    while not (directory / "p").exists() and process.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    _started.append(process)
+    wait_until(lambda: listens(directory / "p") or process.poll() is not None, 30)
     return process
+
+
+_started: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """What a test that failed did not end."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def listens(path: Path) -> bool:
+    """A socket is in its place a moment before it can be connected to, and a probe is recorded."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {path}") and line.split()[3] == _LISTENING for line in lines)
 
 
 def written(directory: Path, times: int) -> None:

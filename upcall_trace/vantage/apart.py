@@ -30,6 +30,7 @@ from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 _PIPE_SIZES: Final = (16 << 20, 1 << 20)
 _PUSH_S: Final = 0.005
 _IDLE_S: Final = 0.1
+_HURRY_S: Final = 0.05
 _WORTH_IT: Final = 8
 _KILL_S: Final = 0.2
 
@@ -114,14 +115,18 @@ class ApartRecorder:
         if len(self._out) >= _WORTH_IT:
             self.flush()
 
-    def flush(self) -> None:
-        """Hand over all of it; call it when nothing moves."""
+    def flush(self) -> bool:
+        """Hand over all of it; call it when nothing moves, and soon again while it is true."""
+        now_ns = time.monotonic_ns()
+        waits = self._keep_pace(now_ns)
         out = self._out
         if not out:
-            return
+            return waits
         blob = b"".join([packed(item) for item in out])
         out.clear()
-        self._keep_pace()
+        self._flushed_ns = now_ns
+        if not waits:
+            self._waiting_ns = now_ns
         written = 0
         with self._lock:  # whoever goes on alone must not look between the write and its note
             if not (self._behind or self._alone):
@@ -133,16 +138,17 @@ class ApartRecorder:
                     self._sent.append(blob[:written])
         if written < len(blob):
             self._fall_behind(blob[written:])
+        return True
 
-    def _keep_pace(self) -> None:
-        """Let the other process run first when it is late: it may not even come to notice that."""
-        now_ns = time.monotonic_ns()
-        if self._written[0] >= self._flushed_ns:
-            self._waiting_ns = now_ns  # nothing older waits
-        self._flushed_ns = now_ns
-        if now_ns - self._waiting_ns > LATE_NS:
+    def _keep_pace(self, now_ns: int) -> bool:
+        """Whether something waits there; a process that is late with it may not even notice."""
+        taken_ns = self._written[0]
+        if taken_ns >= self._flushed_ns or self._alone:
+            return False
+        if now_ns - max(taken_ns, self._waiting_ns) > LATE_NS:
             hurry(self._pid)
             self._waiting_ns = now_ns
+        return True
 
     def _fall_behind(self, blob: bytes) -> None:
         with self._lock:
@@ -150,9 +156,14 @@ class ApartRecorder:
             self._behind_size += len(blob)
         os.eventfd_write(self._wake, 1)
 
+    def _command(self, kind: int, first: bytes = b"") -> None:
+        self._flushed_ns = time.monotonic_ns()
+        self._fall_behind(first + command(kind))
+        hurry(self._pid)  # somebody waits for it
+
     def reopen(self) -> None:
         """Go on in a new file, when the old one was renamed, or in the next of a ring."""
-        self._fall_behind(command(REOPEN))
+        self._command(REOPEN)
 
     @property
     def is_behind(self) -> bool:
@@ -180,8 +191,10 @@ class ApartRecorder:
             return
         self._closed = True
         self.flush()
-        self._fall_behind(b"".join(map(packed, self._gaps())) + command(CLOSE))
-        self._over.wait(carrying.STOP_S)
+        self._command(CLOSE, b"".join(map(packed, self._gaps())))
+        until = time.monotonic() + carrying.STOP_S
+        while not self._over.wait(_HURRY_S) and time.monotonic() < until:
+            hurry(self._pid)
         if not self._over.is_set():
             self.account.failure = self.account.failure or "the disk does not answer"
             self.account.untold += sum(map(size_of, Items().feed(self._not_taken())[0]))

@@ -233,11 +233,11 @@ class Loop:
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._handlers[self._wake_read] = self._woken
         self._stopping = False
-        self._idle: list[Callable[[], None]] = []
+        self._idle: list[Callable[[], bool]] = []
         self._thread: threading.Thread | None = None
 
-    def when_idle(self, work: Callable[[], None]) -> None:
-        """Do this each time that nothing moves any more."""
+    def when_idle(self, work: Callable[[], bool]) -> None:
+        """Do this each time that nothing moves any more, and soon again while it is true."""
         self._idle.append(work)
 
     def start(self) -> None:
@@ -378,13 +378,14 @@ class Loop:
 
     def _run(self) -> None:
         poll, handlers = self._epoll.poll, self._handlers
-        ready: list[tuple[int, int]] = []
+        soon = False
         while not self._stopping:
-            timeout = _QUIET_S if ready else _RETRY_S if self._later or self._timed else _LOOK_S
+            timeout = _QUIET_S if soon else _RETRY_S if self._later or self._timed else _LOOK_S
             ready = poll(timeout, 256)
-            if not ready:
-                for flush in self._idle:
-                    flush()
+            soon = bool(ready)
+            if not soon:
+                for work in self._idle:
+                    soon |= work()
             for descriptor, events in ready:
                 handler = handlers.get(descriptor)
                 if handler is not None:

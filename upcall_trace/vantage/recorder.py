@@ -88,8 +88,8 @@ class Records(Protocol):
     def settle(self) -> None:
         """Hand over what is remembered, once it is worth it; call it after sending on."""
 
-    def flush(self) -> None:
-        """Hand over all of it; call it when nothing moves."""
+    def flush(self) -> bool:
+        """Hand over all of it; call it when nothing moves, and soon again while it is true."""
 
 
 class Recorder:
@@ -156,8 +156,9 @@ class Recorder:
     def settle(self) -> None:
         """As `ApartRecorder.settle`; this one's thread takes what there is by itself."""
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """As `ApartRecorder.flush`."""
+        return False
 
     def reopen(self) -> None:
         """Go on in a new file, when the old one was renamed, or in the next of a ring."""

@@ -57,16 +57,12 @@ def command(kind: int) -> bytes:
     return _ITEM.pack(0, kind, 0, 0)
 
 
-def hurry(pid: int) -> bool:
-    """Let a process, 0 for this one, run before all others; False where that may not be asked for.
-
-    It is the writer's own to step back again.
-    """
+def hurry(pid: int) -> None:
+    """Let the writer run before others; it is its own to step back again."""
     try:
-        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) - _NICER)
+        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
     except OSError:
-        return False
-    return True
+        pass  # it has gone, or it never stepped back
 
 
 class Items:
@@ -121,7 +117,7 @@ class WriterProcess:
         self._said: list[str] = []
         self._told_s = 0.0
         self._quiet = 0
-        self._nice = (0, 0)
+        self._steps_back = True
 
     def serve(self) -> NoReturn:
         """Never returns: what the other process had on its stack is not ours."""
@@ -147,15 +143,24 @@ class WriterProcess:
         while os.open(os.devnull, os.O_RDWR) < 2:
             pass
         begun = os.getpriority(os.PRIO_PROCESS, 0)
-        # Who could not hurry when it matters does not step back either.
-        self._nice = (begun + _NICER, begun - _NICER) if hurry(0) else (begun, begun)
-        self._pace(late=False)
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, begun - _NICER)
+            self._pace(late=False)
+        except OSError:  # who could not hurry when it matters does not step back either
+            self._steps_back = False
+            os.setpriority(os.PRIO_PROCESS, 0, begun)
 
     def _pace(self, late: bool) -> None:
-        """Whoever moves bytes goes first, unless what waits in the pipe becomes old there."""
-        wanted = max(-20, min(self._nice[late], 19))
-        if os.getpriority(os.PRIO_PROCESS, 0) != wanted:  # the other process may have changed it
-            os.setpriority(os.PRIO_PROCESS, 0, wanted)
+        """Whoever moves bytes goes first, unless what waits in the pipe becomes old there.
+
+        First, not just more often: a writer with any weight makes a reply wait for 2 ms now and
+        then.
+        """
+        if not self._steps_back:
+            return
+        wanted = os.SCHED_OTHER if late else os.SCHED_IDLE
+        if os.sched_getscheduler(0) != wanted:  # the other process may have changed it
+            os.sched_setscheduler(0, wanted, os.sched_param(0))
 
     def _round(self) -> bool:
         """Take what has come and write it; False when that was the last.
@@ -175,7 +180,7 @@ class WriterProcess:
         self._quiet = 0 if records or self._store.catch_up(0) else self._quiet + 1
         if REOPEN in commands:
             self._store.reopen()
-        self._pace(self._age(records) > LATE_NS)
+        self._pace(bool(commands) or self._age(records) > LATE_NS)
         for begin in range(0, max(1, len(records)), _WRITTEN_AT_ONCE):
             self._store.put(records[begin : begin + _WRITTEN_AT_ONCE])
         self._written[0] = begun_ns
