@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
@@ -15,6 +16,7 @@ from ..logs.lines import LogLine, lines_of
 from ..logs.meaning import Understood
 from ..logs.opening import LogFile, Progress, is_text, sniff
 from ..logs.table import understood, wanted
+from ..logs.turned import Repeats, newest_first
 from ..sources import capture_kind
 from .log_channel import DRAGONBALL, OTHER_VMMS
 from .log_guests import Stories
@@ -22,6 +24,8 @@ from .told_by_logs import LogInput, Logs, Option, Span
 
 _AGE: Final = re.compile(r"\.(\d{1,3})(?:\.(?:gz|xz|zst))?\Z")
 _DATED: Final = re.compile(r"[-.](\d{8}(?:[-T]\d{2,6})?)(?:\.(?:log|gz|xz|zst)){0,3}\Z")
+_TURNED: Final = 500_000
+"""Understood lines of a log with the newest first that are put in order, at most."""
 _LOOKED: Final = 50
 """Lines at the beginning that are looked at for a time."""
 
@@ -48,8 +52,9 @@ def read_logs(
     seen: list[str] = []
     if sandbox is not None:
         stories.wanted = lambda whose: whose is None or _is(whose, sandbox, seen)
+    repeats = Repeats()
     for stream, said in _in_order(given, span or Span(), progress):
-        whose = stories.feed(said)
+        whose = None if repeats.is_one(said.line) else stories.feed(said)
         _count(stream.input, said, whose)
     stories.finish()
     logs.guests = list(stories.guests.values())
@@ -94,14 +99,19 @@ class _LogStream:
         self.scanner = Scanner(wanted())
         self.start = sniff(path)
         first = _first_lines(self.start)
-        self.first_wall = next((ns for line in first if (ns := line.wall_ns)), None)
+        self.turned = newest_first(first, self.start.decode("utf-8", "replace").splitlines())
+        oldest_first = first[::-1] if self.turned else first
+        self.first_wall = next((ns for line in oldest_first if (ns := line.wall_ns)), None)
         self.first_guest = next((ns for line in first if (ns := line.guest_ns) is not None), None)
         self.input.kind = _kind(self.start, first)
 
     def read(self, span: Span, progress: Progress | None) -> Iterator[Understood]:
         file = self.input.file
         last_ns: int | None = None
-        for said in understood(self.scanner, self.log.blocks(progress), file):
+        lines: Iterable[Understood] = understood(self.scanner, self.log.blocks(progress), file)
+        if self.turned:
+            lines = reversed([*islice(lines, _TURNED)])
+        for said in lines:
             last_ns = said.line.wall_ns or last_ns
             if last_ns in span:
                 yield said

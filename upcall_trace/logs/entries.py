@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final, NamedTuple, Protocol
+
+from .wrapped import Wrapping, unwrapped, wrapping_of
 
 ENTRY_LIMIT: Final = 64 << 10
 """Bytes that lines may be joined to."""
@@ -105,11 +108,16 @@ class Scanner:
         """The entries in which something is wanted; all of them where `wanted` is None."""
         begins: Callable[[bytes, int], bool] | None = None
         kept = b""
+        blocks = iter(blocks)
         for block in blocks:
             data = kept + block if kept else block
             if begins is None:
                 self.first = data[:4096]
                 begins = _form(self.first)
+                wrapping = None if self._at_once else wrapping_of(data)
+                if wrapping is not None and begins is _begins_line:
+                    yield from self._of_wrapped(chain([data], blocks), wrapping)
+                    return
             end = data.rfind(b"\n") + 1
             if not end:
                 if len(data) >= PIECE_LIMIT:
@@ -124,6 +132,17 @@ class Scanner:
         if kept and begins is not None:
             yield from self._region(kept, len(kept), begins)
             self.lines += not kept.endswith(b"\n")
+
+    def _of_wrapped(self, blocks: Iterable[bytes], wrapping: Wrapping) -> Iterator[LogEntry]:
+        """The wanted lines of a log whose lines are broken at a width, whole again."""
+        for line, of_lines in unwrapped(blocks, wrapping):
+            number = self.lines + 1
+            self.lines += of_lines
+            self.last = line[-4096:].rstrip(b"\n")
+            if self._wanted is None:
+                yield LogEntry(number, line)
+            elif match := next(iter(self._wanted.finditer(line)), None):
+                yield LogEntry(number, line, match.start())
 
     def _region(
         self, data: bytes, end: int, begins: Callable[[bytes, int], bool]

@@ -8,6 +8,7 @@ in it is bounded, which a test proves.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from .times import parse_time
 
 _SAID_LIMIT: Final = 64 << 10
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]{0,16}[A-Za-z]")
+_ENTITY: Final = re.compile(r"&(?:quot|apos|lt|gt|#39|#34|#x27|#x22);")
+_QUOTES: Final = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
+"""What word processors and trackers make of quotes."""
 _GUEST_TIME: Final = re.compile(r"\[ {0,12}(\d{1,9}\.\d{1,9})\]")
 _WALL_TIME: Final = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
@@ -116,6 +120,10 @@ def _plain(number: int, text: str, file: str | None) -> LogLine:
         text = _ANSI.sub("", text)
     if "\x00" in text:
         text = text.replace("\x00", "")
+    if "&" in text and _ENTITY.search(text):
+        text = html.unescape(text)
+    if not text.isascii():
+        text = text.translate(_QUOTES)
     if text.startswith("[") and (guest := _GUEST_TIME.match(text)) and not _named(text):
         # A console's own line. Whatever stands in it, it is the guest's words.
         guest_ns = round(float(guest[1]) * 1e9)

@@ -48,6 +48,8 @@ class LogFile:
     def _decoded(self, file: IO[bytes], progress: Progress | None) -> Iterator[bytes]:
         decoder: codecs.IncrementalDecoder | None = None
         first, read = True, 0
+        returns: bool | None = None
+        """Lines end in carriage returns alone, as a serial line's may."""
         while block := self._read(file):
             read += len(block)
             if first:
@@ -59,6 +61,10 @@ class LogFile:
                     block = block.removeprefix(codecs.BOM_UTF8)
             if decoder is not None:
                 block = decoder.decode(block).removeprefix("\ufeff").encode("utf-8", "replace")
+            if returns is None:
+                returns = b"\n" not in block[:_PEEKED] and b"\r" in block[:_PEEKED]
+            if returns:
+                block = block.replace(b"\r", b"\n")
             yield block
             if progress is not None:
                 progress(_offset(file, read))

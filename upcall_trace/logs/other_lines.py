@@ -31,7 +31,7 @@ QMP: Final = Meaning(
     codes=(codes.OTHER_VMM,),
     pattern=re.compile(
         r"subsystem=qmp|subsystem: qmp|\"QMP\"|hot add vCPUs failed|"
-        r"\\?\"execute\\?\": ?\\?\"device_add"
+        r"\"execute\\{0,7}\": ?\\{0,7}\"device_add"
     ),
     upcall=False,
 )  # fmt: skip

@@ -30,7 +30,7 @@ SENT: Final = Meaning(
     pattern=re.compile(r"success to send (\w{1,64})"),
 )  # fmt: skip
 RETRIES_SPENT: Final = Meaning(
-    _R, "attempts, it still doesn't work", "After 500 attempts, it still doesn't work.",
+    _R, "attempts, it still doesn", "After 500 attempts, it still doesn't work.",
     "the channel was not ready for 5 s: the lines before tell why",
     "After 500 attempts, it still doesn't work.", codes=(codes.NOT_READY,),
 )  # fmt: skip

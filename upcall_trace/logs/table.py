@@ -31,7 +31,12 @@ _TOO_COMMON: Final = {
     "virtio-mmio": ("virtio-mmio virtio-mmio.", "probe of virtio-mmio."),
     "MicroV": ("MicroVm(", "Microvm("),
     "is running": (),
-    "already exists": ("' already exists", "device ID "),
+    "already exists": (
+        "' already exists",
+        "; already exists",
+        "\u2019 already exists",
+        "device ID ",
+    ),
 }
 
 
