@@ -66,8 +66,9 @@ def _of_size(size: int, folder: Path) -> Iterator[Row]:
     }  # fmt: skip
     if "tshark" in others:
         _child("packets", size, folder)
+        _child("exported", size, folder)
     took: dict[str, list[_Took]] = {}
-    imported = ["imported"] if "tshark" in others else []
+    imported = ["imported", "imported again"] if "tshark" in others else []
     for _ in range(rounds):  # in turns, so that the machine's mood meets all of them
         for name in ("decoded and paired", *others, *imported):
             took.setdefault(name, []).append(_child(name, size, folder))
@@ -81,6 +82,10 @@ def _of_size(size: int, folder: Path) -> Iterator[Row]:
         faster = _times(took["tshark"], took["imported"])
         yield _row("packets imported", 2 * size / one.seconds, "messages/s", size, one, faster,
                    "tshark")  # fmt: skip
+        one = _middle(took["imported again"])
+        faster = _times(took["imported"], took["imported again"])
+        yield _row("a pcapng of ours imported", 2 * size / one.seconds, "messages/s", size, one,
+                   faster, "packets imported")  # fmt: skip
     indexed = _child("indexed", size, folder)
     yield _rate("indexed", size, indexed, (folder / "c.upcap").stat().st_size / (2 * size))
     for name in ("opened", "filtered"):
@@ -208,7 +213,19 @@ def _observe(size: int, folder: Path) -> Work:
     return work
 
 
-def _import(size: int, folder: Path) -> Work:
+def _export(size: int, folder: Path) -> Work:
+    """The capture as this program writes it for Wireshark."""
+    from upcall_trace.exports.pcapng import write_packets
+    from upcall_trace.sources import open_source
+
+    def work() -> None:
+        with open_source(folder / "c.upcap") as source, (folder / "c.pcapng").open("wb") as file:
+            write_packets(source.header, (record for _, record in source.records()), file, {})
+
+    return work
+
+
+def _import(size: int, folder: Path, name: str = "c.pcap") -> Work:
     from upcall_trace.cli.support.files import write_whole
     from upcall_trace.sources import open_source
     from upcall_trace.trace.opening import load
@@ -217,11 +234,15 @@ def _import(size: int, folder: Path) -> Work:
     output = folder / "imported.upcap"
 
     def work() -> None:
-        with open_source(folder / "c.pcap") as source:
+        with open_source(folder / name) as source:
             write_whole(output, source.header, all_in_bulk(source))
         _check(len(load(output).operations), size)
 
     return work
+
+
+def _import_again(size: int, folder: Path) -> Work:
+    return _import(size, folder, "c.pcapng")
 
 
 def _struct(size: int, folder: Path) -> Work:
@@ -325,7 +346,9 @@ _STEPS: Final[dict[str, Callable[[int, Path], Work]]] = {
     "construct": _construct,
     "scapy": _scapy,
     "tshark": _tshark,
+    "exported": _export,
     "imported": _import,
+    "imported again": _import_again,
     "indexed": _index,
     "opened": _open,
     "filtered": _filter,

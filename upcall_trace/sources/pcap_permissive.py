@@ -6,6 +6,7 @@ counts of packets that the capturing program lost.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,12 @@ class PcapngFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
-        self._blocks = iter(FileScanner(self._file))
+        self._scanner = FileScanner(self._file)
+        self._blocks = iter(self._scanner)
         self.linktypes: list[int] = []
         self._resolutions: list[int] = []
+        self.ticks: list[int] = []
+        """Of each interface of the section that is being read, ticks a second."""
         self.read_to = 0
         self.dropped = 0
         first = self._next()
@@ -95,15 +99,38 @@ class PcapngFile:
 
     def blocks(self) -> Iterator[Any]:
         """Every block after the first; interfaces and counts are taken in on the way."""
-        while (block := self._next()) is not None:
-            if isinstance(block, blocks.InterfaceDescription):
-                self.linktypes.append(block.link_type)
-                self._resolutions.append(_ticks(block))
-            elif isinstance(block, blocks.InterfaceStatistics):
-                self.dropped += _number(block.options, "isb_ifdrop") + _number(
-                    block.options, "isb_osdrop"
-                )
+        while (block := self.block_at(self.position)) is not None:
             yield block
+
+    @property
+    def position(self) -> int:
+        """Where the next block begins."""
+        return self._file.tell()
+
+    @property
+    def is_little_endian(self) -> bool:
+        """Whether the section that is being read is."""
+        return bool(self._scanner.endianness == "<")
+
+    def block_at(self, position: int) -> Any:
+        """The block that begins there; None where no whole one does, and none can be read then."""
+        if position != self._file.tell():
+            self._file.seek(position)
+        block = self._next()
+        if isinstance(block, blocks.InterfaceDescription):
+            self.linktypes.append(block.link_type)
+            self._resolutions.append(_ticks(block))
+            self.ticks.append(self._resolutions[-1])
+        elif isinstance(block, blocks.SectionHeader):
+            self.ticks.clear()
+        elif isinstance(block, blocks.InterfaceStatistics):
+            self.dropped += _number(block.options, "isb_ifdrop")
+            self.dropped += _number(block.options, "isb_osdrop")
+        return block
+
+    def bytes_at(self, position: int, size: int) -> bytes:
+        """So many bytes of the file, fewer at its end."""
+        return os.pread(self._file.fileno(), size, position)
 
     def packet(self, block: Any) -> CapturedPacket | None:
         """A packet block; None when no interface or no bytes belong to it."""

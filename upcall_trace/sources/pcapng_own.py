@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from dissectors.constants import HOST_CID
 from dissectors.vsockmon import (
@@ -17,9 +17,22 @@ from dissectors.vsockmon import (
 )
 
 from ..capture.reader import Damage
-from ..capture.records import CONN_LIMIT, Begins, Chunk, Close, Header, How, Open, Record
+from ..capture.records import (
+    CONN_LIMIT,
+    CUT_OFF,
+    Begins,
+    Chunk,
+    Close,
+    Gap,
+    Header,
+    How,
+    Open,
+    Record,
+)  # fmt: skip
+from ..capture.runs import MessageRun
 from .carried import DERIVED, carried, connection_of
 from .pcap_permissive import PcapngFile, comments
+from .plain_packets import PlainPackets
 
 
 class OwnPcapngSource:
@@ -42,30 +55,49 @@ class OwnPcapngSource:
         self._strangers = CONN_LIMIT
 
     def records(self) -> Iterator[tuple[int, Record]]:
-        begin_ns = self.header.wall_ns or 0
         for block in self._file.blocks():
-            told = comments(block)
-            for record in carried(told):
+            for record in self._of(block):
                 yield 0, record
-            captured = self._file.packet(block)
-            if captured is None:
-                continue
-            try:
-                packet = decode_packet(captured.raw, captured.original_size)
-            except NotAPacket:
-                self.damage.append(Damage(captured.offset, len(captured.raw), at_end=False))
-                continue
-            key = frozenset(((packet.src_cid, packet.src_port), (packet.dst_cid, packet.dst_port)))
-            number = connection_of(told)
-            if number is not None:
-                self._conns[key] = number
-            t_ns = captured.wall_ns - begin_ns
-            if key not in self._conns:
-                self._strangers -= 1
-                self._conns[key] = self._strangers
-                yield 0, Open(t_ns, self._strangers, Begins.MIDDLE)
-            if DERIVED not in told:
-                yield from ((0, record) for record in _of(t_ns, self._conns[key], packet))
+        self._conclude()
+
+    def runs(self, whole: int) -> Iterator[tuple[int, Record | MessageRun]]:
+        """The same, with messages that are all `whole` bytes long as runs, as in a capture."""
+        plain = PlainPackets(self._file, self._conns, self.header.wall_ns or 0, whole)
+        while True:
+            position = yield from plain.taken(self._file.position)
+            block = self._file.block_at(position)
+            if block is None:
+                break
+            for record in self._of(block):
+                yield 0, record
+            plain.forget()
+        self._conclude()
+
+    def _of(self, block: Any) -> Iterator[Record]:
+        """The records that a block stands for, and those that it carries."""
+        told = comments(block)
+        yield from carried(told)
+        captured = self._file.packet(block)
+        if captured is None:
+            return
+        try:
+            packet = decode_packet(captured.raw, captured.original_size)
+        except NotAPacket:
+            self.damage.append(Damage(captured.offset, len(captured.raw), at_end=False))
+            return
+        key = frozenset(((packet.src_cid, packet.src_port), (packet.dst_cid, packet.dst_port)))
+        number = connection_of(told)
+        if number is not None:
+            self._conns[key] = number
+        t_ns = captured.wall_ns - (self.header.wall_ns or 0)
+        if key not in self._conns:
+            self._strangers -= 1
+            self._conns[key] = self._strangers
+            yield Open(t_ns, self._strangers, Begins.MIDDLE)
+        if DERIVED not in told:
+            yield from _meant(t_ns, self._conns[key], packet)
+
+    def _conclude(self) -> None:
         torn = self._size - self._file.read_to
         if torn > 0:
             self.damage.append(Damage(self._file.read_to, torn, at_end=True))
@@ -78,11 +110,14 @@ class OwnPcapngSource:
         self._file.close()
 
 
-def _of(t_ns: int, conn: int, packet: Packet) -> Iterator[Record]:
-    """The record that a packet stands for."""
+def _meant(t_ns: int, conn: int, packet: Packet) -> Iterator[Record]:
+    """The record that a packet stands for; what a size limit cut off its bytes is a gap."""
     to_guest = packet.src_cid == HOST_CID
-    if packet.op == MonitorOp.PAYLOAD and packet.payload:
-        yield Chunk(t_ns, conn, to_guest, packet.payload)
+    if packet.op == MonitorOp.PAYLOAD and (packet.payload or packet.missing):
+        if packet.payload:
+            yield Chunk(t_ns, conn, to_guest, packet.payload)
+        if packet.missing:
+            yield Gap(t_ns, conn, to_guest, packet.missing, CUT_OFF)
     elif packet.virtio_op == VirtioOp.SHUTDOWN and packet.virtio_flags == SHUTDOWN_BOTH:
         yield Close(t_ns, conn, not to_guest)
     elif packet.virtio_op == VirtioOp.RST:
