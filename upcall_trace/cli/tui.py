@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ..errors import ExitCode, WrongUsage
+from .support.collecting import kept_to_the_end
 from .support.files import CAPTURE
 from .support.inputs import by_kind
 from .support.options import given_world, world_options
@@ -79,10 +80,11 @@ def tui_command(
         if logs:
             return _print_logs(logs)
         return _print(ctx, capture, record or memory is not None, since, until)
-    from ..diagnose.told_by_logs import Span
-    from ..tui.app import Browser
-    from ..tui.data.settings import user_settings
-    from ..tui.screens.work import Given
+    with kept_to_the_end():
+        from ..diagnose.told_by_logs import Span
+        from ..tui.app import Browser
+        from ..tui.data.settings import user_settings
+        from ..tui.screens.work import Given
 
     settings = user_settings()
     _use_the_terminals_size()
