@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import os
 import random
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import run
 from tests.vantage.guest_memory.cutouts import held, image, packet, page
+from tests.vantage.guest_memory.whole_guest import WholeGuest
 from upcall_trace.errors import UnreadableInput
 from upcall_trace.vantage.guest_memory.assembling import assemble
 from upcall_trace.vantage.guest_memory.conversations import Assembled
@@ -49,6 +52,45 @@ def core(segments: list[tuple[int, int, bytes]], kind: int = 4) -> bytes:
                              len(raw), 0)  # fmt: skip
         body += raw
     return head + table + body
+
+
+def lime(ranges: list[tuple[int, bytes]]) -> bytes:
+    """LiME's format: a head before each range, its last address included."""
+    return b"".join(
+        struct.pack("<IIQQ8x", 0x4C694D45, 1, at, at + len(raw) - 1) + raw for at, raw in ranges
+    )
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+def test_a_dump_of_limes_has_guest_physical_addresses(pack: object, tmp_path: Path) -> None:
+    path = tmp_path / "mem.lime"
+    assert callable(pack)
+    path.write_bytes(pack(lime([(0x1000, bytes(640 << 10)), (0x1_0000_0000, RAW), (0, RAW[:9])])))
+    assert addresses(path) == [0x1_0000_0010]
+    assert look(path).packets == 1
+
+
+def test_a_dump_of_limes_is_followed_through_its_gaps_and_cut_anywhere(tmp_path: Path) -> None:
+    request, reply = held()[16:1040], held()[1040:]
+    guest = WholeGuest(request, reply, 3, 2).raw
+    path = tmp_path / "mem.lime"
+    raw = lime(
+        [(0, bytes(guest[:0x5000])), (0x5000, bytes(guest[0x5000:])), (1 << 32, bytes(32 << 20))]
+    )
+    path.write_bytes(raw)
+    (seen,) = look(path).conversations
+    assert seen.held.address == 0x3000
+    assert seen.unanswered is True
+    assert seen.certain
+    for cut in (8, 31, 33, 0x3000, 0x3C00, 0x5010, 0x8000, len(raw) - 1):
+        path.write_bytes(raw[:cut])
+        try:
+            with Image(path) as memory:
+                found = assemble(locate(memory.windows(), False), memory.read, memory.ranges)
+                assert memory.missing or cut in (0x5010,)
+                assert all(each.unanswered is not False for each in found.conversations)
+        except UnreadableInput:
+            assert cut < 33
 
 
 def test_a_raw_image_counts_from_its_beginning(tmp_path: Path) -> None:
@@ -111,6 +153,8 @@ def test_what_is_cut_off_is_looked_at_as_far_as_it_goes(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"KDUMP   " + bytes(4096), "dump again without compression"),
+        (b"EMiL\x02\0\0\0" + bytes(4096), "avml-convert"),
+        (b"EMiL\x01\0\0\0" + b"\xff" * 24, "LiME's without memory"),
         (b"QFI\xfb" + bytes(4096), "qcow2"),
         (b"\x89UPCAP\r\n", "upcall-trace show reads it"),
         (core([]), "without memory"),
@@ -157,3 +201,24 @@ def test_an_image_that_is_not_aligned_as_its_guest_was(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(b"\x03" * 13 + image("kata_6_12").read_bytes())
     assert [each.held.address - 13 for each in look(path).conversations] == [0, 0x11000, 0x12000]
+
+
+@pytest.mark.parametrize("kernel", ["kata_5_10", "kata_6_1", "kata_6_12", "lab"])
+def test_of_a_part_that_may_be_taken_for_the_whole_nothing_is_called_freed(
+    kernel: str, tmp_path: Path
+) -> None:
+    """One file of a split image, or pages behind heads of their own: pointers lead elsewhere."""
+    path = tmp_path / "part"
+    path.write_bytes(bytes(16 << 20) + image(kernel).read_bytes() + bytes(16 << 20))
+    told = json.loads(run("peek", "--json", path).out)["connections"]
+    path.write_bytes(image(kernel).read_bytes())
+    before = json.loads(run("peek", "--json", path).out)["connections"]
+    freed = [each["state"] for each in before].count("freed")
+    assert [each["state"] for each in told].count("freed") <= freed
+    assert [each["request"] for each in told] == [each["request"] for each in before]
+
+
+def test_memory_that_begins_with_a_page_of_a_program_is_no_core(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    path.write_bytes(core([(0, 0, bytes(2000))], kind=3).ljust(4096, b"\0") + RAW)
+    assert addresses(path) == [0x1010]

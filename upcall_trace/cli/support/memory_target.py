@@ -91,7 +91,7 @@ def look_through(memory: GuestMemory, port: int) -> Assembled:
         memory.present()  # to know how much there is
     with progress(f"looking through {memory.name}", memory.size) as report:
         found = locate(memory.windows(), memory.aligned, port, report)
-    assembled = assemble(found, memory.read, memory.ranges, port)
+    assembled = assemble(found, memory.read, memory.ranges, port, memory.aligned)
     if isinstance(memory, Image) and memory.missing:
         talk(f"{memory.name} was cut off: what is missing of it cannot be looked at")
     return assembled

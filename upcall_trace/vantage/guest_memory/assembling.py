@@ -32,10 +32,12 @@ def assemble(
     read: Read,
     ranges: Sequence[tuple[int, int]] = (),
     port: int = UPCALL_PORT,
+    whole: bool = True,
 ) -> Assembled:
     """Put together what was located; `read` reads the same memory, and may give nothing.
 
     `ranges` (begin, end) are the whole of a guest's memory; empty where there is only a part of it.
+    `whole` is false where they are only said to be that: of an image, which may be one of several.
     """
     talks = _talks(found.packets.values())
     objects = sorted(found.objects.values(), key=lambda held: held.address)
@@ -52,7 +54,8 @@ def assemble(
             ):
                 nowhere.add(held.address)
     paired = _pair(objects, talks, followed)
-    judge = Judge(objects, followed, paired, nowhere)
+    # Where one pointer led to its socket, the others' places are known, too.
+    judge = Judge(objects, followed, paired, nowhere, whole or known is not None or bool(followed))
     conversations = [judge.sighting(held) for held in objects]
     taken = {id(each.talk) for each in conversations}
     strangers = [talk for talk in talks.values() if talk.packets and id(talk) not in taken]

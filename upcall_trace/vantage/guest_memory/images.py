@@ -1,4 +1,4 @@
-"""Images of a guest's memory: raw ones, ELF cores, and both compressed.
+"""Images of a guest's memory: raw ones, ELF cores, LiME's, and all of them compressed.
 
 A hole of a sparse file is skipped. Compressed images are read once, from front to back.
 """
@@ -17,6 +17,7 @@ from typing import IO, BinaryIO, Final, Self
 
 from ...capture.unpacking import Torn, packing, read_block
 from ...errors import UnreadableInput
+from . import lime
 from .processes import LEAST_MAPPING
 from .windows import WINDOW_SIZE, Stretch, windows_of
 
@@ -24,6 +25,7 @@ _ELF: Final = b"\x7fELF\x02\x01"
 _ELF_HEAD: Final = Struct("<16xHHIQQQIHHHHHH")
 _PROGRAM: Final = Struct("<IIQQQQQQ")
 _CORE: Final = 4
+_CORE_KIND: Final = _CORE.to_bytes(2, "little")
 _LOAD: Final = 1
 _WRITABLE: Final = 2
 _MANY_SEGMENTS: Final = 0xFFFF
@@ -36,6 +38,7 @@ _FOREIGN: Final = (
     (b"KDUMP   ", "a kdump-compressed dump", "dump again without compression"),
     (b"DISKDUMP", "a compressed disk dump", "dump again as ELF"),
     (b"QFI\xfb", "a qcow2 disk image", "give the guest's memory, not its disk"),
+    (lime.COMPRESSED, "a compressed dump of AVML", "convert it to LiME's format with avml-convert"),
     (b"\x89UPCAP", "a capture", "upcall-trace show reads it"),
 )
 
@@ -71,7 +74,9 @@ class Image:
         try:
             self._head = self._unpacked_head() if self._packed else head
             self._refuse_others()
-            self.is_core = self._head.startswith(_ELF)
+            # A guest's memory may begin with any page, such as one of a program.
+            self.is_core = self._head.startswith(_ELF) and self._head[16:18] == _CORE_KIND
+            self._is_lime = self._head.startswith(lime.MAGIC)
             self._segments = self._find_segments()
         except UnreadableInput:
             self.close()
@@ -81,11 +86,11 @@ class Image:
     def ranges(self) -> list[tuple[int, int]]:
         """Begin and end of the guest's memory; none where pointers cannot be followed.
 
-        Packed images are read in order, and pages that were cut out of a memory are not where
-        pointers lead.
+        Packed images are read in order. Pages that were cut out of a memory, or what is left of
+        one that was cut off, are not where pointers lead.
         """
         whole = sum(segment.size for segment in self._segments)
-        if self._packed or whole < _LEAST_WHOLE:
+        if self._packed or self.missing or whole < _LEAST_WHOLE:
             return []
         return [(each.address, each.address + each.size) for each in self._segments]
 
@@ -93,6 +98,8 @@ class Image:
         """All of it; raises UnreadableInput when it cannot be read on."""
         try:
             pieces = self._stream() if self._packed else self._extents()
+            if self._packed and self._is_lime:
+                pieces = lime.pieces_of(pieces)
             yield from windows_of(pieces)
         except OSError as error:
             raise UnreadableInput(f"{self.path}: {error.strerror or error}") from None
@@ -128,11 +135,16 @@ class Image:
                 raise UnreadableInput(f"{self.path} is {what}, which is not read here: {way}")
 
     def _find_segments(self) -> list[Segment]:
-        if not self.is_core:
+        if not self.is_core and not (self._is_lime and not self._packed):
             return [Segment(0, self.size, 0)]
-        segments = _segments_of(self._head)
+        segments = (
+            _segments_of(self._head)
+            if self.is_core
+            else [Segment(*each) for each in lime.ranges_of(self._file)]
+        )
         if not segments:
-            raise UnreadableInput(f"{self.path} is an ELF file without memory in it")
+            kind = "an ELF file" if self.is_core else "a dump of LiME's"
+            raise UnreadableInput(f"{self.path} is {kind} without memory in it")
         if self._packed:
             return segments
         there: list[Segment] = []

@@ -26,7 +26,10 @@ class Judge:
         followed: dict[int, Followed],
         paired: dict[int, tuple[Talk, bool]],
         nowhere: set[int],
+        whole: bool = True,
     ) -> None:
+        """`nowhere` are objects whose socket is not there; `whole` says that it would be."""
+        self._whole = whole
         self._followed, self._paired, self._nowhere = followed, paired, nowhere
         self._sharing = Counter(held.socket for held in objects)
         self._backed = {
@@ -117,6 +120,9 @@ class Judge:
             return ObjectState.POSSIBLE
         if held.address in self._nowhere:
             why.append("no socket is where it points")
+            if not self._whole:
+                why.append("or this is not the whole memory, or not as the guest had it")
+                return ObjectState.POSSIBLE
             return ObjectState.FREED if talk is not None else ObjectState.POSSIBLE
         if not backed and not self._is_in_place(held):
             why.append("its pointers are not of one part of the kernel's memory")
