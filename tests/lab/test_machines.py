@@ -346,6 +346,18 @@ def test_qemu_boots_what_it_is_given_and_says_it_where_it_is_told(boot: Boot) ->
     assert ("-no-reboot", "") in arguments(boot)
 
 
+@each_boot
+def test_qemu_is_shut_in_before_anything_else(boot: Boot) -> None:
+    """Who breaks out of the guest can start no program and gains no right."""
+    assert arguments(boot)[0][0] == "-sandbox"
+    (words,) = values(boot, "-sandbox")
+    on, *denied = words.split(",")
+    assert on == "on"
+    assert set(denied) == {
+        "obsolete=deny", "elevateprivileges=deny", "spawn=deny", "resourcecontrol=deny",
+    }  # fmt: skip
+
+
 def test_a_comma_in_a_path_is_no_end_of_a_value() -> None:
     paths = (Path("/a,b/vhost"), Path("/a,b/console"), Path("/a,b/log"), Path("/a,b/monitor"))
     given = qemu_arguments(BOOTS["pc"], *paths)
