@@ -219,7 +219,7 @@ class MessageTable:
 
     def layouts_of(self, number: int) -> tuple[Layout, ...]:
         """A message's layouts: one, or one for each architecture."""
-        return tuple(dict.fromkeys(self.layout(number, arch) for arch in Arch))
+        return self._layouts_of.get(number, (self._bare,))
 
     def telling_layouts(self) -> Iterator[tuple[MessageRow, Layout]]:
         """Each message's layouts where the size of the request's load tells which one it is."""
@@ -252,6 +252,13 @@ class MessageTable:
     def depends_on_arch(self, number: int) -> bool:
         """Whether a message's layout differs by the guest's architecture."""
         return self.layout(number, Arch.X86_64) is not self.layout(number, Arch.AARCH64)
+
+    @cached_property
+    def _layouts_of(self) -> dict[int, tuple[Layout, ...]]:
+        return {
+            number: tuple(dict.fromkeys(self.layout(number, arch) for arch in Arch))
+            for number in self.by_number
+        }
 
     @cached_property
     def _bare(self) -> Layout:

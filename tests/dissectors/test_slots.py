@@ -59,6 +59,18 @@ def test_a_class_that_checks_its_fields_still_does() -> None:
         positional(Sorted)(2, 1)
 
 
+def test_slots_of_a_class_before_it_are_filled_too() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Place(Point):
+        z: int = 0
+
+    made = positional(Place)(1, 2, 3)
+    assert made == Place(1, 2, 3)
+    assert type(made) is Place
+    with pytest.raises(FrozenInstanceError):
+        made.x = 5  # type: ignore[misc]
+
+
 def test_a_class_without_slots_is_called() -> None:
     assert positional(Loose)(7) == Loose(7)
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from dissectors.constants import Arch, MessageType
 from dissectors.messages import Request, cpu_request, mmio_request, pci_request
+from tests.diagnose.random_traffic import traffic
 from tests.kernel.recordings import worlds
 from tests.replay.playing import guest_like, machine_of, recording_of, script_of, target_of
-from tests.support import TRANSCRIPTS, answer, ask, connect, golden
-from upcall_trace.capture.records import Header, Record, Vmm
+from tests.support import TRANSCRIPTS, answer, ask, connect, each_recording, golden, write_capture
+from upcall_trace.capture.records import Close, Header, Record, Vmm
+from upcall_trace.diagnose.finding import Finding
 from upcall_trace.errors import UnreadableInput, WrongUsage
 from upcall_trace.kernel.outcome import Fate
 from upcall_trace.kernel.world import PciDevice, Window, World, kata_pod
-from upcall_trace.replay.plan import OTHER_TARGET, REAL_GUEST, Plan, make_plan
-from upcall_trace.replay.run import Replay, Terms, read_recording
+from upcall_trace.replay.plan import (
+    DANGERS,
+    OTHER_TARGET,
+    REAL_GUEST,
+    Plan,
+    make_plan,
+    shows_danger,
+)
+from upcall_trace.replay.run import Recording, Replay, Terms, read_recording
 from upcall_trace.replay.target import TIED_TO, dangers, look_at, parse_fingerprint
 from upcall_trace.sockets.addresses import UnixAddress, VsockAddress
 from upcall_trace.sockets.serving import StreamServer
@@ -131,8 +141,42 @@ def test_a_request_that_would_wait_for_the_stuck_lock_is_one_too() -> None:
 def test_what_killed_a_thread_in_the_recording_is_a_danger_in_any_world(name: str) -> None:
     read = read_recording(golden(name))
     silent = [key for key, asked in read.script.asked.items() if asked.reply is None]
-    plan = make_plan(read.script, kata_pod(cpus=20), True, read.findings)
+    plan = make_plan(read.script, kata_pod(cpus=20), True, lambda: read.findings)
     assert {danger.key for danger in plan.dangers} >= set(silent[:1])
+
+
+def is_shown(read: Recording) -> bool:
+    """Whether each danger among the findings is at a request that can show one."""
+    asked = read.script.asked
+    places = [(f.conn or 0, f.request or 0) for f in read.findings if f.code in DANGERS]
+    return all(asked[key].cut_off or shows_danger(asked[key]) for key in places if key in asked)
+
+
+@each_recording
+def test_dangers_of_a_recording_are_where_they_are_looked_for(golden: Path) -> None:
+    assert is_shown(read_recording(golden))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_so_they_are_in_any_recording(tmp_path: Path, seed: int) -> None:
+    made = traffic(Random(seed), 60)
+    for world in (None, made.world):
+        path = write_capture(tmp_path / f"{bool(world)}.upcap", made.records, made.header)
+        assert is_shown(replace(read_recording(path), world=world))
+
+
+def test_a_recording_that_cannot_show_a_danger_is_not_diagnosed() -> None:
+    request = mmio_request(_T.ADD_MMIO, 0xE0006000, 0x2000, 5)
+    told: list[str] = []
+
+    def findings() -> list[Finding]:
+        told.append("asked")
+        return []
+
+    for reply, asked in (([answer(request, 2, ret=-17)], []), ([], ["asked"])):
+        records = [*connect(1), ask(request, 1), *reply, Close(5_000_000_000, 1, by_guest=False)]
+        make_plan(script_of(records), POD, recorded=findings)
+        assert told == asked
 
 
 def test_in_a_world_that_nobody_told_any_foreign_device_may_be_the_channels() -> None:

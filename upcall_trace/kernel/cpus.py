@@ -13,7 +13,7 @@ from dissectors.messages import CpuRequestArm, CpuRequestX86
 
 from .. import codes
 from ..errors import UpcallError
-from .outcome import FailedError, HotplugLock, OopsError
+from .outcome import Changes, FailedError, HotplugLock, OopsError
 from .world import World
 
 CPU_START_LIMIT_NS: Final = 10_000_000_000
@@ -36,9 +36,12 @@ class X86Cpus:
     finds it any more. `_numbers` is the mapping from id to number, which persists once it was made.
     """
 
-    def __init__(self, world: World, lock: HotplugLock, running: set[int]) -> None:
+    def __init__(
+        self, world: World, lock: HotplugLock, changes: Changes, running: set[int]
+    ) -> None:
         self._world = world
         self._lock = lock
+        self._changes = changes
         self._running = running
         self.table = dict(enumerate(world.cpus_online))
         self.online = set(self.table)
@@ -80,6 +83,8 @@ class X86Cpus:
             if number in self.online:
                 # Its device object is zeroed before sysfs refuses a second one of that name.
                 self.table.pop(number, None)
+                if cpu in self._changes.came:
+                    self._changes.came.remove(cpu)
                 raise FailedError(EEXIST, codes.CPU_LOST_ITS_ID, *partly)
             if self.forbidden:
                 raise FailedError(EBUSY, codes.CPU_BUSY, *partly)
@@ -93,6 +98,7 @@ class X86Cpus:
                 raise FailedError(EIO, codes.VCPU_NOT_STARTED, *partly, delay_ns=CPU_START_LIMIT_NS)
             self.table[number] = cpu
             self.online.add(number)
+            self._changes.came.append(cpu)
         return len(ids)
 
     def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
@@ -118,6 +124,7 @@ class X86Cpus:
                 raise FailedError(EBUSY, codes.CPU_BUSY)
             self.online.discard(number)
             del self.table[number]
+            self._changes.went.append(cpu)
         return len(ids)
 
     @property
@@ -156,9 +163,12 @@ class ArmCpus:
     device is probed leaves the number online in the load too.
     """
 
-    def __init__(self, world: World, lock: HotplugLock, running: set[int]) -> None:
+    def __init__(
+        self, world: World, lock: HotplugLock, changes: Changes, running: set[int]
+    ) -> None:
         self._world = world
         self._lock = lock
+        self._changes = changes
         self._running = running
         self.online = set(world.cpus_online)
         self.forbidden = False
@@ -191,6 +201,7 @@ class ArmCpus:
                     EIO, codes.VCPU_NOT_STARTED, *partly, load=load, delay_ns=CPU_START_LIMIT_NS
                 )
             self.online.add(number)
+            self._changes.came.append(number)
         return len(self.online)
 
     def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
@@ -202,6 +213,7 @@ class ArmCpus:
             if self.forbidden:
                 raise FailedError(EBUSY, codes.CPU_BUSY, load=len(self.online))
             self.online.discard(number)
+            self._changes.went.append(number)
         return len(self.online)
 
 

@@ -38,12 +38,14 @@ from dissectors.messages import (
     hello,
 )
 from dissectors.services import DEVICE_MANAGER
+from dissectors.slots import positional
 
 from .. import codes
 from ..codes import Code
 from ..durations import UNITS_NS
 from .cpus import ArmCpus, X86Cpus
 from .outcome import (
+    Changes,
     Cpus,
     CutOffError,
     Done,
@@ -53,6 +55,7 @@ from .outcome import (
     HotplugLock,
     OopsError,
     Outcome,
+    make_outcome,
 )
 from .world import PciDevice, Window, World
 
@@ -67,6 +70,11 @@ _ZEROS: Final = bytes(MESSAGE_SIZE)
 _LEGACY_IRQS: Final = 16
 """Interrupts that an x86 kernel has when nothing tells it of others."""
 _DISK_ROLES: Final = ("blk", "disk")
+_PLAIN: Final = Done()
+_SCANNED: Final = Done(ret=None, cpus=Cpus.FORBID)
+_REMOVED: Final = Done(ret=None, cpus=Cpus.WAIT)
+_window = positional(Window)
+_pci_device = positional(PciDevice)
 
 
 class Guest:
@@ -75,17 +83,18 @@ class Guest:
     def __init__(self, world: World) -> None:
         self.world = world
         self.lock = HotplugLock()
+        self.changes = Changes()
         self.running = set(world.vcpus_running)
         """vCPUs that the VMM runs: no other can come up."""
         cpus = ArmCpus if world.arch is Arch.AARCH64 else X86Cpus
-        self.cpus: X86Cpus | ArmCpus = cpus(world, self.lock, self.running)
+        self.cpus: X86Cpus | ArmCpus = cpus(world, self.lock, self.changes, self.running)
         self.windows: list[Window] = list(world.mmio)
         disks = [window for window in world.mmio if window.role in _DISK_ROLES]
         self._disks = {window.base: window for window in (*disks, *world.mmio_hidden)}
         self.plugged: set[PciDevice] = set(world.pci)
         """PCI functions that the VMM offers."""
-        self.pci: set[PciDevice] = set(world.pci)
-        """PCI functions that the kernel has registered."""
+        self.pci: dict[PciDevice, PciDevice] = {device: device for device in world.pci}
+        """PCI functions that the kernel has registered, each by what is equal to it."""
         self.buses = {device.bus for device in world.pci} | set(world.pci_buses)
         self.hanging: Window | None = None
         """The device whose driver waits for an interrupt that never comes."""
@@ -133,6 +142,11 @@ class Guest:
             "channel": "removed" if self.cut_off else "present",
         }  # fmt: skip
 
+    def begin(self) -> None:
+        """A request is worked on: nothing is known of it yet."""
+        self.lock.taken = False
+        self.changes.forget()
+
     def execute(self, request: Request) -> Done:
         """Do what a request with a right magic asks for; raises one of this module's errors."""
         adds = request.msg_type in ADDING_TYPES
@@ -148,18 +162,23 @@ class Guest:
 
     def _add_mmio(self, request: MmioRequest) -> Done:
         self._check_mmio(request)
-        base = request.mmio_base
-        window = Window(base, request.mmio_size, request.mmio_irq)
-        # The kernel compares inclusive ends strictly: one shared byte at an edge is no overlap.
-        if any(base < other.end and window.end > other.base for other in self.windows):
-            raise FailedError(EEXIST, codes.MMIO_OVERLAP)
-        irqs = {other.irq for other in self.windows} - {SHAREABLE_IRQ}
-        if request.mmio_irq in irqs:
+        base, irq = request.mmio_base, request.mmio_irq
+        window = _window(base, request.mmio_size, irq, "", 0)
+        end = window.end
+        same_irq, near = False, []
+        for other in self.windows:
+            other_end = other.end
+            # The kernel compares inclusive ends strictly: one shared byte at an edge is no overlap.
+            if base < other_end and end > other.base:
+                raise FailedError(EEXIST, codes.MMIO_OVERLAP)
+            same_irq |= other.irq == irq
+            if base <= other_end and end >= other.base:
+                near.append((other.base, other_end))
+        if same_irq and irq != SHAREABLE_IRQ:
             raise FailedError(EEXIST, codes.IRQ_CONFLICT)
         self.lock.take()
-        claimed = [(other.base, other.end) for other in self.windows] + [*self.world.iomem]
-        if not base <= window.end <= self.world.last_address or any(
-            _cross(base, window.end, *other) for other in claimed
+        if not base <= end <= self.world.last_address or any(
+            _cross(base, end, *other) for other in (*near, *self.world.iomem)
         ):
             raise FailedError(EBUSY, codes.MMIO_RESOURCE_BUSY)
         device = self._disks.get(base)
@@ -168,7 +187,8 @@ class Guest:
             self.hanging = window
             raise HangError(codes.DRIVER_HANGS)
         self.windows.append(window)
-        return Done(delay_ns=device.probe_ms * UNITS_NS["ms"] if device else 0)
+        self.changes.came.append(window)
+        return Done(delay_ns=device.probe_ms * UNITS_NS["ms"]) if device else _PLAIN
 
     def _waits_for_ever(self, device: Window, irq: int) -> bool:
         """Whether a disk's driver, given this interrupt, waits for one that never comes.
@@ -185,14 +205,15 @@ class Guest:
 
     def _del_mmio(self, request: MmioRequest) -> Done:
         self._check_mmio(request)
-        wanted = (request.mmio_base, request.mmio_size, request.mmio_irq)
-        for window in self.windows:
-            if (window.base, window.size, window.irq) == wanted:
+        base, size, irq = request.mmio_base, request.mmio_size, request.mmio_irq
+        for place, window in enumerate(self.windows):
+            if window.base == base and window.size == size and window.irq == irq:
                 self.lock.take()
-                self.windows.remove(window)
+                del self.windows[place]
+                self.changes.went.append(window)
                 if window.role == "vsock":
                     raise CutOffError
-                return Done()
+                return _PLAIN
         raise FailedError(ENODEV, codes.MMIO_NO_SUCH_DEVICE)
 
     def _check_mmio(self, request: MmioRequest) -> None:
@@ -206,7 +227,8 @@ class Guest:
             raise OopsError(codes.MMIO_WITHOUT_BOOT_DEVICE, lock_held=False)
 
     def _add_pci(self, request: PciRequest) -> Done:
-        device = PciDevice(request.busno, request.slot, request.function)
+        bus, slot, function = request.busno, request.slot, request.function
+        device = _pci_device(bus, slot, function, "", 0)
         if request.busno not in self.buses:
             raise FailedError(ENODEV, codes.PCI_NO_SUCH_BUS)
         # One that is registered is found in the kernel's list, whatever the VMM has unplugged; seen
@@ -215,24 +237,25 @@ class Guest:
             raise FailedError(ENODEV, codes.PCI_NOTHING_THERE)
         # The kernel scans a slot, not a function: what was removed of it comes back as well. By
         # reading, only a scan that begins with function 0 goes on to the others.
-        found = {
+        found = [
             other for other in self.plugged
-            if other == device
-            or (device.function == 0 and (other.bus, other.slot) == (device.bus, device.slot))
-        } - self.pci  # fmt: skip
-        self.pci |= found
+            if other.bus == bus and other.slot == slot and function in (0, other.function)
+            and other not in self.pci
+        ]  # fmt: skip
+        self.pci |= zip(found, found, strict=True)
+        self.changes.came += found
         delay_ns = sum(other.probe_ms for other in found) * UNITS_NS["ms"]
-        return Done(ret=None, delay_ns=delay_ns, cpus=Cpus.FORBID)
+        return Done(None, None, delay_ns, Cpus.FORBID) if delay_ns else _SCANNED
 
     def _del_pci(self, request: PciRequest) -> Done:
-        wanted = PciDevice(request.busno, request.slot, request.function)
-        for device in self.pci:
-            if device == wanted:
-                self.pci.remove(device)
-                if device.role == "vsock":
-                    raise CutOffError
-                return Done(ret=None, cpus=Cpus.WAIT)
-        raise FailedError(ENODEV, codes.PCI_NO_SUCH_DEVICE)
+        wanted = _pci_device(request.busno, request.slot, request.function, "", 0)
+        device = self.pci.pop(wanted, None)
+        if device is None:
+            raise FailedError(ENODEV, codes.PCI_NO_SUCH_DEVICE)
+        self.changes.went.append(device)
+        if device.role == "vsock":
+            raise CutOffError
+        return _REMOVED
 
 
 class ServiceThread:
@@ -248,17 +271,19 @@ class ServiceThread:
         """The CONNECT message, or None when the guest closes: no such service."""
         return hello().encode() if byte == DEVICE_MANAGER.byte else None
 
-    def receive(self, piece: bytes) -> Outcome:
+    def receive(self, piece: bytes, meant: Request | None = None) -> Outcome:
         """What one receive of at most 1024 bytes leads to; longer sends are the caller's to cut.
 
-        The bytes are laid over those of the request before. Never raises.
+        The bytes are laid over those of the request before. `meant` is what a whole one means to
+        this guest, where the caller has decoded it. Never raises.
         """
         if not self._take(piece):
             return Outcome(self.fate, None, ())
         guest = self._guest
-        guest.lock.taken = False
         try:
-            causes, delay_ns, cpus = self._process(decode_request(self._request, guest.world.arch))
+            causes, delay_ns, cpus = self._process(
+                meant or decode_request(self._request, guest.world.arch)
+            )
         except OopsError as oops:
             guest.lock.stuck |= oops.lock_held
             return self._silent(Fate.THREAD_DIED, oops.code)
@@ -271,7 +296,10 @@ class ServiceThread:
         (msg_size,) = _U32.unpack_from(reply, _MSG_SIZE_OFFSET)
         if not _ZEROS.startswith(reply[REPLY_LOAD_OFFSET + msg_size :]):
             causes = (*causes, codes.STALE_LOAD)
-        return Outcome(Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken, cpus)
+        outcome: Outcome = make_outcome(
+            Fate.ANSWERED, reply, causes, delay_ns, guest.lock.taken, cpus
+        )
+        return outcome
 
     def succeeds(self, request: Request, load: int | None) -> bool:
         """Whether a whole request with a right magic gets 0 and `load`, None for a reply without
@@ -279,7 +307,7 @@ class ServiceThread:
         guest = self._guest
         if guest.cut_off or self.fate is not Fate.ANSWERED:
             return False
-        guest.lock.taken = False
+        guest.begin()
         try:
             done = guest.execute(request)
         except (FailedError, OopsError, HangError, CutOffError):
@@ -309,6 +337,7 @@ class ServiceThread:
 
     def _take(self, piece: bytes) -> bool:
         """Lay a receive over the request buffer; False when nobody is there to look at it."""
+        self._guest.begin()
         piece = piece[:MESSAGE_SIZE]
         self._request = piece + self._request[len(piece) :]
         if self._guest.cut_off:

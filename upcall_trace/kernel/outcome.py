@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Final
+
+from dissectors.slots import positional
 
 from .. import codes
 from ..codes import Code
 from ..errors import UpcallError
+from .world import PciDevice, Window
 
 
 class Fate(Enum):
@@ -52,6 +56,10 @@ class Outcome:
     cpus: Cpus = Cpus.INDIFFERENT
 
 
+make_outcome: Final = positional(Outcome)
+"""The same as `Outcome`, with all of its fields in their order: there is one for each request."""
+
+
 class OopsError(UpcallError):
     """The thread that works on the request dies."""
 
@@ -92,6 +100,23 @@ class Done:
     load: int | None = None
     delay_ns: int = 0
     cpus: Cpus = Cpus.INDIFFERENT
+
+
+@dataclass(slots=True)
+class Changes:
+    """What the request that is worked on has brought, and what it has taken away, so far.
+
+    CPUs by what they are known by, the APIC id on x86-64 and the number on aarch64. A CPU that
+    comes and loses its id by the same request is not among them.
+    """
+
+    came: list[int | Window | PciDevice] = field(default_factory=list)
+    went: list[int | Window | PciDevice] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Another request is worked on."""
+        self.came.clear()
+        self.went.clear()
 
 
 class HotplugLock:

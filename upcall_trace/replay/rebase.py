@@ -84,7 +84,7 @@ class Rebase:
         buffers: dict[int, bytes] = {}
         asked = dict(script.asked)
         steps: list[Step] = []
-        arch = Arch.named(script.header.arch) or Arch.X86_64
+        arch = script.arch
         for step in script.steps:
             if isinstance(step, Act):
                 step = replace(step, action=self._action(step.action))

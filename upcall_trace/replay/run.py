@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,15 +53,28 @@ _KEPT = 200_000
 """Records of what happened before the first difference, for saying why there is one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recording:
-    """A capture that can be replayed; `findings` are what is wrong in it already."""
+    """A capture that can be replayed; `world` is what its guest looked like, where somebody said.
+
+    Without one that is what its header notes.
+    """
 
     path: Path
     capture: Capture
     script: Script
-    findings: list[Finding]
     matchers: Matchers
+    world: World | None = None
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What is wrong in it already; whoever asks first has the file read once more."""
+        with open_source(self.path) as source:
+            diagnosis = Diagnosis(source.header, self.world)
+            found = []
+            for item in distinct_records(self.path, source):
+                found += feed(diagnosis, item)
+            return found + diagnosis.finish()
 
 
 def read_recording(
@@ -76,19 +90,16 @@ def read_recording(
     without an answer it is the one that the header notes.
     """
     with open_source(path) as source:
+        world = choose(source.header)
         session = Session(source.header)
-        diagnosis = Diagnosis(source.header, choose(source.header))
-        findings = []
         scripter = Scripter(session, keep_splits, port)
         for item in distinct_records(path, source):
-            findings += feed(diagnosis, item)
             scripter.feed(item)
         session.finish()
-        findings += diagnosis.finish()
         capture = capture_of(session, source)
         script = scripter.finish()
     capture.operations.judge = judging(path)
-    return Recording(path, capture, script, findings, read_matchers(path, capture.marks, match))
+    return Recording(path, capture, script, read_matchers(path, capture.marks, match), world)
 
 
 def select(
@@ -168,7 +179,7 @@ class Replay:
             self.script,
             target.world,
             target.guessed,
-            recording.findings,
+            lambda: recording.findings,
             dangers(target, recording.capture.header),
             1 if self.terms.reset else self.terms.rounds,
         )

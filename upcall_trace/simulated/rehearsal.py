@@ -5,13 +5,14 @@ No IO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dissectors.constants import ADDING_TYPES, MESSAGE_SIZE
+from dissectors.constants import ADDING_TYPES, MESSAGE_SIZE, Arch
 from dissectors.messages import (
     MmioRequest,
     PciRequest,
+    Request,
 )
 from dissectors.services import DEVICE_MANAGER, ServiceReply, ServiceRequest
 from dissectors.slots import positional
@@ -21,8 +22,8 @@ from ..codes import Code
 from ..kernel.model import Guest, ServiceThread
 from ..kernel.outcome import Fate
 from ..kernel.vmm_actions import carry_out
-from ..kernel.world import Window, World
-from ..trace.script import Act, Asked, Key, Send, Step
+from ..kernel.world import PciDevice, Window, World
+from ..trace.script import Act, Asked, Script, Send, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,39 +50,42 @@ _rehearsed = positional(Rehearsed)
 class Rehearsal:
     """A guest in its world; `take` the steps of a script in their order."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, script: Script) -> None:
         self.guest = Guest(world)
+        self._asked = script.asked
+        self._same_arch = script.arch is world.arch
         self._connections: dict[int, ServiceThread | None] = {}
-        self._things: _Things | None = None
-        """What the guest has after the last request; None when others may have changed it."""
         self._replies: dict[tuple[bytes, type], tuple[bytes, ServiceReply]] = {}
         """Nearly all replies were given before: they are decoded, and kept, once."""
 
-    def take(self, step: Step, asked: Mapping[Key, Asked]) -> Iterator[Rehearsed]:
+    def take(self, step: Step) -> Sequence[Rehearsed]:
         """What comes of a step; only sends with requests come to anything."""
+        if isinstance(step, Send) and step.requests:
+            conn, data = step.conn, step.data
+            return [
+                self._request(
+                    self._asked[conn, request],
+                    data[place * MESSAGE_SIZE : (place + 1) * MESSAGE_SIZE],
+                )
+                for place, request in enumerate(step.requests)
+            ]
         if isinstance(step, Act):
             carry_out(self.guest, step.action)
-            self._things = None
         elif isinstance(step, Send) and step.what == "service":
             connection = self.guest.connect()
             known = connection.service(step.data[0]) is not None
             self._connections[step.conn] = connection if known else None
-        elif isinstance(step, Send):
-            for place, request in enumerate(step.requests):
-                piece = step.data[place * MESSAGE_SIZE : (place + 1) * MESSAGE_SIZE]
-                yield self._request(asked[step.conn, request], piece)
+        return ()
 
     def _request(self, asked: Asked, piece: bytes) -> Rehearsed:
         connection = self._connections.get(asked.conn)
         if connection is None:  # another service's, or nobody listens
             return Rehearsed(asked, None, b"", Fate.CUT_OFF)
-        before = self._things or _Things(self.guest)
-        outcome = connection.receive(piece)
+        outcome = connection.receive(piece, self._meant(asked, piece))
         raw, reply = b"", None
         if outcome.reply is not None:
             raw, reply = self._reply(outcome.reply, asked)
-        self._things = _Things(self.guest)
-        changes, undo = before.until(self._things, self.guest)
+        changes, undo = _told(self.guest)
         lost = codes.CPU_LOST_ITS_ID in outcome.causes
         if lost:
             changes = (*changes, "a CPU loses its APIC id")
@@ -92,7 +96,15 @@ class Rehearsal:
         )  # fmt: skip
         return rehearsed
 
+    def _meant(self, asked: Asked, piece: bytes) -> Request | None:
+        """What a whole request means to this guest, if the recording's was of its architecture."""
+        if self._same_arch and piece == asked.raw and isinstance(asked.message, Request):
+            return asked.message
+        return None
+
     def _reply(self, raw: bytes, asked: Asked) -> tuple[bytes, ServiceReply]:
+        if self._same_arch and asked.reply is not None and raw == asked.reply_raw:
+            return asked.reply_raw, asked.reply
         about = (raw, type(asked.message))
         known = self._replies.get(about)
         if known is None:
@@ -101,46 +113,32 @@ class Rehearsal:
         return known
 
 
-class _Things:
-    """What a guest has at one moment."""
-
-    def __init__(self, guest: Guest) -> None:
-        self.cpus = frozenset(guest.cpus.online)
-        self.ids = guest.cpus.online_ids()
-        self.windows = frozenset(guest.windows)
-        self.pci = frozenset(guest.pci)
-
-    def until(self, after: _Things, guest: Guest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What changed, and the `send` operations that take it back."""
-        if (self.cpus, self.windows, self.pci) == (after.cpus, after.windows, after.pci):
-            return (), ()
-        changes: list[str] = []
-        undo: list[str] = []
-        one, other = set(self.ids), set(after.ids)
-        counted = guest.world.arch.value == "aarch64"
-        for ids, word, name in (
-            (other - one, "comes up", "del-cpu"), (one - other, "goes", "add-cpu"),
-        ):  # fmt: skip
-            changes += [f"CPU {cpu} {word}" for cpu in sorted(ids)]
-            if ids:
-                # The highest first: the order in which no kernel loses one on the way.
-                undo.append(f"{name} {len(ids) if counted else _words(sorted(ids, reverse=True))}")
-        for windows, word, name in (
-            (after.windows - self.windows, "appears", "del-mmio"),
-            (self.windows - after.windows, "goes", "add-mmio"),
-        ):
-            for window in sorted(windows, key=lambda w: w.base):
-                changes.append(f"window {window_text(window)} {word}")
-                undo.append(f"{name} {window.base:#x} {window.size:#x} {window.irq}")
-        for devices, word, name in (
-            (after.pci - self.pci, "appears", "del-pci"),
-            (self.pci - after.pci, "goes", "add-pci"),
-        ):
-            for device in sorted(devices):
-                where = f"{device.slot}.{device.function}"
-                changes.append(f"PCI device {device.bus}:{where} {word}")
-                undo.append(f"{name} {device.bus} {where}")
-        return tuple(changes), tuple(undo)
+def _told(guest: Guest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the last request has changed, and the `send` operations that take it back."""
+    changes: list[str] = []
+    undo: list[str] = []
+    for things, came, name in (
+        (guest.changes.came, True, "del"),
+        (guest.changes.went, False, "add"),
+    ):
+        if not things:
+            continue
+        cpus = sorted(thing for thing in things if isinstance(thing, int))
+        changes += [f"CPU {cpu} {'comes up' if came else 'goes'}" for cpu in cpus]
+        if cpus:
+            # The highest first: the order in which no kernel loses one on the way.
+            counted = guest.world.arch is Arch.AARCH64
+            undo.append(f"{name}-cpu {len(cpus) if counted else _words(cpus[::-1])}")
+        word = "appears" if came else "goes"
+        for thing in things:
+            if isinstance(thing, Window):
+                changes.append(f"window {window_text(thing)} {word}")
+                undo.append(f"{name}-mmio {thing.base:#x} {thing.size:#x} {thing.irq}")
+        for device in sorted(thing for thing in things if isinstance(thing, PciDevice)):
+            where = f"{device.slot}.{device.function}"
+            changes.append(f"PCI device {device.bus}:{where} {word}")
+            undo.append(f"{name}-pci {device.bus} {where}")
+    return tuple(changes), tuple(undo)
 
 
 def _words(numbers: list[int]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from dissectors.constants import Arch
 from dissectors.services import ServiceReply, ServiceRequest
 
 from ..capture.records import Header, How
@@ -125,6 +126,11 @@ class Script:
     accepted: set[int] = field(default_factory=set)
     greetings: dict[int, bool] = field(default_factory=dict)
     talkative: set[int] = field(default_factory=set)
+
+    @property
+    def arch(self) -> Arch:
+        """The guest's, as far as the recording says it; x86-64 where it says nothing known."""
+        return Arch.named(self.header.arch) or Arch.X86_64
 
     @property
     def actions(self) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dissectors.events import (
     ConnectLine,
@@ -22,7 +23,7 @@ from dissectors.events import (
     ServiceByte,
 )
 from dissectors.hvsock import connect_line
-from dissectors.services import DEVICE_MANAGER
+from dissectors.services import DEVICE_MANAGER, ServiceReply
 from dissectors.slots import positional
 
 from ..capture.records import LEFT_OUT, Begins, Chunk, Close, Gap, Header, How, Open, Record, Vmm
@@ -114,63 +115,72 @@ class Scripter:
 
     def _pairs(self, run: MessageRun) -> None:
         """Requests and their replies, each connection's one after the other."""
-        asked, steps, opened, known = (
-            self._script.asked,
-            self._script.steps,
-            self._opened,
-            self._whole,
-        )
-        block, whole, with_steps, timed = run.block, run.whole, self._with_steps, self._timed
-        watched = self._session.watched
+        asked, watched = self._script.asked, self._session.watched
+        times = np.maximum.accumulate(run.t_ns)
+        if self._last_ns is not None:
+            times = np.maximum(times, self._last_ns)
+        self._last_ns = self._session.last_ns
+        times -= self._session.first_ns or 0
         conns, counts = np.unique(run.conn[run.to_guest], return_counts=True)
         numbers = {
             conn: watched[conn].observer.next_number for conn in np.unique(run.conn).tolist()
         }
         for conn, count in zip(conns.tolist(), counts.tolist(), strict=True):
             numbers[conn] -= count
-        first_ns = self._session.first_ns or 0
-        times = np.maximum.accumulate(run.t_ns)
-        if self._last_ns is not None:
-            times = np.maximum(times, self._last_ns)
-        self._last_ns = self._session.last_ns
-        for conn, to_guest, at, begin, size in zip(
-            run.conn.tolist(), run.to_guest.tolist(), (times - first_ns).tolist(),
-            run.begin.tolist(), run.size.tolist(), strict=True,
-        ):  # fmt: skip
-            literal = block[begin : begin + size]
-            if to_guest:
-                number = numbers[conn]
-                numbers[conn] = number + 1
-                found = known.get(literal)
-                if found is None:
-                    raw = literal.ljust(whole, b"\0")
-                    message: Any = DEVICE_MANAGER.decode_request(raw, self._session.arch)
-                    found = known[literal] = self._once(raw, message)
-                raw, message = found
-                if conn not in opened:
-                    self._open(conn, Begins.MIDDLE, at)
-                asked[conn, number] = _asked(
-                    conn, number, len(asked), at, whole, message, raw, None, b"", None, False, 0
-                )
-                if with_steps:
-                    steps.append(_send(at, conn, "request", raw, (number,)))
-                continue
+        for conn in numbers.keys() - self._opened:
+            self._open(conn, Begins.MIDDLE, int(times[0]))
+        steps: list[Any] = [None] * len(run)
+        answers, begun = _answers(run)
+        for place in begun:  # what they answer stands before this run
+            conn, at = int(run.conn[place]), int(times[place])
             number = numbers[conn] - 1
-            each = asked.get((conn, number))
-            if each is None:
-                continue
-            about = (literal, type(each.message))
-            found = known.get(about)
-            if found is None:
-                raw = literal.ljust(whole, b"\0")
-                reply = DEVICE_MANAGER.decode_reply(raw, self._session.arch, each.message)
-                found = known[about] = self._once(raw, reply)
-            _set_reply_raw(each, found[0])
-            _set_reply(each, found[1])
-            if timed:
-                _set_latency_ns(each, at - each.t_ns)
-            if with_steps:
-                steps.append(_await(at, conn, "reply", number))
+            steps[place] = _await(at, conn, "reply", number)
+            if (each := asked.get((conn, number))) is not None:
+                self._answer(each, *self._reply_of(_stored(run, place), each.message), at)
+        known, whole, timed = self._whole, run.whole, self._timed
+        places = np.flatnonzero(run.to_guest)
+        answers = answers[places]
+        for place, conn, at, stored, answered, answered_at, answer in zip(
+            places.tolist(), run.conn[places].tolist(), times[places].tolist(),
+            _all_stored(run, places), answers.tolist(), times[answers].tolist(),
+            _all_stored(run, answers), strict=True,
+        ):  # fmt: skip
+            number = numbers[conn]
+            numbers[conn] = number + 1
+            raw, message = known.get(stored) or self._request_of(stored)
+            steps[place] = _send(at, conn, "request", raw, (number,))
+            reply_raw, reply, latency_ns = b"", None, None
+            if answered > place:
+                about = (answer, type(message))
+                reply_raw, reply = known.get(about) or self._reply_of(answer, message)
+                latency_ns = answered_at - at if timed else None
+                steps[answered] = _await(answered_at, conn, "reply", number)
+            asked[conn, number] = _asked(
+                conn, number, len(asked), at, whole, message, raw, reply, reply_raw, latency_ns,
+                False, 0,
+            )  # fmt: skip
+        if self._with_steps:
+            self._script.steps += steps
+
+    def _request_of(self, stored: bytes) -> tuple[bytes, Any]:
+        """Bytes and message of a whole request whose zeros at the end are not stored."""
+        raw = stored.ljust(DEVICE_MANAGER.request_size, b"\0")
+        message = DEVICE_MANAGER.decode_request(raw, self._session.arch)
+        found = self._whole[stored] = self._once(raw, message)
+        return found
+
+    def _reply_of(self, stored: bytes, request: Any) -> tuple[bytes, Any]:
+        """The same of a reply to this request."""
+        raw = stored.ljust(DEVICE_MANAGER.reply_size, b"\0")
+        reply = DEVICE_MANAGER.decode_reply(raw, self._session.arch, request)
+        found = self._whole[stored, type(request)] = self._once(raw, reply)
+        return found
+
+    def _answer(self, asked: Asked, raw: bytes, reply: ServiceReply, at: int) -> None:
+        _set_reply(asked, reply)
+        _set_reply_raw(asked, raw)
+        if self._timed:
+            _set_latency_ns(asked, at - asked.t_ns)
 
     def _take(self, record: Record, events: Sequence[Event]) -> None:
         """A record, and what the session took it for."""
@@ -228,8 +238,9 @@ class Scripter:
                 script.talkative.add(conn)
         gone = self._left_out
         script.left_out += [f"connection {conn} {why}" for conn, why in sorted(gone.items())]
-        script.steps = [s for s in script.steps if isinstance(s, Act) or s.conn not in gone]
-        script.asked = {key: asked for key, asked in script.asked.items() if key[0] not in gone}
+        if gone:
+            script.steps = [s for s in script.steps if isinstance(s, Act) or s.conn not in gone]
+            script.asked = {key: asked for key, asked in script.asked.items() if key[0] not in gone}
         return script
 
     def _open(self, conn: int, begins: Begins, at: int) -> None:
@@ -293,11 +304,7 @@ class Scripter:
     def _reply(self, conn: int, event: ReplyReceived, number: int, at: int) -> None:
         asked = self._script.asked.get((conn, number))
         if asked is not None:
-            raw, reply = self._once(event.raw, event.message)
-            _set_reply(asked, reply)
-            _set_reply_raw(asked, raw)
-            if self._timed:
-                _set_latency_ns(asked, at - asked.t_ns)
+            self._answer(asked, *self._once(event.raw, event.message), at)
             if self._with_steps:
                 self._script.steps.append(_await(at, conn, "reply", number))
 
@@ -319,3 +326,30 @@ class Scripter:
             steps.append(Leave(at, conn, close.how))
         elif close.how is not How.HALF:
             steps.append(Await(at, conn, "end"))
+
+
+def _answers(run: MessageRun) -> tuple[NDArray[np.int64], list[int]]:
+    """Of each message of a run where its connection's next one stands, 0 for the last one's.
+
+    And the replies that answer what stands before the run.
+    """
+    order = np.argsort(run.conn, kind="stable")
+    conns = run.conn[order]
+    following = np.zeros(len(run), np.int64)
+    alike = conns[1:] == conns[:-1]
+    following[order[:-1][alike]] = order[1:][alike]
+    firsts = order[np.concatenate(([True], ~alike))]
+    return following, np.sort(firsts[~run.to_guest[firsts]]).tolist()
+
+
+def _stored(run: MessageRun, place: int) -> bytes:
+    begin = int(run.begin[place])
+    return run.block[begin : begin + int(run.size[place])]
+
+
+def _all_stored(run: MessageRun, places: NDArray[np.int64]) -> list[bytes]:
+    """The bytes of these messages without the zeros at their end."""
+    block = run.block
+    begins = run.begin[places]
+    ends = begins + run.size[places]
+    return [block[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]

@@ -170,10 +170,10 @@ def on_model(world: World, key: Key) -> Try:
     """A try by the model of the kernel in a guest's `world`."""
 
     def try_(script: Script) -> Answers:
-        rehearsal = Rehearsal(world)
+        rehearsal = Rehearsal(world, script)
         answers: dict[Key, bytes | None] = {}
         for step in script.steps:
-            for rehearsed in rehearsal.take(step, script.asked):
+            for rehearsed in rehearsal.take(step):
                 answers[rehearsed.asked.key] = rehearsed.raw or None
                 if rehearsed.asked.key == key:
                     return answers
