@@ -26,8 +26,8 @@ class _WrongThread(ServiceThread):
         super().__init__(guest)
         self._change = change
 
-    def receive(self, piece: bytes) -> Outcome:
-        outcome = super().receive(piece)
+    def receive(self, piece: bytes, meant: Request | None = None) -> Outcome:
+        outcome = super().receive(piece, meant)
         if outcome.reply is None:
             return outcome
         place = self._change(decode_request(self._request), outcome.reply)
