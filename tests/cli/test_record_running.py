@@ -455,37 +455,6 @@ def test_what_the_disk_had_no_room_for_is_told_to_the_byte(tmp_path: Path) -> No
     assert gaps <= lost
 
 
-def test_a_snapshot_of_the_last_moments_when_something_is_found(tmp_path: Path) -> None:
-    with Vmm(tmp_path / "vmm"):
-        running = Running(
-            "--listen", tmp_path / "p", "--upstream", tmp_path / "vmm", "-o", tmp_path / "out",
-            "--snapshot", "5m", "--allow", "--fault", "add_mmio:ret=-17:when=3",
-        )  # fmt: skip
-        with Upcall(tmp_path / "p") as client:
-            assert [client.ask(ADD).ret for _ in range(4)] == [0, 0, -17, 0]
-            assert list((tmp_path / "out").iterdir()) == []
-            time.sleep(5)
-        assert running.end() == ExitCode.EXPECTED
-    assert any("a snapshot is written in 60 s: UP" in line for line in running.said)
-    (snapshot,) = (tmp_path / "out").iterdir()
-    assert [op.ret for op in load(snapshot).operations] == [0, 0, -17, 0]
-
-
-def test_without_a_reason_nothing_is_written_and_a_signal_is_one(tmp_path: Path) -> None:
-    for signalled in (False, True):
-        with Vmm(tmp_path / f"vmm{signalled}"):
-            running = Running(
-                "--listen", tmp_path / "p", "--upstream", tmp_path / f"vmm{signalled}",
-                "-o", tmp_path / "out", "--snapshot", "10s",
-            )  # fmt: skip
-            ask(tmp_path / "p")
-            if signalled:
-                running.process.send_signal(signal.SIGUSR1)
-                time.sleep(1)
-            assert running.end() == ExitCode.EXPECTED
-        assert len(list((tmp_path / "out").iterdir())) == signalled
-
-
 def test_a_follower_sees_what_waits(tmp_path: Path) -> None:
     with faulty(tmp_path, "--fault", "add_mmio:delay=2s:when=2") as running:
         capture = str(tmp_path / "c.upcap")
