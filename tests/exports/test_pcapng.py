@@ -30,6 +30,7 @@ from upcall_trace.capture.records import (
     How,
     Mark,
     Open,
+    Record,
     Vmm,
 )
 from upcall_trace.exports.pcapng import write_packets
@@ -86,6 +87,24 @@ def test_whatever_a_capture_holds_comes_back_in_its_order(
     with path.open("wb") as file:
         write_packets(header, recorded, file, {})  # type: ignore[arg-type]
     assert records_of(path) == (header, recorded)
+
+
+def test_what_is_longer_than_a_comment_comes_back_too(tmp_path: Path) -> None:
+    """Comments have at most 65,535 bytes."""
+    lines = bytes(range(1, 10)) * 7000
+    recorded: list[Record] = [
+        Open(0, 1),
+        *(Chunk(n, 1, n % 2 == 0, lines) for n in range(1, 4)),
+        Chunk(5, 7, True, lines),
+        Mark(6, 1, 0, "comment", "é" * 40_000),
+        Vmm(7, "w" * 49_150, 1),
+    ]
+    header = Header("test", host="h" * 70_000, notes={str(n): "n" * 4000 for n in range(60)})
+    path = write_capture(tmp_path / "x.upcap", recorded, header)
+    written = tmp_path / "x.pcapng"
+    assert run("export", path, "-o", written).code == 0
+    assert records_of(written)[1] == recorded
+    assert records_of(written)[0] == records_of(path)[0]
 
 
 def test_findings_and_marks_are_comments_on_packets(tmp_path: Path) -> None:

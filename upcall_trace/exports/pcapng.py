@@ -7,6 +7,7 @@ hold is carried in comments, so that reading the file gives the same capture. do
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, BinaryIO, Final
 
 from pcapng import FileWriter, blocks  # type: ignore[import-untyped]  # ships no annotations
@@ -14,7 +15,7 @@ from pcapng import FileWriter, blocks  # type: ignore[import-untyped]  # ships n
 from .. import __version__
 from ..capture.records import COMMENT, Header, Record
 from ..diagnose.whole_capture import WholeCapture
-from ..sources.carried import CONNECTION, DERIVED, PROGRAM, carry
+from ..sources.carried import COMMENT_LIMIT, CONNECTION, DERIVED, PROGRAM, carry
 from ..sources.pcap import LINKTYPE_VSOCK
 from ..views.text import safe
 from . import Loss
@@ -55,9 +56,10 @@ def write_packets(
     section = blocks.SectionHeader(
         endianness="<",
         options={
-            "opt_comment": [*notes, carry(header)],
+            # First: it is what a file of ours is known by.
             "shb_userappl": f"{PROGRAM} {__version__}",
-            "shb_hardware": header.host or "unknown",
+            "opt_comment": [*map(_fitting, notes), *carry(header)],
+            "shb_hardware": _fitting(header.host or "unknown"),
         },
     )
     interface = section.new_member(
@@ -71,11 +73,16 @@ def write_packets(
         writer.write_block(_block(section, interface, item, begin_ns + item.t_ns))
 
 
+def _fitting(text: str) -> str:
+    """As much as a comment can hold; what it is said of is carried whole."""
+    return text.encode("utf-8", "replace")[:COMMENT_LIMIT].decode("utf-8", "ignore")
+
+
 def _block(section: Any, interface: Any, item: Item, wall_ns: int) -> Any:
     """A packet or a note. A time before 1970 has no place in the file: the record is carried."""
     derived = item.itself is None or wall_ns < 0
     carried = [*item.carried, *([item.itself] if item.itself and derived else [])]
-    comments = [*item.words, *map(carry, carried)]
+    comments = [*map(_fitting, item.words), *chain.from_iterable(map(carry, carried))]
     if item.begins is not None:
         comments.append(f"{CONNECTION}{item.begins}")
     if item.raw and derived:

@@ -1,8 +1,8 @@
 """Records inside the comments of a pcapng file that this program wrote.
 
-A comment that begins with `CARRIED` is one record of the capture, in base64. A packet whose
-comments carry one was made from it. `DERIVED` marks a packet that is no record itself.
-docs/formats.md.
+A comment that begins with `CARRIED` is one record of the capture, in base64; where that is longer
+than a comment may be, those that begin with `CONTINUED` follow. A packet whose comments carry one
+was made from it. `DERIVED` marks a packet that is no record itself. docs/formats.md.
 """
 
 from __future__ import annotations
@@ -21,24 +21,36 @@ from ..capture.records import Record
 PROGRAM: Final = "upcall-trace"
 """How the name of the writing program begins in the section's header."""
 CARRIED: Final = "upcall-trace record: "
+CONTINUED: Final = "upcall-trace record goes on: "
 CONNECTION: Final = "upcall-trace connection: "
 """With the number that the connection has in the capture; on its first packet."""
 DERIVED: Final = "upcall-trace: made from a record"
 _LONGEST: Final = MAX_PAYLOAD * 4 // 3 + 64
+COMMENT_LIMIT: Final = 65_535
+"""Bytes of a comment: pcapng counts them with 16 bits."""
+_PIECE: Final = COMMENT_LIMIT - len(CONTINUED)
 
 
-def carry(record: Record) -> str:
-    """The comment that holds `record`."""
-    return CARRIED + b64encode(encode(record)[FRAME.size :]).decode("ascii")
+def carry(record: Record) -> list[str]:
+    """The comments that hold `record`, to be kept in their order."""
+    text = b64encode(encode(record)[FRAME.size :]).decode("ascii")
+    begins = [CARRIED, *[CONTINUED] * (len(text) // _PIECE)]
+    return [begin + text[n * _PIECE : (n + 1) * _PIECE] for n, begin in enumerate(begins)]
 
 
 def carried(comments: Iterable[str]) -> list[Record]:
     """The records in `comments`; one that is damaged is left out."""
-    found = []
+    whole: list[list[str]] = []
     for text in comments:
-        if text.startswith(CARRIED) and len(text) < _LONGEST:
+        if text.startswith(CARRIED):
+            whole.append([text.removeprefix(CARRIED)])
+        elif text.startswith(CONTINUED) and whole:
+            whole[-1].append(text.removeprefix(CONTINUED))
+    found = []
+    for pieces in whole:
+        if sum(map(len, pieces)) < _LONGEST:
             try:
-                record = decode(unpack(b64decode(text[len(CARRIED) :], validate=True)))
+                record = decode(unpack(b64decode("".join(pieces), validate=True)))
             except (NotBase64, BadRecord, ValueError, msgpack.UnpackException):
                 continue
             if record is not None:
