@@ -39,7 +39,7 @@ from upcall_trace.dataset.schema import FINDINGS, FLEET, OPERATIONS, WHOSE, Colu
 from upcall_trace.exports import transcript
 from upcall_trace.trace.indexing import INDEX_VERSION, SEGMENT_BYTES
 from upcall_trace.trace.opening import CHECKED_SIZE, DECODED_SIZE
-from upcall_trace.trace.operations import COLUMN_TYPES, FREE_ROWS, ROW_BYTES
+from upcall_trace.trace.operation_table import COLUMN_TYPES, FREE_ROWS, ROW_BYTES
 from upcall_trace.trace.rows import LOAD_COLUMNS
 from upcall_trace.vantage.recorder import BACKLOG_LIMIT, FLUSH_S
 

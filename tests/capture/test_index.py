@@ -42,7 +42,7 @@ from upcall_trace.trace import indexing, opening
 from upcall_trace.trace.filters import parse
 from upcall_trace.trace.indexing import INDEX_VERSION
 from upcall_trace.trace.opening import Capture, build_index, decode_source, load
-from upcall_trace.trace.operations import COLUMN_TYPES
+from upcall_trace.trace.operation_table import COLUMN_TYPES
 from upcall_trace.views.json_objects import info_object, operation_object
 
 VERSIONS = Path(__file__).parent / "versions"

@@ -627,7 +627,7 @@ def test_columns_from_a_later_row_on_are_the_same_operations() -> None:
 def test_there_is_a_limit_to_what_a_few_bytes_of_a_file_can_claim(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("upcall_trace.trace.operations.FREE_ROWS", 100)
+    monkeypatch.setattr("upcall_trace.trace.operation_table.FREE_ROWS", 100)
     monkeypatch.setattr("upcall_trace.trace.decoding.FREE_ROWS", 100)
     session = Session(Header("test"))
     for record in connect():

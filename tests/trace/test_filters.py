@@ -27,7 +27,8 @@ from tests.support import golden
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace.filters import FIELDS, FLAGS, BadFilter, parse
 from upcall_trace.trace.opening import load
-from upcall_trace.trace.operations import ANOMALY_BIT, Operation, Operations, OperationTable
+from upcall_trace.trace.operation_table import OperationTable
+from upcall_trace.trace.operations import ANOMALY_BIT, Operation, Operations
 
 _T = MessageType
 _REQUESTS: list[Request] = [

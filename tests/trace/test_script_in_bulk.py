@@ -17,7 +17,7 @@ from upcall_trace.capture.records import Header, Record
 from upcall_trace.sources import open_source
 from upcall_trace.trace import bulk
 from upcall_trace.trace.decoding import Session
-from upcall_trace.trace.operations import NoTable
+from upcall_trace.trace.operation_table import NoTable
 from upcall_trace.trace.script import Script
 from upcall_trace.trace.scripting import Scripter, read_script
 from upcall_trace.trace.streams import distinct_connections, distinct_records

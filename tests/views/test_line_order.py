@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from upcall_trace.capture.records import Begins
 from upcall_trace.trace.decoding import Connection
-from upcall_trace.trace.operations import COLUMN_TYPES, Operations
+from upcall_trace.trace.operation_table import COLUMN_TYPES
+from upcall_trace.trace.operations import Operations
 from upcall_trace.tui.data.columns import GrowingColumns, RowsByConnection
 from upcall_trace.views.line_order import Line, Order, Shows
 

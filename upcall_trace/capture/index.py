@@ -68,9 +68,14 @@ class Index:
     reader: CaptureReader = field(repr=False)
     _packed: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
+    @property
+    def budget(self) -> int:
+        """Bytes that one column may have in all of the segments together."""
+        return _FREE_BYTES + _BYTES_PER_BYTE * self.reader.size
+
     def parts(self, name: str) -> Iterator[Column]:
         """A column, segment by segment; raises BadRecord where the file does not hold it."""
-        budget = _FREE_BYTES + _BYTES_PER_BYTE * self.reader.size
+        budget = self.budget
         for place in range(len(self.segments)):
             part = self._part(place, name)
             budget -= part.nbytes
@@ -81,19 +86,11 @@ class Index:
     def _part(self, place: int, name: str) -> Column:
         if not self._packed:
             self._packed.extend(self._columns(segment) for segment in self.segments)
-        zstd = zstd_library()
-        try:
-            dtype, count, packed = self._packed[place][name]
-            size = count * np.dtype(dtype).itemsize if dtype in _DTYPES else -1
-            if not 0 <= size <= _COLUMN_LIMIT or type(packed) is not bytes:
-                raise BadRecord(f"column {name} is out of bounds")
-            decompressor = zstd.ZstdDecompressor()
-            raw = decompressor.decompress(packed, max_length=size)
-            if len(raw) != size or (not decompressor.eof and decompressor.decompress(b"", 1)):
-                raise BadRecord(f"column {name} is not whole")
-        except (LookupError, TypeError, ValueError, EOFError, zstd.ZstdError) as error:
-            raise BadRecord(f"column {name}: {error}") from None
-        return np.frombuffer(raw, dtype)
+        return Stretch(self._packed[place]).column(name)
+
+    def stretch(self, place: int) -> Stretch:
+        """The columns of one segment, of which nothing is kept here; raises BadRecord."""
+        return Stretch(self._columns(self.segments[place]))
 
     def _columns(self, segment: IndexSegment) -> dict[str, Any]:
         values = self.reader.record_at(segment.rows_at)
@@ -101,6 +98,45 @@ class Index:
             raise BadRecord(f"no columns at offset {segment.rows_at}")
         columns: dict[str, Any] = values[2]
         return columns
+
+
+class Stretch:
+    """One segment's columns, packed; each method raises BadRecord where there is no such column."""
+
+    def __init__(self, packed: Mapping[str, Any]) -> None:
+        self._packed = packed
+
+    def dtype(self, name: str) -> str:
+        """The numpy type of a column."""
+        return self._column(name)[0]
+
+    def length(self, name: str) -> int:
+        """How many values a column has, as it claims."""
+        return self._column(name)[1]
+
+    def column(self, name: str) -> Column:
+        """A column, unpacked."""
+        dtype, count, packed = self._column(name)
+        size = count * np.dtype(dtype).itemsize
+        zstd = zstd_library()
+        try:
+            decompressor = zstd.ZstdDecompressor()
+            raw = decompressor.decompress(packed, max_length=size)
+            if len(raw) != size or (not decompressor.eof and decompressor.decompress(b"", 1)):
+                raise BadRecord(f"column {name} is not whole")
+        except (EOFError, zstd.ZstdError) as error:
+            raise BadRecord(f"column {name}: {error}") from None
+        return np.frombuffer(raw, dtype)
+
+    def _column(self, name: str) -> tuple[str, int, bytes]:
+        try:
+            dtype, count, packed = self._packed[name]
+            size = count * np.dtype(dtype).itemsize if dtype in _DTYPES else -1
+            if not 0 <= size <= _COLUMN_LIMIT or type(packed) is not bytes:
+                raise BadRecord(f"column {name} is out of bounds")
+        except (LookupError, TypeError, ValueError) as error:
+            raise BadRecord(f"column {name}: {error}") from None
+        return dtype, count, packed
 
 
 def read_index(reader: CaptureReader, version: int) -> Index | None:

@@ -13,7 +13,7 @@ from ..errors import ExitCode, NothingRun
 from ..sources import open_source
 from ..trace.decoding import Session
 from ..trace.opening import Capture, capture_of
-from ..trace.operations import NoTable
+from ..trace.operation_table import NoTable
 from ..trace.script import Script
 from ..trace.scripting import Scripter
 from ..trace.streams import distinct_records

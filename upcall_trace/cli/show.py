@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from ..capture.reader import CaptureReader
 from ..capture.records import End, Header, Record
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.05
 _VERDICT = "        = "
+_FEW = 1 << 14
 
 
 @click.command("show")
@@ -118,8 +121,7 @@ def show_command(
         lines = Lines(opened.header, opened.first_ns, clock == "absolute")
         remarks = {} if as_json else remarks_on(opened.marks)
         codes = _codes(capture) if as_json else {}
-        for row in _rows(opened.operations, wanted, sort, limit, tail):
-            operation = opened.operations.operation(row)
+        for operation in _chosen(opened.operations, wanted, sort, limit, tail):
             found = codes.get((operation.conn, operation.request), ())
             show_operation(operation, as_json, found, lines, shown_as)
             show_comments(remarks, operation)
@@ -143,20 +145,52 @@ def _wanted(
     return wanted if asked is None else parse(asked)
 
 
+def _chosen(
+    operations: Operations, wanted: Filter | None, sort: str, limit: int | None, tail: int | None
+) -> Iterator[Operation]:
+    """The operations to show, in their order."""
+    if sort == "time" and tail is None:
+        return islice(_matching(operations, wanted), limit)
+    rows = _rows(operations, wanted, sort, limit, tail)
+    if len(rows) > _FEW:  # whole columns take less than so many objects
+        return map(operations.operation, rows)
+    found: dict[int, Operation] = {}
+    for piece in operations.pieces():
+        here = range(piece.first_row, piece.first_row + len(piece))
+        found |= {row: piece.operation(row - piece.first_row) for row in rows if row in here}
+    return map(found.__getitem__, rows)
+
+
+def _matching(operations: Operations, wanted: Filter | None) -> Iterator[Operation]:
+    """Those that match, in the order of time: nothing of them is kept."""
+    for piece in operations.pieces():
+        rows = range(len(piece)) if wanted is None else np.flatnonzero(wanted.mask(piece)).tolist()
+        yield from map(piece.operation, rows)
+
+
 def _rows(
     operations: Operations, wanted: Filter | None, sort: str, limit: int | None, tail: int | None
 ) -> list[int]:
-    """The rows to show, in their order."""
-    rows = np.arange(len(operations))
-    if wanted is not None:
-        rows = np.flatnonzero(wanted.mask(operations))
-    if sort == "latency":  # what was never answered took longest
-        latency = operations.column("latency_ns")[rows].astype(np.uint64)
-        rows = rows[np.argsort(~latency, kind="stable")]
-    if tail is not None:
-        rows = rows[-tail:]
-    shown: list[int] = rows[:limit].tolist()
+    """The rows to show where the first of them may be anywhere, in their order."""
+    kept = np.zeros((2, 0), np.uint64)  # rows, and their latencies
+    for piece in operations.pieces():
+        mask = np.ones(len(piece), np.bool_) if wanted is None else wanted.mask(piece)
+        rows = np.flatnonzero(mask)
+        # What was never answered, -1, took longest.
+        latency = piece.column("latency_ns")[rows].astype(np.uint64)
+        kept = np.hstack((kept, (rows.astype(np.uint64) + np.uint64(piece.first_row), latency)))
+        if tail is not None or limit is not None:
+            kept = _first_or_last(kept, sort, limit, tail)
+    shown: list[int] = _first_or_last(kept, sort, limit, tail)[0, :limit].tolist()
     return shown
+
+
+def _first_or_last(
+    kept: NDArray[np.uint64], sort: str, limit: int | None, tail: int | None
+) -> NDArray[np.uint64]:
+    if sort == "latency":
+        kept = kept[:, np.argsort(~kept[1], kind="stable")]
+    return kept[:, :limit] if tail is None else kept[:, -tail:]
 
 
 def _codes(capture: Path) -> dict[tuple[int | None, int | None], list[str]]:
@@ -183,9 +217,12 @@ def _show_verdict(operation: Operation) -> None:
 
 
 def _keys(operations: Operations, wanted: Filter) -> set[tuple[int, int]]:
-    rows = np.flatnonzero(wanted.mask(operations))
-    conns, requests = operations.column("conn")[rows], operations.column("request")[rows]
-    return set(zip(conns.tolist(), requests.tolist(), strict=True))
+    keys: set[tuple[int, int]] = set()
+    for piece in operations.pieces():
+        rows = np.flatnonzero(wanted.mask(piece))
+        conns, requests = piece.column("conn")[rows], piece.column("request")[rows]
+        keys.update(zip(conns.tolist(), requests.tolist(), strict=True))
+    return keys
 
 
 def _show_frames(

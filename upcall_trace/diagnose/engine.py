@@ -76,7 +76,7 @@ from ..capture.records import (
 from ..kernel.noted_world import noted_world
 from ..kernel.world import World
 from ..trace.decoding import Session
-from ..trace.operations import NoTable, OperationTable
+from ..trace.operation_table import NoTable, OperationTable
 from .causes import ModelGuest
 from .finding import Cause, Finding, Ref, sure
 from .judging import Judging

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..trace.judgement import Judged, code_number
 from ..trace.operations import Operations
@@ -13,30 +15,46 @@ from .finding import Finding
 
 
 def judging(path: Path) -> Callable[[Operations], Judged]:
-    """What diagnoses the capture when its operations are asked for what was found at them."""
+    """What diagnoses the capture, once, when operations of it are asked for what was found at
+    them: all of them, or a piece."""
+    findings: list[Finding] | None = None
 
     def judge(operations: Operations) -> Judged:
-        from .run import diagnose
+        nonlocal findings
+        if findings is None:
+            from .run import diagnose
 
-        return judged(operations, diagnose(path).findings)
+            findings = diagnose(path).findings
+        return judged(operations, findings)
 
     return judge
 
 
 def judged(operations: Operations, findings: Sequence[Finding]) -> Judged:
     """The findings of a capture by the rows of its operations."""
-    conns, requests = operations.column("conn").tolist(), operations.column("request").tolist()
-    places = {place: row for row, place in enumerate(zip(conns, requests, strict=True))}
-    worst = np.zeros(len(operations), np.uint8)
-    rows: list[int] = []
-    codes: list[int] = []
-    for finding in findings:
-        row = places.get((finding.conn, finding.request))
-        if row is not None:
-            rows.append(row)
-            codes.append(code_number(finding.code))
-            worst[row] = max(worst[row], finding.severity)
-    return Judged(np.array(rows, np.int64), np.array(codes, np.int64), worst)
+    at = [(each.conn, each.request, code_number(each.code), each.severity)
+          for each in findings if each.conn is not None and each.request is not None]  # fmt: skip
+    conns, requests, codes, severities = np.array(at, np.int64).reshape(-1, 4).T
+    wanted = _places(conns, requests)
+    order = np.argsort(wanted, kind="stable")
+    wanted = wanted[order]
+    here = _places(operations.column("conn"), operations.column("request"))
+    begins, ends = (np.searchsorted(wanted, here, side) for side in ("left", "right"))
+    counts = ends - begins
+    rows = np.repeat(np.arange(len(here)), counts)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    found = order[np.repeat(begins, counts) + number]
+    worst = np.zeros(len(here), np.uint8)
+    np.maximum.at(worst, rows, severities[found].astype(np.uint8))
+    return Judged(rows, codes[found], worst)
+
+
+def _places(conns: NDArray[Any], requests: NDArray[Any]) -> NDArray[np.uint64]:
+    """A connection and a request of it as one number."""
+    places: NDArray[np.uint64] = conns.astype(np.uint64) << np.uint64(32) | requests.astype(
+        np.uint64
+    )
+    return places
 
 
 def codes_by_place(findings: Sequence[Finding]) -> dict[tuple[int | None, int | None], list[str]]:

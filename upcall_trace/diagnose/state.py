@@ -23,7 +23,7 @@ from ..kernel.outcome import Fate
 from ..kernel.world import World
 from ..sources import open_source
 from ..trace.opening import Capture, Progress
-from ..trace.operations import NoTable
+from ..trace.operation_table import NoTable
 from .engine import Diagnosis
 from .finding import Cause, Finding, Ref
 from .ledger import KINDS, Cpu, Dead, Entry, Ledger, Lock, Mmio, Pci, Thing

@@ -36,7 +36,7 @@ from .. import codes
 from ..capture.records import Begins, Record
 from ..capture.runs import MessageRun
 from ..trace.decoding import Watch
-from ..trace.operations import NoTable
+from ..trace.operation_table import NoTable
 from .causes import learn_cpus, learn_device
 from .engine import Diagnosis
 from .finding import Finding, Ref

@@ -41,7 +41,7 @@ from ..errors import PeerDied, Unreachable
 from ..kernel.vmm_actions import order_of
 from ..sockets.addresses import Address, UnixAddress
 from ..trace.decoding import Session
-from ..trace.operations import NoTable
+from ..trace.operation_table import NoTable
 from ..trace.script import SILENCE_NS, Act, Asked, Await, Connect, Key, Leave, Script, Send, Step
 from .happening import Answered, Happening, NotSent, Parted, Remark
 from .played_stream import PlayedStream, open_stream

@@ -22,7 +22,7 @@ from ..compare.replies import request_values
 from ..control.target_note import RECORDING, TargetNote
 from ..kernel.world import kata_pod
 from ..trace.decoding import Connection, Session
-from ..trace.operations import NoTable
+from ..trace.operation_table import NoTable
 from ..trace.script import Asked
 from ..trace.scripting import read_script
 from ..trace.streams import distinct_connections

@@ -26,7 +26,8 @@ from dissectors.tables import FieldRow, Layout
 from ..capture.records import CONN_LIMIT, Chunk, Record
 from ..capture.runs import SHORTEST, MessageRun
 from .decoding import Session, Watch
-from .operations import ANOMALY_BIT, FREE_ROWS, ROWS, rows_in
+from .operation_table import FREE_ROWS, ROWS, rows_in
+from .operations import ANOMALY_BIT
 from .rows import store_of
 
 Places = NDArray[np.int64]

@@ -42,7 +42,8 @@ from ..capture.records import (
     Vmm,
 )
 from ..errors import UnreadableInput
-from .operations import ANOMALY_BIT, FREE_ROWS, OperationTable, rows_in
+from .operation_table import FREE_ROWS, OperationTable, rows_in
+from .operations import ANOMALY_BIT
 
 _START = {
     Begins.LINE: Start.LINE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..capture.frames import BadRecord
-from ..capture.index import Index, joined, read_index, tail
+from ..capture.index import Index, read_index, tail
 from ..capture.reader import CaptureReader, Damage, DamageTo
 from ..capture.records import Begins, Chunk, Header, How, Mark, Origin, Vmm
 from ..capture.runs import MessageRun
 from ..capture.segments import digest_of
-from ..errors import UnreadableInput
 from ..sources import Source, open_source
 from .bulk import feed
 from .decoding import Connection, Session, read_as
+from .indexed_columns import IndexedColumns
 from .indexing import INDEX_VERSION, Indexer
-from .operations import COLUMN_TYPES, Operations, rows_in, unpack_rows
+from .operation_table import rows_in
+from .operations import Operations
 from .streams import in_bulk, is_progress
 
 Progress = Callable[[int], None]
@@ -208,73 +209,6 @@ def index_disagrees(reader: CaptureReader, decoded: Capture) -> str | None:
     return None
 
 
-class _LazyColumns(Mapping[str, NDArray[Any]]):
-    """An index's columns of operations, each read when it is first looked at.
-
-    A column that turns out to be damaged costs the short cut, not the answer: the capture is
-    then decoded. With `strict` it raises BadRecord.
-    """
-
-    def __init__(self, index: Index, strict: bool) -> None:
-        self._index = index
-        self._strict = strict
-        self._rows = sum(segment.rows for segment in index.segments)
-        self._read: dict[str, NDArray[Any]] = {}
-        self._changed: list[tuple[NDArray[Any], dict[str, NDArray[Any]]]] | None = None
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._read:
-            try:
-                self._read[name] = self._column(name)
-            except BadRecord:
-                if self._strict:
-                    raise
-                decoded = decode_source(self._index.reader).operations
-                if len(decoded) != self._rows:
-                    path = self._index.reader.path
-                    raise UnreadableInput(f"{path}: its index is damaged; recover it") from None
-                self._read = {known: decoded.column(known) for known in decoded.names()}
-        return self._read[name]
-
-    def _column(self, name: str) -> NDArray[Any]:
-        if name == "extra":
-            return joined([*self._parts(name)], COLUMN_TYPES[name])
-        column = np.empty(self._rows, COLUMN_TYPES[name])
-        for segment, part in zip(self._index.segments, self._parts(name), strict=True):
-            if len(part) != segment.rows:
-                raise BadRecord(f"column {name} is not as long as its segment")
-            column[segment.first_row : segment.first_row + segment.rows] = part
-        for rows, columns in self._changes():
-            column[rows] = columns[name]
-        return column
-
-    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
-        """A column segment by segment; all of them never stand in memory twice."""
-        for part in self._index.parts(name):
-            if part.dtype.str != COLUMN_TYPES[name]:
-                raise BadRecord(f"column {name} has another type")
-            yield part
-
-    def _changes(self) -> list[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
-        if self._changed is None:
-            index = self._index
-            self._changed = []
-            for segment, rows, packed in zip(
-                index.segments, index.parts("changed"), index.parts("changed_rows"), strict=True
-            ):
-                columns = unpack_rows(packed.tobytes())
-                if len(rows) != len(columns["conn"]) or (rows >= segment.first_row).any():
-                    raise BadRecord("rows that changed do not fit")
-                self._changed.append((rows, columns))
-        return self._changed
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COLUMN_TYPES)
-
-    def __len__(self) -> int:
-        return len(COLUMN_TYPES)
-
-
 def _from_index(reader: CaptureReader, index: Index, check: bool, strict: bool = False) -> Capture:
     rows = sum(segment.rows for segment in index.segments)
     if rows > rows_in(reader.size):
@@ -285,21 +219,23 @@ def _from_index(reader: CaptureReader, index: Index, check: bool, strict: bool =
                 raise BadRecord("the records are not those that the index was made of")
     last = index.segments[-1]
     first_ns = last.first_ns or 0
-    operations = Operations(_LazyColumns(index, strict), first_ns)
-    _try_samples(reader, operations)
+    columns = IndexedColumns(index, lambda: decode_source(reader).operations, strict)
+    _try_samples(reader, columns)
+    beside = _beside(index)
+    columns.take_changes(beside["changed"], beside["changed_rows"])
     connections: dict[int, Connection] = {}
-    for values in _from_json(index, "connections", Connection):
+    for values in _from_json(beside["connections"], Connection):
         connections[values["number"]] = connection = _connection(values)
         if connection.read_as != read_as(connection.service):
             raise BadRecord("it was made with other services than there are here")
-    marks = [Mark(**values) for values in _from_json(index, "marks", Mark)]
+    marks = [Mark(**values) for values in _from_json(beside["marks"], Mark)]
     marks += [record for _, record in reader.records(last.end) if isinstance(record, Mark)]
     return Capture(
         header=reader.header,
-        operations=operations,
+        operations=Operations(columns, first_ns),
         connections=list(connections.values()),
         marks=marks,
-        vmm=[Vmm(**values) for values in _from_json(index, "vmm", Vmm)],
+        vmm=[Vmm(**values) for values in _from_json(beside["vmm"], Vmm)],
         duration_ns=last.last_ns - first_ns,
         damage=reader.damage,
         gaps=last.lost,
@@ -307,30 +243,48 @@ def _from_index(reader: CaptureReader, index: Index, check: bool, strict: bool =
         live=False,
         first_ns=first_ns,
         indexed=True,
-        origins=[Origin(**values) for values in _from_json(index, "origins", Origin)],
+        origins=[Origin(**values) for values in _from_json(beside["origins"], Origin)],
     )
 
 
-def _try_samples(reader: CaptureReader, operations: Operations) -> None:
+def _try_samples(reader: CaptureReader, columns: IndexedColumns) -> None:
     """A few rows are compared with their records; raises BadRecord for one that is not there."""
     from ..capture.encoding import decode
 
-    count = len(operations)
+    count = columns.rows
     for row in sorted({count * part // _SAMPLES for part in range(_SAMPLES)} - {count}):
-        record = decode(reader.record_at(int(operations.column("offset")[row])))
+        sample = columns.sample(row)
+        record = decode(reader.record_at(sample["offset"]))
         if (
             not isinstance(record, Chunk)
-            or record.conn != operations.column("conn")[row]
-            or record.t_ns != operations.column("t_ns")[row]
+            or record.conn != sample["conn"]
+            or record.t_ns != sample["t_ns"]
             or not record.to_guest
         ):
             raise BadRecord("the index speaks of requests that are not there")
 
 
-def _from_json(index: Index, name: str, kind: type[Any]) -> Iterator[dict[str, Any]]:
+_BESIDE: Final = ("connections", "marks", "vmm", "origins", "changed", "changed_rows")
+
+
+def _beside(index: Index) -> dict[str, list[NDArray[Any]]]:
+    """What each segment holds beside its rows, in one pass over all of them; raises BadRecord."""
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in _BESIDE}
+    budget = index.budget
+    for place in range(len(index.segments)):
+        stretch = index.stretch(place)
+        for name, parts in found.items():
+            parts.append(stretch.column(name))
+            budget -= parts[-1].nbytes
+        if budget < 0:
+            raise BadRecord("more beside its operations than a file of its size can hold")
+    return found
+
+
+def _from_json(parts: Iterable[NDArray[Any]], kind: type[Any]) -> Iterator[dict[str, Any]]:
     """The objects in a column, with the fields of the dataclass `kind`; raises ValueError."""
     wanted = fields(kind)
-    for part in index.parts(name):
+    for part in parts:
         for values in json.loads(part.tobytes()):
             yield {known.name: _checked(values[known.name], str(known.type)) for known in wanted}
 

@@ -30,7 +30,7 @@ from ..capture.records import LEFT_OUT, Begins, Chunk, Close, Gap, Header, How, 
 from ..capture.runs import MessageRun
 from .bulk import pieces
 from .decoding import Session
-from .operations import NoTable
+from .operation_table import NoTable
 from .script import SILENCE_NS, Act, Asked, Await, Connect, Leave, Script, Send
 
 _SERVICE_BYTE: Final = bytes([DEVICE_MANAGER.byte])

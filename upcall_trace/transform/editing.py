@@ -19,7 +19,7 @@ from ..compare.matchers import MARK, MatchRule
 from ..compare.replies import request_values
 from ..errors import WrongUsage
 from ..trace.decoding import Session
-from ..trace.operations import NoTable
+from ..trace.operation_table import NoTable
 from ..trace.script import Key, Script
 from ..trace.scripting import read_script
 from ..views.messages import request_text

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from dissectors.constants import op_name
-
 from ..trace.opening import Capture
-from ..trace.operations import ANOMALY_BIT, Operation
+from ..trace.operations import Operation
+from ..trace.statistics import statistics_of
 
 if TYPE_CHECKING:
     from .frames import Frame
@@ -55,15 +53,13 @@ def frame_object(frame: Frame, with_provenance: bool = False) -> dict[str, Any]:
 
 def info_object(capture: Capture) -> dict[str, Any]:
     """`info --json`: counts, times, latencies and completeness of a capture."""
-    operations = capture.operations
-    answered = operations.column("answered") == 1
-    ret = operations.column("ret")
+    counted = statistics_of(capture.operations)
     started = capture.started
     return {
         "v": VERSION,
         "connections": len(capture.connections),
-        "requests": len(operations),
-        "replies": int(answered.sum()),
+        "requests": counted.requests,
+        "replies": counted.replies,
         "bytes": sum(connection.payload for connection in capture.connections),
         "started": started.isoformat().replace("+00:00", "Z") if started else None,
         "duration_ns": capture.duration_ns,
@@ -76,11 +72,11 @@ def info_object(capture: Capture) -> dict[str, Any]:
         "arch": capture.header.arch,
         "resolution_ns": capture.header.resolution_ns,
         "notes": capture.header.notes,
-        "errors": int((answered & (ret < 0)).sum()),
-        "unanswered": int((~answered).sum()),
-        "latency_ns": _quantiles(operations.column("latency_ns")[answered]),
-        "operations": _by_operation(capture),
-        "anomalies": _anomalies(capture),
+        "errors": counted.errors,
+        "unanswered": counted.unanswered,
+        "latency_ns": counted.latency_ns,
+        "operations": {name: asdict(kind) for name, kind in counted.by_operation.items()},
+        "anomalies": counted.anomalies,
         "marks": len(capture.marks),
         "vmm": len(capture.vmm),
         "damage": [
@@ -93,47 +89,3 @@ def info_object(capture: Capture) -> dict[str, Any]:
             for damage in capture.damage
         ],
     }
-
-
-def _quantiles(latencies: Any) -> dict[str, int] | None:
-    if not len(latencies):
-        return None
-    p50, p90, p99 = np.percentile(latencies, (50, 90, 99), method="nearest")
-    return {
-        "min": int(latencies.min()),
-        "p50": int(p50),
-        "p90": int(p90),
-        "p99": int(p99),
-        "max": int(latencies.max()),
-    }
-
-
-def _by_operation(capture: Capture) -> dict[str, dict[str, int]]:
-    operations = capture.operations
-    answered = operations.column("answered") == 1
-    errors = answered & (operations.column("ret") < 0)
-    ours = operations.ours()
-    # One group for each type, and -1 for other services; types may be as many as operations.
-    groups, group = np.unique(
-        np.where(ours, operations.column("msg_type").astype(np.int64), -1), return_inverse=True
-    )
-    counts = np.bincount(group, minlength=len(groups))
-    failures = np.bincount(group[errors], minlength=len(groups))
-    missing = np.bincount(group[~answered], minlength=len(groups))
-    counted = {
-        "other services" if msg_type < 0 else op_name(msg_type): {
-            "count": int(counts[place]),
-            "errors": int(failures[place]),
-            "unanswered": int(missing[place]),
-        }
-        for place, msg_type in enumerate(groups.tolist())
-    }
-    if "other services" in counted:
-        counted["other services"] = counted.pop("other services")
-    return counted
-
-
-def _anomalies(capture: Capture) -> dict[str, int]:
-    bits = capture.operations.column("anomalies")
-    counts = {name: int(((bits & bit) != 0).sum()) for name, bit in ANOMALY_BIT.items()}
-    return {name: count for name, count in counts.items() if count}

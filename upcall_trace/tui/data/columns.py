@@ -10,7 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...trace.operations import COLUMN_TYPES, Operations
+from ...trace.operation_table import COLUMN_TYPES
+from ...trace.operations import Operations
 
 _FIRST_ROOM: Final = 1024
 
