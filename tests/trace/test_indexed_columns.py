@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissectors.constants import EEXIST, MessageType
-from dissectors.messages import cpu_request, mmio_request
+from dissectors.messages import Request, cpu_request, mmio_request
 from tests.support import HELLO, answer, ask, command, connect, run, write_capture
 from tests.trace.conversations import recordings
 from upcall_trace.capture.encoding import encode
@@ -110,6 +110,7 @@ def _mixed(count: int) -> list[Record]:
     """Operations of two kinds, whose latencies are all different."""
     found: list[Record] = connect()
     for number in range(count):
+        asked: Request
         if number % 2:
             asked = cpu_request(MessageType.ADD_CPU, [number % 7, 3])
         else:
