@@ -21,7 +21,7 @@ from tests.support import HELLO, answer, ask, command, connect, run, write_captu
 from tests.trace.conversations import recordings
 from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.frames import BadRecord
-from upcall_trace.capture.index import Stretch
+from upcall_trace.capture.index import PackedColumns
 from upcall_trace.capture.reader import CaptureReader
 from upcall_trace.capture.records import Begins, Chunk, Close, End, Header, Open, Record
 from upcall_trace.trace import indexing, opening
@@ -94,15 +94,15 @@ def test_a_segment_that_cannot_be_unpacked_is_decoded(
     monkeypatch.setattr(indexing, "SEGMENT_BYTES", 900)
     path = write_capture(tmp_path / "x.upcap", _mixed(40))
     assert build_index(path)
-    unpack, asked = Stretch.column, []
+    unpack, asked = PackedColumns.column, []
 
-    def damaged(stretch: Stretch, name: str) -> Any:
+    def damaged(packed: PackedColumns, name: str) -> Any:
         asked.append(name)
         if name in ("ret", "extra") and len(asked) > 60:
             raise BadRecord("damaged")
-        return unpack(stretch, name)
+        return unpack(packed, name)
 
-    monkeypatch.setattr(Stretch, "column", damaged)
+    monkeypatch.setattr(PackedColumns, "column", damaged)
     check_pieces(path)
 
 

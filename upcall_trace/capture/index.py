@@ -86,11 +86,11 @@ class Index:
     def _part(self, place: int, name: str) -> Column:
         if not self._packed:
             self._packed.extend(self._columns(segment) for segment in self.segments)
-        return Stretch(self._packed[place]).column(name)
+        return PackedColumns(self._packed[place]).column(name)
 
-    def stretch(self, place: int) -> Stretch:
+    def packed(self, place: int) -> PackedColumns:
         """The columns of one segment, of which nothing is kept here; raises BadRecord."""
-        return Stretch(self._columns(self.segments[place]))
+        return PackedColumns(self._columns(self.segments[place]))
 
     def _columns(self, segment: IndexSegment) -> dict[str, Any]:
         values = self.reader.record_at(segment.rows_at)
@@ -100,7 +100,7 @@ class Index:
         return columns
 
 
-class Stretch:
+class PackedColumns:
     """One segment's columns, packed; each method raises BadRecord where there is no such column."""
 
     def __init__(self, packed: Mapping[str, Any]) -> None:

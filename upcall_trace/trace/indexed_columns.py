@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dissectors.layouts import DEVICE_MANAGER_TABLE
 
 from ..capture.frames import BadRecord
-from ..capture.index import Index, Stretch, joined
+from ..capture.index import Index, PackedColumns, joined
 from ..errors import UnreadableInput
 from .operation_table import COLUMN_TYPES, ROWS
 from .operations import Operations, Piece, StoredColumns
@@ -66,7 +66,7 @@ class IndexedColumns(StoredColumns):
         for place, segment in enumerate(self._index.segments):
             if not self._read.keys() >= COLUMN_TYPES.keys():
                 try:
-                    stretch = self._checked(place)
+                    packed = self._checked(place)
                 except BadRecord:
                     if self._strict:
                         raise
@@ -74,7 +74,7 @@ class IndexedColumns(StoredColumns):
             if self._read.keys() >= COLUMN_TYPES.keys():
                 yield self._slice(segment.first_row, segment.rows)
                 continue
-            extra_size = stretch.length("extra")
+            extra_size = packed.length("extra")
             if extra_first + extra_size > self._index.budget:
                 raise UnreadableInput(
                     f"{self._index.reader.path}: its index is damaged; recover it"
@@ -84,7 +84,7 @@ class IndexedColumns(StoredColumns):
                 # Their answers came in a later segment, and may have brought bytes there.
                 yield self._slice(segment.first_row, segment.rows)
             else:
-                columns = _SegmentColumns(stretch, segment.first_row, changed, self, extra_first)
+                columns = _SegmentColumns(packed, segment.first_row, changed, self, extra_first)
                 yield Piece(segment.first_row, extra_first, columns)
             extra_first += extra_size
 
@@ -98,20 +98,20 @@ class IndexedColumns(StoredColumns):
         """Where the request of a row is, and when it was sent; raises BadRecord."""
         for place, segment in enumerate(self._index.segments):
             if segment.first_row <= row < segment.first_row + segment.rows:
-                stretch = self._checked(place)
+                packed = self._checked(place)
                 at = row - segment.first_row
-                return {name: int(stretch.column(name)[at]) for name in ("offset", "conn", "t_ns")}
+                return {name: int(packed.column(name)[at]) for name in ("offset", "conn", "t_ns")}
         raise BadRecord(f"no row {row}")
 
-    def _checked(self, place: int) -> Stretch:
+    def _checked(self, place: int) -> PackedColumns:
         """A segment's columns, all there, of the right types and lengths; raises BadRecord."""
-        stretch = self._index.stretch(place)
+        packed = self._index.packed(place)
         for name, dtype in COLUMN_TYPES.items():
-            if stretch.dtype(name) != dtype:
+            if packed.dtype(name) != dtype:
                 raise BadRecord(f"column {name} has another type")
-            if name != "extra" and stretch.length(name) != self._index.segments[place].rows:
+            if name != "extra" and packed.length(name) != self._index.segments[place].rows:
                 raise BadRecord(f"column {name} is not as long as its segment")
-        return stretch
+        return packed
 
     def _decoded(self) -> dict[str, NDArray[Any]]:
         """All columns, from the records."""
@@ -182,10 +182,10 @@ class _SegmentColumns(Mapping[str, NDArray[Any]]):
     """The columns of one segment, each unpacked when it is first looked at."""
 
     def __init__(
-        self, stretch: Stretch, first_row: int, changed: NDArray[Any], whole: IndexedColumns,
+        self, packed: PackedColumns, first_row: int, changed: NDArray[Any], whole: IndexedColumns,
         extra_first: int,
     ) -> None:  # fmt: skip
-        self._stretch = stretch
+        self._packed = packed
         self._first_row = first_row
         self._changed = changed
         self._whole = whole
@@ -195,10 +195,10 @@ class _SegmentColumns(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._read:
             try:
-                column = self._stretch.column(name)
+                column = self._packed.column(name)
             except BadRecord:  # the whole column finds that out as well, and what to do
                 first = self._extra_first if name == "extra" else self._first_row
-                column = self._whole[name][first : first + self._stretch.length(name)]
+                column = self._whole[name][first : first + self._packed.length(name)]
             if len(self._changed) and name != "extra":
                 column = column.copy()
                 column[self._changed["row"] - np.uint64(self._first_row)] = (

@@ -272,9 +272,9 @@ def _beside(index: Index) -> dict[str, list[NDArray[Any]]]:
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in _BESIDE}
     budget = index.budget
     for place in range(len(index.segments)):
-        stretch = index.stretch(place)
+        packed = index.packed(place)
         for name, parts in found.items():
-            parts.append(stretch.column(name))
+            parts.append(packed.column(name))
             budget -= parts[-1].nbytes
         if budget < 0:
             raise BadRecord("more beside its operations than a file of its size can hold")
