@@ -19,7 +19,7 @@ from ..capture.frames import BadRecord
 from ..capture.index import Index, PackedColumns, joined
 from ..errors import UnreadableInput
 from .operation_table import COLUMN_TYPES, ROWS
-from .operations import Operations, Piece, StoredColumns
+from .operations import Operations, ColumnsPiece, StoredColumns
 
 Decode = Callable[[], Operations]
 """Decodes the capture of an index from its records."""
@@ -60,7 +60,7 @@ class IndexedColumns(StoredColumns):
     def __len__(self) -> int:
         return len(COLUMN_TYPES)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[ColumnsPiece]:
         """A piece for each segment."""
         extra_first = 0
         for place, segment in enumerate(self._index.segments):
@@ -85,14 +85,14 @@ class IndexedColumns(StoredColumns):
                 yield self._slice(segment.first_row, segment.rows)
             else:
                 columns = _SegmentColumns(packed, segment.first_row, changed, self, extra_first)
-                yield Piece(segment.first_row, extra_first, columns)
+                yield ColumnsPiece(segment.first_row, extra_first, columns)
             extra_first += extra_size
 
-    def _slice(self, first_row: int, rows: int) -> Piece:
+    def _slice(self, first_row: int, rows: int) -> ColumnsPiece:
         """Some rows of whole columns."""
         chosen = slice(first_row, first_row + rows)
         part = {name: self[name][chosen] for name in COLUMN_TYPES if name != "extra"}
-        return Piece(first_row, 0, part | {"extra": self["extra"]})
+        return ColumnsPiece(first_row, 0, part | {"extra": self["extra"]})
 
     def sample(self, row: int) -> Mapping[str, int]:
         """Where the request of a row is, and when it was sent; raises BadRecord."""

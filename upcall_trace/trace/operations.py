@@ -99,7 +99,7 @@ class Operation:
         return self.ret is None or self.ret < 0
 
 
-class Piece(NamedTuple):
+class ColumnsPiece(NamedTuple):
     """Columns of the rows from `first_row` on; `extra` is the bytes from `extra_first` on."""
 
     first_row: int
@@ -116,7 +116,7 @@ class StoredColumns(Mapping[str, NDArray[Any]]):
         """How long a column is."""
 
     @abstractmethod
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[ColumnsPiece]:
         """All rows in their order, some thousand at a time."""
 
 
@@ -152,10 +152,10 @@ class Operations:
             piece.judge = self.judge
             yield piece
 
-    def _slices(self) -> Iterator[Piece]:
+    def _slices(self) -> Iterator[ColumnsPiece]:
         for first in range(0, len(self), _PIECE):
             part = {name: self._columns[name][first : first + _PIECE] for name in COLUMNS}
-            yield Piece(first, 0, part | {"extra": self._columns["extra"]})
+            yield ColumnsPiece(first, 0, part | {"extra": self._columns["extra"]})
 
     def judged(self) -> Judged:
         """The findings at each operation; raises WrongUsage where nothing can find them out."""
