@@ -19,7 +19,7 @@ from ..capture.frames import BadRecord
 from ..capture.index import Index, PackedColumns, joined
 from ..errors import UnreadableInput
 from .operation_table import COLUMN_TYPES, ROWS
-from .operations import Operations, ColumnsPiece, StoredColumns
+from .operations import ColumnsPiece, Operations, StoredColumns
 
 Decode = Callable[[], Operations]
 """Decodes the capture of an index from its records."""
