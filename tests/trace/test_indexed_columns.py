@@ -49,6 +49,8 @@ def check_pieces(path: Path) -> None:
     assert capture.indexed
     by_piece = list(capture.operations.pieces())
     assert list(chain.from_iterable(by_piece)) == list(known)
+    at_random = [capture.operations.operation(row) for row in reversed(range(len(known)))]
+    assert at_random[::-1] == list(known)
     for text in FILTERS:
         mask = parse(text).mask
         expected = mask(known).tolist()

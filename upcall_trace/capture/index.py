@@ -85,7 +85,8 @@ class Index:
 
     def _part(self, place: int, name: str) -> Column:
         if not self._packed:
-            self._packed.extend(self._columns(segment) for segment in self.segments)
+            # All at once: several threads may read columns.
+            self._packed[:] = [self._columns(segment) for segment in self.segments]
         return PackedColumns(self._packed[place]).column(name)
 
     def packed(self, place: int) -> PackedColumns:

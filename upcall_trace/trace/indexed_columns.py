@@ -7,8 +7,9 @@ and searched in the memory of one segment.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from ..errors import UnreadableInput
 from .operation_table import COLUMN_TYPES, ROWS
 from .operations import ColumnsPiece, Operations, StoredColumns
 
+BESIDE: Final = ("connections", "marks", "vmm", "origins", "changed", "changed_rows")
+_KEPT: Final = 4
+"""Segments that are kept for who looks around."""
 Decode = Callable[[], Operations]
 """Decodes the capture of an index from its records."""
 
@@ -29,7 +33,7 @@ class IndexedColumns(StoredColumns):
     """An index's columns of operations.
 
     A column that turns out to be damaged costs the short cut, not the answer: the capture is
-    then decoded. With `strict` it raises BadRecord.
+    then decoded. With `strict` it raises BadRecord, as it does for what is damaged beside them.
     """
 
     def __init__(self, index: Index, decode: Decode, strict: bool = False) -> None:
@@ -38,7 +42,24 @@ class IndexedColumns(StoredColumns):
         self._strict = strict
         self._rows = sum(segment.rows for segment in index.segments)
         self._read: dict[str, NDArray[Any]] = {}
-        self._changed: NDArray[Any] | None = None
+        self._kept: dict[int, ColumnsPiece] = {}
+        self.beside: dict[str, list[NDArray[Any]]] = {name: [] for name in BESIDE}
+        """What each segment holds beside its rows."""
+        self._extra_firsts = [0]
+        self._look_through()
+        self._changed = self._changes()
+
+    def _look_through(self) -> None:
+        """One pass over all segments, for what is needed of each; raises BadRecord."""
+        budget = self._index.budget
+        for place in range(len(self._index.segments)):
+            packed = self._index.packed(place)
+            for name, parts in self.beside.items():
+                parts.append(packed.column(name))
+                budget -= parts[-1].nbytes
+            self._extra_firsts.append(self._extra_firsts[-1] + packed.length("extra"))
+            if budget < 0 or self._extra_firsts[-1] > self._index.budget:
+                raise BadRecord("more beside its operations than a file of its size can hold")
 
     @property
     def rows(self) -> int:
@@ -62,31 +83,37 @@ class IndexedColumns(StoredColumns):
 
     def pieces(self) -> Iterator[ColumnsPiece]:
         """A piece for each segment."""
-        extra_first = 0
-        for place, segment in enumerate(self._index.segments):
-            if not self._read.keys() >= COLUMN_TYPES.keys():
-                try:
-                    packed = self._checked(place)
-                except BadRecord:
-                    if self._strict:
-                        raise
-                    self._read = self._decoded()
-            if self._read.keys() >= COLUMN_TYPES.keys():
-                yield self._slice(segment.first_row, segment.rows)
-                continue
-            extra_size = packed.length("extra")
-            if extra_first + extra_size > self._index.budget:
-                raise UnreadableInput(
-                    f"{self._index.reader.path}: its index is damaged; recover it"
-                )
-            changed = self._changes_in(segment.first_row, segment.rows)
-            if (changed["cells"]["service"] != DEVICE_MANAGER_TABLE.byte).any():
-                # Their answers came in a later segment, and may have brought bytes there.
-                yield self._slice(segment.first_row, segment.rows)
-            else:
-                columns = _SegmentColumns(packed, segment.first_row, changed, self, extra_first)
-                yield ColumnsPiece(segment.first_row, extra_first, columns)
-            extra_first += extra_size
+        return map(self._piece, range(len(self._index.segments)))
+
+    def piece_at(self, row: int) -> ColumnsPiece:
+        """The segment that a row is in; a few are kept, for who looks around."""
+        if not 0 <= row < self._rows:
+            raise IndexError(row)
+        place = bisect_right(self._index.segments, row, key=lambda each: each.first_row) - 1
+        if place not in self._kept:
+            for other in list(self._kept)[: -_KEPT + 1]:
+                self._kept.pop(other, None)
+            self._kept[place] = self._piece(place)
+        return self._kept[place]
+
+    def _piece(self, place: int) -> ColumnsPiece:
+        segment = self._index.segments[place]
+        if not self._read.keys() >= COLUMN_TYPES.keys():
+            try:
+                packed = self._checked(place)
+            except BadRecord:
+                if self._strict:
+                    raise
+                self._read = self._decoded()
+        if self._read.keys() >= COLUMN_TYPES.keys():
+            return self._slice(segment.first_row, segment.rows)
+        changed = self._changes_in(segment.first_row, segment.rows)
+        if (changed["cells"]["service"] != DEVICE_MANAGER_TABLE.byte).any():
+            # Their answers came in a later segment, and may have brought bytes there.
+            return self._slice(segment.first_row, segment.rows)
+        extra_first = self._extra_firsts[place]
+        columns = _SegmentColumns(packed, segment.first_row, changed, self, extra_first)
+        return ColumnsPiece(segment.first_row, extra_first, columns)
 
     def _slice(self, first_row: int, rows: int) -> ColumnsPiece:
         """Some rows of whole columns."""
@@ -131,8 +158,7 @@ class IndexedColumns(StoredColumns):
             if len(part) != segment.rows:
                 raise BadRecord(f"column {name} is not as long as its segment")
             column[segment.first_row : segment.first_row + segment.rows] = part
-        changed = self._changes()
-        column[changed["row"]] = changed["cells"][name]
+        column[self._changed["row"]] = self._changed["cells"][name]
         return column
 
     def _parts(self, name: str) -> Iterator[NDArray[Any]]:
@@ -142,11 +168,12 @@ class IndexedColumns(StoredColumns):
                 raise BadRecord(f"column {name} has another type")
             yield part
 
-    def take_changes(self, changed: list[NDArray[Any]], packed: list[NDArray[Any]]) -> None:
-        """Rows that were answered in a later segment than they were sent in, as each segment
-        tells them; raises BadRecord."""
+    def _changes(self) -> NDArray[Any]:
+        """The rows that were answered in a later segment than they were sent in, in their order."""
         numbers, cells = [], []
-        for segment, rows, raw in zip(self._index.segments, changed, packed, strict=True):
+        told = zip(self._index.segments, self.beside.pop("changed"),
+                   self.beside.pop("changed_rows"), strict=True)  # fmt: skip
+        for segment, rows, raw in told:
             if len(raw) != len(rows) * ROWS.itemsize or (rows >= segment.first_row).any():
                 raise BadRecord("rows that changed do not fit")
             numbers.append(rows)
@@ -156,22 +183,13 @@ class IndexedColumns(StoredColumns):
         # Of a row that changed several times the last is what it is.
         backwards = every[::-1]
         _, last = np.unique(backwards["row"], return_index=True)
-        self._changed = backwards[last]
-
-    def _changes(self) -> NDArray[Any]:
-        """The rows that changed, in their order."""
-        if self._changed is None:
-            self.take_changes(
-                list(self._index.parts("changed")), list(self._index.parts("changed_rows"))
-            )
-        assert self._changed is not None
-        return self._changed
+        changed: NDArray[Any] = backwards[last]
+        return changed
 
     def _changes_in(self, first_row: int, rows: int) -> NDArray[Any]:
-        changed = self._changes()
         ends = np.array((first_row, first_row + rows), np.uint64)
-        begin, end = np.searchsorted(changed["row"], ends)
-        found: NDArray[Any] = changed[begin:end]
+        begin, end = np.searchsorted(self._changed["row"], ends)
+        found: NDArray[Any] = self._changed[begin:end]
         return found
 
 

@@ -102,13 +102,20 @@ def load_indexed(path: Path) -> Capture | None:
     return indexed
 
 
-def _indexed(source: Source, check: bool) -> Capture | None:
+def has_index(source: Source) -> bool:
+    """Whether a capture is large and has an index to go by, as far as can be seen at once."""
+    return _index_of(source) is not None
+
+
+def _index_of(source: Source) -> Index | None:
     if not isinstance(source, CaptureReader) or not source.is_one_file:
         return None
-    if source.size <= DECODED_SIZE:
-        return None
-    index = read_index(source, INDEX_VERSION)
-    if index is None:
+    return read_index(source, INDEX_VERSION) if source.size > DECODED_SIZE else None
+
+
+def _indexed(source: Source, check: bool) -> Capture | None:
+    index = _index_of(source)
+    if index is None or not isinstance(source, CaptureReader):
         return None
     try:
         return _from_index(source, index, check or source.size <= CHECKED_SIZE)
@@ -221,8 +228,7 @@ def _from_index(reader: CaptureReader, index: Index, check: bool, strict: bool =
     first_ns = last.first_ns or 0
     columns = IndexedColumns(index, lambda: decode_source(reader).operations, strict)
     _try_samples(reader, columns)
-    beside = _beside(index)
-    columns.take_changes(beside["changed"], beside["changed_rows"])
+    beside = columns.beside
     connections: dict[int, Connection] = {}
     for values in _from_json(beside["connections"], Connection):
         connections[values["number"]] = connection = _connection(values)
@@ -262,23 +268,6 @@ def _try_samples(reader: CaptureReader, columns: IndexedColumns) -> None:
             or not record.to_guest
         ):
             raise BadRecord("the index speaks of requests that are not there")
-
-
-_BESIDE: Final = ("connections", "marks", "vmm", "origins", "changed", "changed_rows")
-
-
-def _beside(index: Index) -> dict[str, list[NDArray[Any]]]:
-    """What each segment holds beside its rows, in one pass over all of them; raises BadRecord."""
-    found: dict[str, list[NDArray[Any]]] = {name: [] for name in _BESIDE}
-    budget = index.budget
-    for place in range(len(index.segments)):
-        packed = index.packed(place)
-        for name, parts in found.items():
-            parts.append(packed.column(name))
-            budget -= parts[-1].nbytes
-        if budget < 0:
-            raise BadRecord("more beside its operations than a file of its size can hold")
-    return found
 
 
 def _from_json(parts: Iterable[NDArray[Any]], kind: type[Any]) -> Iterator[dict[str, Any]]:

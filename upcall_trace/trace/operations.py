@@ -119,6 +119,10 @@ class StoredColumns(Mapping[str, NDArray[Any]]):
     def pieces(self) -> Iterator[ColumnsPiece]:
         """All rows in their order, some thousand at a time."""
 
+    @abstractmethod
+    def piece_at(self, row: int) -> ColumnsPiece:
+        """The one that a row is in."""
+
 
 class Operations:
     """A view of columns as operations: of a table that was decoded, or of a capture's index.
@@ -155,7 +159,8 @@ class Operations:
     def _slices(self) -> Iterator[ColumnsPiece]:
         for first in range(0, len(self), _PIECE):
             part = {name: self._columns[name][first : first + _PIECE] for name in COLUMNS}
-            yield ColumnsPiece(first, 0, part | {"extra": self._columns["extra"]})
+            part["extra"] = self._columns["extra"]
+            yield ColumnsPiece(self.first_row + first, self._extra_first, part)
 
     def judged(self) -> Judged:
         """The findings at each operation; raises WrongUsage where nothing can find them out."""
@@ -281,6 +286,11 @@ class Operations:
 
     def operation(self, row: int) -> Operation:
         """One row as an object."""
+        if isinstance(self._columns, StoredColumns):
+            first_row, extra_first, part = self._columns.piece_at(row)
+            return Operations(part, self._first_ns, first_row, extra_first).operation(
+                row - first_row
+            )
         cell = {name: self._columns[name][row].item() for name in _SHOWN}
         table = table_of(cell["service"])
         ours = table is DEVICE_MANAGER_TABLE
@@ -313,8 +323,8 @@ class Operations:
         )
 
     def __iter__(self) -> Iterator[Operation]:
-        for row in range(len(self)):
-            yield self.operation(row)
+        for piece in self.pieces():
+            yield from map(piece.operation, range(len(piece)))
 
 
 _SHOWN: Final = tuple(

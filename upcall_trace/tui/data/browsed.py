@@ -44,6 +44,8 @@ class BrowsedCapture:
         self.read = 0
         self.live = False
         self.ended = False
+        self.glance = False
+        """Only the beginning is known, and the whole comes next."""
         self.trouble = ""
         self._growing = GrowingColumns()
         self._early: list[Batch] = []
@@ -57,8 +59,9 @@ class BrowsedCapture:
         wall_ns = self.header.wall_ns
         return None if wall_ns is None else wall_ns + self.first_ns
 
-    def take_whole(self, capture: Capture) -> None:
-        """The capture has an index."""
+    def take_whole(self, capture: Capture, rows: RowsByConnection) -> None:
+        """The capture has an index; `rows` knows all of its operations."""
+        self.rows, self.glance = rows, False
         self.header, self.first_ns = capture.header, capture.first_ns
         self.duration_ns = capture.duration_ns
         self.operations = capture.operations
@@ -78,7 +81,7 @@ class BrowsedCapture:
         self.operations.judge = judging(self.path)
         self.marks, self.vmm = grown.marks, grown.vmm
         self.read, self.live, self.ended = grown.read, grown.live, grown.ended
-        self.trouble = grown.trouble
+        self.trouble, self.glance = grown.trouble, grown.glance
         self._take_connections(grown.connections)
 
     def _take_connections(self, connections: list[Connection]) -> None:

@@ -15,11 +15,14 @@ from ...capture.reader import CaptureReader
 from ...capture.records import Header, Mark, Vmm
 from ...errors import UnreadableInput
 from ...sources import Source, open_source
+from ...trace.bulk import feed
 from ...trace.decoding import Connection, Session
-from ...trace.opening import Capture, load_indexed
+from ...trace.opening import Capture, has_index, load_indexed
+from ...trace.streams import in_bulk
 
 _TELL_EVERY_S: Final = 0.2
 _LOOK_UP: Final = 256
+_GLANCE_BYTES: Final = 1 << 20
 _POLL_S: Final = 0.02
 
 
@@ -41,6 +44,8 @@ class Grown:
     ended: bool
     trouble: str = ""
     """What is missing, in a sentence; empty for a whole capture."""
+    glance: bool = False
+    """Only the beginning of a capture, the whole of which is told of next."""
 
 
 class Gone(UnreadableInput):
@@ -52,9 +57,10 @@ def read(
 ) -> None:
     """Read the capture at `path` and go on as it grows; `tell` is called with what there is.
 
-    A capture with an index is told of once, as a whole. Raises UnreadableInput, and Gone when the
-    file is deleted, replaced or cut short meanwhile.
+    Of a capture with an index the beginning is told of, and then the whole. Raises
+    UnreadableInput, and Gone when the file is deleted, replaced or cut short meanwhile.
     """
+    _glance(path, tell)
     whole = load_indexed(path)
     if whole is not None:
         tell(whole)
@@ -73,6 +79,19 @@ def read(
                 return
         session.finish()
         told.say(ended=True)
+
+
+def _glance(path: Path, tell: Callable[[Capture | Grown], None]) -> None:
+    """Tell of the beginning of a large capture: finding out what is in all of it takes long."""
+    with open_source(path) as source:
+        if not has_index(source):
+            return
+        session = Session(source.header)
+        for offset, item in in_bulk(source):
+            if offset > _GLANCE_BYTES:
+                break
+            feed(session, item, offset)
+        _Telling(source, session, tell).say(ended=False, glance=True)
 
 
 def _steps(path: Path, source: Source, told: _Telling) -> Iterator[tuple[int, Any] | None]:
@@ -137,7 +156,7 @@ class _Telling:
             self.say(ended=False)
         self._last_s = time.monotonic()
 
-    def say(self, ended: bool) -> None:
+    def say(self, ended: bool, glance: bool = False) -> None:
         """Say what is new."""
         session, source = self._session, self._source
         changed = min(session.finished_rows, default=self._rows)
@@ -158,6 +177,7 @@ class _Telling:
                 getattr(source, "live", False) and not ended,
                 ended,
                 _trouble(source, session) if ended else "",
+                glance,
             )
         )
         self._rows = len(session.table)

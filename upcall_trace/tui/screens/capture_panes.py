@@ -124,7 +124,7 @@ class CapturePanes(Widget):
         found = event.found
         known = self.recording.header.notes
         if isinstance(found, Capture):
-            self.recording.take_whole(found)
+            self.recording.take_whole(found, event.rows)
         else:
             self.following |= found.live and not self.recording.live and not found.first
             self.recording.take_grown(found)
@@ -167,7 +167,7 @@ class CapturePanes(Widget):
         if empty or self.ladder.place != before:
             self._look()
         self.tell_top()
-        if self.work.walk is None:
+        if self.work.walk is None and not self.recording.glance:
             self.call_after_refresh(self.work.start_walking)
 
     def _begin(self) -> None:

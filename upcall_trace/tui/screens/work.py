@@ -28,6 +28,7 @@ from ...views.line_order import Rows
 from ...views.log_lines import LogRow, read_log
 from ...views.text import safe
 from ..data.browsed import Arranged, BrowsedCapture, Wanted, arrange
+from ..data.columns import RowsByConnection
 from ..data.export import export
 from ..data.findings import Batch
 from ..data.first_failure import FirstFailure
@@ -38,6 +39,8 @@ from ..data.walk import Moment, Walk, WalkProgress
 from ..panes.log_pane import trouble_row
 
 _READERS: Final = 2
+_AT_ONCE: Final = ("conn", "request", "t_ns", "answered", "latency_ns")
+"""What lines, timeline and findings are laid by: whole columns of the capture's index."""
 _SAY_EVERY_S: Final = 0.5
 
 
@@ -61,9 +64,11 @@ class Work:
     class Read(Message):
         """There is a capture, or more of one."""
 
-        def __init__(self, found: Capture | Grown) -> None:
+        def __init__(self, found: Capture | Grown, rows: RowsByConnection) -> None:
             super().__init__()
             self.found = found
+            self.rows = rows
+            """Of a whole capture."""
 
     class Walked(Message):
         """The diagnosis has come on."""
@@ -237,11 +242,13 @@ class Work:
         )
 
     def _show(self, found: Capture | Grown) -> None:
+        rows = RowsByConnection()
         if isinstance(found, Capture):
             operations = found.operations  # read here, not when the screen wants them
             with ThreadPoolExecutor(_READERS) as readers:
-                list(readers.map(operations.column, operations.names()))
-        self._told.post_message(self.Read(found))
+                list(readers.map(operations.column, _AT_ONCE))
+            rows.extend(operations)
+        self._told.post_message(self.Read(found, rows))
 
     def _walk(self) -> None:
         worker, given = get_current_worker(), self._given
