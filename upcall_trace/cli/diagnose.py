@@ -230,6 +230,11 @@ def _read_line(told: LogInput) -> str:
     parts = [f"{told.kind}, {told.lines} lines, {told.understood} concern upcall"]
     if told.seems:
         parts = [f"{told.lines} lines; it is {told.seems}"]
+    if told.unknown:
+        parts.append(
+            f"{told.unknown} about upcall in words that are not known, the first is line "
+            f"{told.first_unknown}"
+        )
     if told.sandboxes:
         names = ", ".join(short(each) for each in told.sandboxes[:_GUESTS_TOLD])
         more = len(told.sandboxes) - _GUESTS_TOLD

@@ -74,11 +74,11 @@ def read_stream(name: str, stream: IO[bytes], sandbox: str | None = None) -> Log
     told = LogInput(name, Option.FOUND, name)
     scanner = Scanner(wanted())
     log = LogFile(Path(name), stream)
-    for said in understood(scanner, log.blocks(), name):
+    for said in understood(scanner, log.blocks(), name, lambda line: _strange(told, line)):
         _count(told, said, stories.feed(said))
     stories.finish()
     told.lines = scanner.lines
-    if not (told.understood or told.of_others):
+    if not (told.understood or told.of_others or told.unknown):
         told.seems = _seems(scanner.first, log.torn)
     return Logs([told], list(stories.guests.values()))
 
@@ -108,7 +108,9 @@ class _LogStream:
     def read(self, span: Span, progress: Progress | None) -> Iterator[Understood]:
         file = self.input.file
         last_ns: int | None = None
-        lines: Iterable[Understood] = understood(self.scanner, self.log.blocks(progress), file)
+        lines: Iterable[Understood] = understood(
+            self.scanner, self.log.blocks(progress), file, lambda line: _strange(self.input, line)
+        )
         if self.turned:
             lines = reversed([*islice(lines, _TURNED)])
         for said in lines:
@@ -124,7 +126,7 @@ class _LogStream:
         told.from_ns = self.first_wall or told.from_ns
         last = [*lines_of(LogEntry(1, self.scanner.last), None)] if self.scanner.last else []
         told.to_ns = max((ns for line in last if (ns := line.wall_ns)), default=told.to_ns)
-        if not (told.understood or told.of_others):
+        if not (told.understood or told.of_others or told.unknown):
             told.seems = _seems(start, self.log.torn)
         wrong = None
         if told.option is Option.CONSOLE and told.of_vmm and not told.of_guest:
@@ -223,6 +225,11 @@ def _timed(
         yield latest, stream, said
 
 
+def _strange(told: LogInput, line: LogLine) -> None:
+    told.unknown += 1
+    told.first_unknown = told.first_unknown or line.number
+
+
 def _count(told: LogInput, said: Understood, whose: str | None) -> None:
     line, matches = said
     if whose is None:
@@ -295,5 +302,7 @@ def nothing_understood(logs: Logs) -> NothingRun:
             seems = f"{names}'s log, a VMM without upcall" if names else ""
         if not seems and no_vm:
             seems = "of a runtime that refused its own configuration: no VM was started"
+        if not seems and told.unknown:
+            seems = "a log that speaks of upcall in words that are not known here"
         parts.append(f"{told.file} is {seems or 'a log in which nothing concerns upcall'}")
     return NothingRun(f"nothing was shown to be well: {'; '.join(parts)}")

@@ -159,5 +159,9 @@ def summary(each: Diagnosed) -> str:
     """What was gone through, and how many findings of each severity there are."""
     where = f" on {each.connections} connections" if each.connections else ""
     if each.path is None and not each.operations:
-        return f"{each.lines} lines about upcall: {_counts(each.findings)}."
+        counts = _counts(each.findings)
+        if each.unknown:
+            counts += " in those that are understood" if not each.findings else ""
+            counts += f"; what {each.unknown} more mean cannot be told"
+        return f"{each.lines} lines about upcall: {counts}."
     return f"{each.operations} operations{where}: {_counts(each.findings)}."

@@ -41,6 +41,8 @@ class Diagnosed:
     """Why nobody knows what the guest looked like, where the capture names its machine."""
     lines: int = 0
     """Lines about upcall, of logs alone."""
+    unknown: int = 0
+    """Of logs alone, lines about upcall in words that are not known."""
     from_ns: int | None = None
     to_ns: int | None = None
     """When the recording began and ended, in nanoseconds since 1970, where that is known."""
@@ -148,5 +150,6 @@ def diagnose_logs(logs: Logs) -> Diagnosed:
     lines = sum(told.understood for told in logs.inputs)
     names = ", ".join(Path(told.file).name for told in logs.inputs)
     return Diagnosed(
-        None, logs.findings(), operations, 0, not logs.torn, lines=lines, file=names
+        None, logs.findings(), operations, 0, not logs.torn, lines=lines, unknown=logs.unknown,
+        file=names,
     )  # fmt: skip

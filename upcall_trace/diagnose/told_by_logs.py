@@ -39,6 +39,10 @@ class LogInput:
     torn: bool = False
     seems: str = ""
     """What it is instead, where nothing in it concerns upcall."""
+    unknown: int = 0
+    """Lines about upcall in words that are not known."""
+    first_unknown: int | None = None
+    """The first of them."""
     of_guest: int = 0
     of_vmm: int = 0
     of_others: int = 0
@@ -77,6 +81,11 @@ class Logs:
     def concerns_upcall(self) -> bool:
         """Whether something of it is about upcall, or says that a guest died."""
         return any(guest.concerns_upcall for guest in self.guests)
+
+    @property
+    def unknown(self) -> int:
+        """Lines about upcall in words that are not known."""
+        return sum(told.unknown for told in self.inputs)
 
     @property
     def consoles(self) -> list[LoggedGuest]:

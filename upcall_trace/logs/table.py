@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final
 
@@ -23,6 +24,22 @@ _GUEST: Final = Table(guest_lines.ROWS)
 _CONSOLE: Final = "dmesg"
 _NUMBERS: Final = r'"MESSAGE"\s*:\s*\['
 """How a journal's message begins that is written as numbers; words cannot be found in it."""
+_STRANGE_GUEST: Final = re.compile(r"db-(?:dev-mgr|upcall-srv)\b|db_devmgr_\w{1,32}(?!\+0x)\b ?:")
+_STRANGE_VMM: Final = re.compile(
+    r"(?<![\w./-])(?<!GSS )(?<!gssd )[Uu]pcall [a-z']|get vcpu event"
+    r"|\bUpcall(?:Server|Client|Is)\w{0,64}"
+)
+_STRANGE_ANCHORS: Final = (
+    "db-dev-mgr",
+    "db-upcall-srv",
+    "db_devmgr_",
+    "upcall ",
+    "get vcpu event",
+    "UpcallServer",
+    "UpcallClient",
+    "UpcallIs",
+)
+_OURS: Final = ("kata", "dragonball", "containerd", "runtime-rs", "dbs")
 _TOO_COMMON: Final = {
     # anchor: what stands for it when a whole log is searched
     "virtio": ("probe of virtio", "refuses features", "probe with driver virtio"),
@@ -47,6 +64,7 @@ def wanted() -> Finder:
     for row in ROWS:
         for anchor in row.anchors:
             anchors.update(dict.fromkeys(_TOO_COMMON.get(anchor, (anchor,))))
+    anchors.update(dict.fromkeys(_STRANGE_ANCHORS))
     words = "|".join(re2.escape(anchor) for anchor in anchors)
     pattern: Finder = re2.compile(f"{words}|{_NUMBERS}".encode())
     return pattern
@@ -64,9 +82,29 @@ def understand(line: LogLine) -> Sequence[Match]:
     return [*said, *heard] if said and heard else said or heard
 
 
-def understood(scanner: Scanner, blocks: Iterable[bytes], file: str | None) -> Iterator[Understood]:
-    """The lines of a log that say something of the table, in their order."""
+def understood(
+    scanner: Scanner,
+    blocks: Iterable[bytes],
+    file: str | None,
+    strange: Callable[[LogLine], object] | None = None,
+) -> Iterator[Understood]:
+    """The lines of a log that say something of the table, in their order.
+
+    `strange` is told the others that speak of upcall: a newer release may say them.
+    """
     for entry in scanner.entries(blocks):
         for line in lines_of(entry, file):
             if matches := understand(line):
                 yield Understood(line, matches)
+            elif strange is not None and _is_strange(line):
+                strange(line)
+
+
+def _is_strange(line: LogLine) -> bool:
+    """Whether a line is of upcall, in words that no row has. Other programs have upcalls, too."""
+    if _STRANGE_GUEST.search(line.text):
+        return True
+    if line.guest_ns is not None or _STRANGE_VMM.search(line.text) is None:
+        return False
+    speakers = [name for name in (line.program, line.subsystem) if name is not None]
+    return not speakers or any(name.startswith(_OURS) for name in speakers)
