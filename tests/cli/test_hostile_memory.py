@@ -20,7 +20,7 @@ import pytest
 
 from dissectors.constants import Arch
 from tests.cli.test_attacks import HOSTILE, ROOM
-from tests.support import command, golden, write_capture
+from tests.support import DISK, answer, ask, command, connect, golden, write_capture
 from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.frames import MAGIC, frame
 from upcall_trace.capture.records import Chunk, Header
@@ -43,8 +43,10 @@ COMMANDS: Final = {
     "bundle": "bundle IN -o OUT.tgz", "redacted": "bundle --redact IN -o OUT.tgz",
     "tui": "tui IN", "peek": "peek IN", "memory": "diagnose --memory IN",
     "console": "diagnose --console IN", "vmm-log": "diagnose --vmm-log IN",
-    "world": "diagnose EMPTY --world IN", "matchers": "replay EMPTY --to GUEST --match-file IN",
-    "baseline": "diagnose EMPTY --baseline IN", "fleet": "fleet add -j 1 OUT IN",
+    "world": "diagnose ONE --world IN", "matchers": "replay ONE --to GUEST --match-file IN",
+    "baseline": "diagnose ONE --baseline IN", "fleet": "fleet add -j 1 OUT IN",
+    "map": "replay ONE --to GUEST --map IN", "recording": "conform --to GUEST --recording IN",
+    "resume": "conform --to GUEST --recording ONE --resume IN",
 }  # fmt: skip
 
 
@@ -123,7 +125,8 @@ class Ended(NamedTuple):
 def run(name: str, path: Path, folder: Path) -> Ended:
     """A command on a file, as a process of its own."""
     empty = write_capture(folder / "empty.upcap", [])
-    places = {"IN": path, "EMPTY": empty, "GUEST": folder / "g"}
+    one = write_capture(folder / "one.upcap", [*connect(), ask(DISK, 2000), answer(DISK, 5000)])
+    places = {"IN": path, "EMPTY": empty, "ONE": one, "GUEST": folder / "g"}
     words = [
         str(places.get(word) or word.replace("OUT", str(folder / "out")))
         for word in COMMANDS[name].split()

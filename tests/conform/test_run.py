@@ -157,7 +157,12 @@ def test_a_run_that_was_broken_off_goes_on_where_it_was(
             run(other, asker(guest), kept)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"v": 2}', '{"v": 1, "run": 3}', "\0" * 40])
+ENDLESS = '{"v": 1, "run": "", "case": 1e999, "asked": 0}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"v": 2}', '{"v": 1, "run": 3}', "\0" * 40, "[" * 100_000, ENDLESS]
+)
 def test_a_file_that_keeps_no_place(guest: SimulatedGuest, tmp_path: Path, text: str) -> None:
     kept = tmp_path / "place.json"
     kept.write_text(text)

@@ -47,8 +47,10 @@ def parse_toml(raw: bytes) -> dict[str, Any]:
         table = tomllib.loads(raw.decode("utf-8"))
     except RecursionError:
         raise BadToml("its values are nested too deeply") from None
-    except ValueError as error:  # the parser's own, of the encoding, and of endless digits
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadToml(str(error)) from None
+    except ValueError:  # Python converts no endless digits, and its words are not for users
+        raise BadToml("a number has too many digits") from None
     waiting: list[Any] = [table]
     while waiting:
         value = waiting.pop()

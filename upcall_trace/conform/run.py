@@ -157,7 +157,7 @@ def _resumed(path: Path, wish: Wish) -> tuple[int, int]:
         told, number, asked = str(place["run"]), int(place["case"]), int(place["asked"])
     except OSError as error:
         raise UnreadableInput(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise UnreadableInput(f"{path} does not keep the place of a run") from None
     if told != wish.identity() or number < 0 or asked < 0:
         raise WrongUsage(f"{path} is of another run: other --seed, --count, --allow or world")
