@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dissectors.constants import EEXIST, MessageType
 from dissectors.hvsock import connect_line, ok_line
-from dissectors.messages import cpu_request, hello, mmio_request, pci_request
+from dissectors.messages import Request, cpu_request, hello, mmio_request, pci_request
 from upcall_trace.capture.records import Chunk, Header, Open, Record
 from upcall_trace.capture.writer import CaptureWriter
 from upcall_trace.trace.decoding import Session
@@ -25,12 +25,7 @@ REPEATS = 5
 
 def records(operations: int) -> Iterator[Record]:
     """A connection with `operations` operations of four kinds, one in four of them refused."""
-    yield Open(0, 1)
-    yield Chunk(1, 1, True, connect_line().raw)
-    yield Chunk(2, 1, False, ok_line(1).raw)
-    yield Chunk(3, 1, True, b"d")
-    yield Chunk(4, 1, False, hello().encode())
-    requests = [
+    requests: list[Request] = [
         mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5),
         cpu_request(MessageType.ADD_CPU, [1, 2]),
         pci_request(MessageType.ADD_PCI, 0, 3),
@@ -40,8 +35,34 @@ def records(operations: int) -> Iterator[Record]:
         (request.encode(), request.reply(EEXIST if place == 0 else 0).encode())
         for place, request in enumerate(requests)
     ]
+    yield from _connection(operations, lambda number: pairs[number % 4])
+
+
+def successes(operations: int) -> Iterator[Record]:
+    """The same, of devices that come and go; one request in a thousand is refused."""
+    window = mmio_request(MessageType.ADD_MMIO, 0xE0006000, 0x2000, 5)
+    requests: list[Request] = [
+        window,
+        pci_request(MessageType.ADD_PCI, 0, 3),
+        mmio_request(MessageType.DEL_MMIO, 0xE0006000, 0x2000, 5),
+        pci_request(MessageType.DEL_PCI, 0, 3),
+    ]
+    pairs = [(request.encode(), request.reply(0).encode()) for request in requests]
+    refused = (window.encode(), window.reply(EEXIST).encode())
+    yield from _connection(
+        operations, lambda number: refused if number % 1000 == 0 else pairs[number % 4]
+    )
+
+
+def _connection(operations: int, pair: Callable[[int], tuple[bytes, bytes]]) -> Iterator[Record]:
+    """One connection, and the bytes of each request and its reply."""
+    yield Open(0, 1)
+    yield Chunk(1, 1, True, connect_line().raw)
+    yield Chunk(2, 1, False, ok_line(1).raw)
+    yield Chunk(3, 1, True, b"d")
+    yield Chunk(4, 1, False, hello().encode())
     for number in range(operations):
-        request, reply = pairs[number % 4]
+        request, reply = pair(number)
         yield Chunk(1000 * number + 10, 1, True, request)
         yield Chunk(1000 * number + 400, 1, False, reply)
 

@@ -26,6 +26,8 @@ from .rows import Row
 LARGEST = int(os.environ.get("UPCALL_BENCH_LARGEST", "100000"))
 SIZES: Final = tuple(10**power for power in range(3, 8))
 _ROUNDS = 3
+_MOST_WITH_FINDINGS: Final = 1_000_000
+"""Findings are kept until the end: beyond, they would take gigabytes."""
 _LONG = 1_000_000
 """From so many operations on a figure is of one round."""
 _OTHERS: Final = {
@@ -91,8 +93,18 @@ def _of_size(size: int, folder: Path) -> Iterator[Row]:
     for name in ("opened", "filtered"):
         one = _middle([_child(name, size, folder) for _ in range(rounds)])
         yield _row(name, one.seconds * 1000, "ms", size, one)
+    for name in ("info", "shown, what matches little"):
+        one = _middle([_child(name, size, folder) for _ in range(rounds)])
+        yield _row(name, one.cpu_s, "s", size, one)
+    if size <= _MOST_WITH_FINDINGS:
+        one = _middle([_child("diagnosed", size, folder) for _ in range(rounds)])
+        yield _row(
+            "diagnosed, three findings at four", size / one.seconds, "operations/s", size, one
+        )
+    (folder / "c.upcap").unlink()
+    _child("write what mostly succeeds", size, folder)
     one = _middle([_child("diagnosed", size, folder) for _ in range(rounds)])
-    yield _row("diagnosed", size / one.seconds, "operations/s", size, one)
+    yield _row("diagnosed, one in a thousand fails", size / one.seconds, "operations/s", size, one)
 
 
 def _times(theirs: list[_Took], ours: list[_Took]) -> float:
@@ -150,6 +162,21 @@ def _write(size: int, folder: Path) -> Work:
     def work() -> None:
         with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
             for record in records(size):
+                writer.write(record)
+
+    return work
+
+
+def _write_successes(size: int, folder: Path) -> Work:
+    """Devices come and go on one connection, and one request in a thousand is refused."""
+    from upcall_trace.capture.records import Header
+    from upcall_trace.capture.writer import CaptureWriter
+
+    from .decoding import successes
+
+    def work() -> None:
+        with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
+            for record in successes(size):
                 writer.write(record)
 
     return work
@@ -326,6 +353,16 @@ def _filter(size: int, folder: Path) -> Work:
     return work
 
 
+def _command(*arguments: str) -> Callable[[int, Path], Work]:
+    """A command as users give it, all of its process."""
+
+    def made(_: int, folder: Path) -> Work:
+        command = [sys.executable, "-m", "upcall_trace", *arguments, str(folder / "c.upcap")]
+        return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+    return made
+
+
 def _diagnose(size: int, folder: Path) -> Work:
     from upcall_trace.diagnose.run import diagnose
 
@@ -352,7 +389,10 @@ _STEPS: Final[dict[str, Callable[[int, Path], Work]]] = {
     "indexed": _index,
     "opened": _open,
     "filtered": _filter,
+    "info": _command("info"),
+    "shown, what matches little": _command("show", "--filter", "latency > 1s"),
     "diagnosed": _diagnose,
+    "write what mostly succeeds": _write_successes,
 }
 
 

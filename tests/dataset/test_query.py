@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 from tests.dataset.fleets import captures
 from upcall_trace.dataset.fleet import add, find_sources, workers
 from upcall_trace.dataset.query import DayRange, ask, failures, find_row, latency, new, query
+from upcall_trace.dataset.schema import FLEET
 from upcall_trace.dataset.stored import Dataset
 from upcall_trace.diagnose.whole_capture import WholeCapture
-from upcall_trace.errors import Unreachable, WrongUsage
+from upcall_trace.errors import Unreachable, UnreadableInput, WrongUsage
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,34 @@ def test_sql_reads_no_file_and_changes_nothing(dataset: Dataset, sql: str) -> No
     with pytest.raises(WrongUsage):
         query(dataset, sql)
     assert secret
+
+
+def test_no_other_file_of_a_dataset_is_read_than_those_that_count(dataset: Dataset) -> None:
+    for name in ("fleet.json", "operations/../fleet.json", "commits/*.json"):
+        with pytest.raises(WrongUsage, match="disabled by configuration"):
+            query(dataset, f"SELECT * FROM read_text('{dataset.url}/{name}')")
+
+
+@pytest.mark.parametrize("place", ["it's", "day=1/set"])
+def test_where_a_dataset_is_and_who_reads_its_files_change_no_answer(
+    dataset: Dataset, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(dataset.url, tmp_path / place)
+    there = Dataset(str(tmp_path / place))
+    asked = [f"SELECT * FROM {name} ORDER BY ALL" for name in FLEET]
+    answers = [query(there, sql) for sql in asked]
+    monkeypatch.setattr(Dataset, "local_files", lambda *_: [])  # all of it by Arrow's scans
+    for sql, answer in zip(asked, answers, strict=True):
+        assert answer == query(dataset, sql)
+        assert answer.schema == query(there, sql).schema
+
+
+def test_a_file_that_is_gone_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(dataset.url, tmp_path / "set")
+    for path in (tmp_path / "set" / "operations").rglob("*.parquet"):
+        path.unlink()
+    with pytest.raises(UnreadableInput, match="the dataset's operations cannot be read"):
+        query(Dataset(str(tmp_path / "set")), "SELECT * FROM captures")
 
 
 def test_a_column_that_is_none_is_told(dataset: Dataset) -> None:

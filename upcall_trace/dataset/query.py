@@ -1,7 +1,8 @@
 """Questions to a fleet's dataset: SQL of the user's, and ready ones. docs/fleet.md.
 
-SQL runs in DuckDB over Arrow scans of the dataset's own files. DuckDB itself may open no file and
-reach no network, and nobody can change that: what a user writes is no way into the machine.
+SQL runs in DuckDB. Files of this machine it reads itself, which is several times as fast; those of
+any other place it gets as Arrow scans. It may open the dataset's own files and no other, and reach
+no network, and nobody can change that: what a user writes is no way into the machine.
 
 A ready question is asked in two steps, so that many machines can share it: `part` of some files,
 `whole` of the parts together. On one machine there is one part.
@@ -16,7 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import WrongUsage
+from ..errors import UnreadableInput, WrongUsage
 from .parquet import pyarrow_or_refuse
 from .schema import FLEET, Row
 from .stored import DataFile, Dataset, pieces_of
@@ -193,8 +194,9 @@ def find_row(dataset: Dataset, name: str) -> FoundRow:
 
 def _run(dataset: Dataset, sql: str, pieces: Sequence[DataFile]) -> pyarrow.Table:
     with tempfile.TemporaryDirectory(prefix="upcall-fleet-") as folder:
-        tables = {name: dataset.table(name, pieces) for name in FLEET}
-        return _answer(_locked(tables, folder), sql)
+        files = {name: dataset.local_files(name, pieces) for name in FLEET}
+        tables = {name: dataset.table(name, pieces) for name, paths in files.items() if not paths}
+        return _answer(_locked(tables, folder, files), sql)
 
 
 def _only_select(sql: str) -> None:
@@ -208,8 +210,10 @@ def _only_select(sql: str) -> None:
         raise WrongUsage("give one SELECT: a dataset is asked, and not changed, by SQL")
 
 
-def _locked(tables: Mapping[str, Any], folder: str) -> duckdb.DuckDBPyConnection:
-    """A database in memory that sees these tables and nothing else."""
+def _locked(
+    tables: Mapping[str, Any], folder: str, files: Mapping[str, Sequence[str]] | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A database in memory that sees these tables, and those in these files, and nothing else."""
     try:
         import duckdb
     except ImportError:
@@ -218,16 +222,36 @@ def _locked(tables: Mapping[str, Any], folder: str) -> duckdb.DuckDBPyConnection
         ":memory:",
         config={"temp_directory": folder, "memory_limit": MEMORY, "threads": 2},
     )
+    sources = {name: f"_{name}" for name in tables}
     for name, table in tables.items():
         connection.register(f"_{name}", table)
-        connection.execute(f"CREATE VIEW {name} AS SELECT {_VIEWS.get(name, '')}* FROM _{name}")
+    allowed: list[str] = []
+    for name, paths in (files or {}).items():
+        if paths:
+            sources[name] = (
+                f"read_parquet({_text_list(paths)}, hive_partitioning = true, "
+                "hive_types_autocast = false)"
+            )
+            allowed += paths
+    for name, source in sources.items():
+        view = f"CREATE VIEW {name} AS SELECT {_VIEWS.get(name, '')}* FROM {source}"
+        try:
+            connection.execute(view)
+        except duckdb.Error as error:
+            raise UnreadableInput(f"the dataset's {name} cannot be read: {error}") from None
     for setting in (
+        f"allowed_paths = {_text_list(allowed)}",
         "python_enable_replacements = false",
         "enable_external_access = false",
         "lock_configuration = true",
     ):
         connection.execute(f"SET {setting}")
     return connection
+
+
+def _text_list(texts: Sequence[str]) -> str:
+    """Texts as SQL has a list of them."""
+    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
 
 
 def _answer(connection: duckdb.DuckDBPyConnection, sql: str) -> pyarrow.Table:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _ABOUT: Final = "fleet.json"
 _PART: Final = ".part"
 _COMMITS: Final = "commits"
+_MEANT: Final = frozenset("*?[=")
+"""Characters of a path that DuckDB takes for a pattern of names, or for a column's value."""
 _GROUP: Final = 1 << 17
 """Rows of a row group: what a writer holds in memory of each table and day."""
 
@@ -162,6 +164,12 @@ class Dataset:
             paths, schema=schema, filesystem=self.fs, format="parquet", partitioning=days,
             partition_base_dir=self._at(name),
         )  # fmt: skip
+
+    def local_files(self, name: str, pieces: Iterable[DataFile]) -> list[str]:
+        """The same as names of files of this machine; none where DuckDB cannot open them so."""
+        if "file" not in self.fs.protocol or _MEANT & set(self.root):
+            return []
+        return [self._at(piece.path) for piece in pieces if piece.table == name]
 
     def rewritten(self, commit: Commit, batch: str, gone: set[str]) -> list[DataFile]:
         """The files of a commit without the rows of some sources, by digest and by URL."""
