@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dissectors.constants import MessageType
+from dissectors.constants import Arch, MessageType
 from dissectors.events import RequestReceived
 from dissectors.messages import Request, cpu_request, hello, mmio_request, pci_request
 from tests.support import each_recording, records_of, write_capture
@@ -27,6 +28,7 @@ from upcall_trace.diagnose.rules.registry import Cue, rules
 from upcall_trace.diagnose.situation import Situation
 from upcall_trace.diagnose.successes import take_run
 from upcall_trace.kernel.model import Guest, ServiceThread
+from upcall_trace.kernel.noted_world import world_notes
 from upcall_trace.kernel.world import PciDevice, World, kata_pod
 from upcall_trace.trace.streams import in_bulk
 
@@ -129,11 +131,40 @@ REQUESTS = st.sampled_from(
 )  # fmt: skip
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([1, 1, 1, 2]), REQUESTS, st.integers(0, 60)), max_size=25),
-    st.booleans(),
-    st.sampled_from([1000, 300_000_000]),
+WORLDS = st.sampled_from(
+    [
+        kata_pod(),
+        kata_pod(kernel="5.10", cpus=3),
+        kata_pod(kernel="6.12", cpus=2),
+        kata_pod(Arch.AARCH64, cpus=2),
+        World(nr_cpu_ids=4, vcpus_running=(0, 1, 2)),
+        World(needs_boot_mmio=True, pci_buses=(0,)),
+        replace(kata_pod(), pci=(PciDevice(0, 4), PciDevice(0, 4, 1), PciDevice(0, 9, probe_ms=3))),
+    ]
 )
+ASKED = st.lists(
+    st.tuples(st.sampled_from([1, 1, 1, 2]), REQUESTS, st.integers(0, 60)), max_size=25
+)
+
+
+@given(WORLDS, WORLDS, ASKED)
+def test_any_world_in_the_header_or_given(
+    tmp_path_factory: pytest.TempPathFactory,
+    world: World,
+    other: World,
+    asked: list[tuple[int, Request, int]],
+) -> None:
+    """The recorded guest's own, which its header notes, and another one, which is not right."""
+    path = write_capture(
+        tmp_path_factory.mktemp("bulk") / "x.upcap",
+        conversation(asked, world, 1000),
+        Header("test", arch=world.arch.value, notes=world_notes(world)),
+    )
+    for given_world in (None, other):
+        assert told(path, given_world, bulk=True)[:2] == told(path, given_world, bulk=False)[:2]
+
+
+@given(ASKED, st.booleans(), st.sampled_from([1000, 300_000_000]))
 def test_what_a_guest_answers(
     tmp_path_factory: pytest.TempPathFactory,
     asked: list[tuple[int, Request, int]],

@@ -8,7 +8,7 @@ a recording may lack connections. What the wire says is each family's own: `rule
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 from dissectors.constants import (
@@ -18,13 +18,14 @@ from dissectors.constants import (
     EIO,
     HANDLED_TYPES,
     MAGIC_VERSION,
+    MESSAGE_SIZE,
     MessageType,
 )
 from dissectors.messages import MmioRequest, PciRequest, Request
 
 from .. import codes
 from ..kernel.model import Guest, ServiceThread
-from ..kernel.outcome import Fate, Outcome
+from ..kernel.outcome import Done, Fate, Outcome
 from ..kernel.vmm_actions import carry_out
 from ..kernel.world import World
 from .finding import Cause, Ref, maybe, sure
@@ -105,21 +106,32 @@ class ModelGuest:
         if self._guest is not None:
             carry_out(self._guest, action)
 
-    def request(self, ref: Ref, piece: bytes) -> None:
-        """The guest received this."""
+    def request(self, ref: Ref, piece: bytes, meant: Request) -> None:
+        """The guest received this; with what its buffer held before, it means `meant`."""
         connection = self._connections.get(ref.conn)
         if self._guest is None or connection is None:
             self.part()
             return
-        self._outcomes[ref] = connection.receive(piece)
+        self._outcomes[ref] = connection.receive(
+            piece, meant if len(piece) == MESSAGE_SIZE else None
+        )
         if self._guest.lock.stuck and self.stuck_by is None:
             self.stuck_by = ref
 
-    def agrees(self, conn: int, request: Request, load: int | None) -> bool:
+    def agrees(
+        self, conn: int, load: int | None, command: Callable[..., Done], *about: object
+    ) -> bool:
         """It executes a request that the recording shows to have succeeded at once, with this load
-        in the reply; from where it expects anything else on, it does not testify."""
+        in the reply; from where it expects anything else on, it does not testify.
+
+        `command` is what of the guest does what the request says, for `about`.
+        """
         connection = self._connections.get(conn)
-        if self._guest is None or connection is None or not connection.succeeds(request, load):
+        if (
+            self._guest is None
+            or connection is None
+            or not connection.succeeds(load, command, *about)
+        ):
             self.part()
         return self._guest is not None
 

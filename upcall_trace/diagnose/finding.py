@@ -38,7 +38,7 @@ def maybe(*told: Code) -> list[Cause]:
     return [Cause(code, inferred=True) for code in told]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Told:
     """The four sentences of a finding, and what it rests on besides its own request.
 

@@ -54,7 +54,7 @@ class Judging:
     def asked(self, at: Situation) -> None:
         """A request was sent."""
         if self.model:
-            self.model.request(at.ref, at.event.raw[: at.event.size])
+            self.model.request(at.ref, at.event.raw[: at.event.size], at.request)
         self.lock.asked(at)
         if at.is_pci:
             self.open_pci[at.ref] = at

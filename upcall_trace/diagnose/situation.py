@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from dissectors.constants import (
@@ -118,7 +119,7 @@ class Situation:
         if said is not None and said.count and not said.ids:
             cpus = "CPU" if said.count == 1 else "CPUs"
             return f"{op_name(self.request.msg_type)} of {said.count} {cpus}"
-        return f"{op_name(self.request.msg_type)} {fields_text(self.request.fields())}".strip()
+        return _op_text(self.request)
 
     @property
     def ret(self) -> int | None:
@@ -180,6 +181,12 @@ class Situation:
     @property
     def is_pci(self) -> bool:
         return self.request.msg_type in PCI_TYPES
+
+
+@lru_cache(4096)
+def _op_text(request: Request) -> str:
+    """Many findings tell of a few requests."""
+    return f"{op_name(request.msg_type)} {fields_text(request.fields())}".strip()
 
 
 REMOVALS: Final = frozenset({MessageType.DEL_MMIO, MessageType.DEL_PCI})

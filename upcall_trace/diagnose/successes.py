@@ -29,12 +29,13 @@ from dissectors.constants import (
     Arch,
 )
 from dissectors.events import ReplyReceived, RequestReceived
-from dissectors.messages import Request, decode_reply, decode_request
+from dissectors.messages import Reply, Request, decode_reply, decode_request
 from dissectors.slots import positional
 
 from .. import codes
 from ..capture.records import Begins, Record
 from ..capture.runs import MessageRun
+from ..kernel.model import Guest
 from ..trace.decoding import Watch
 from ..trace.operation_table import NoTable
 from .causes import learn_cpus, learn_device
@@ -170,7 +171,9 @@ class _Passing:
         self._diagnosis = diagnosis
         self._run = run
         self._lines: dict[int, _PassingLine | None] = {}
-        self._requests: dict[bytes, Request] = {}
+        self._arch = diagnosis.session.arch
+        self._requests: dict[bytes, tuple[bytes, Request]] = {}
+        self._replies: dict[tuple[bytes, type], tuple[bytes, Reply]] = {}
         self._calm: bool | None = None
         places = np.arange(len(run))
         self._conn: list[int] = run.conn.tolist()
@@ -190,11 +193,9 @@ class _Passing:
 
     def look_at(self, place: int, line: _PassingLine) -> list[Finding]:
         """What the request and its answer that begin there bring to light."""
-        diagnosis, run, number = self._diagnosis, self._run, line.number + line.count
-        arch = diagnosis.session.arch
-        raw, answer = run.data(place), run.data(place + 1)
-        request = decode_request(raw, arch)
-        reply = decode_reply(answer, arch, request)
+        diagnosis, number = self._diagnosis, line.number + line.count
+        raw, request = self._request(place)
+        answer, reply = self._reply(place + 1, request)
         asked = _request_received(number, len(raw), request, raw, 0, None, None, None)
         diagnosis.now_ns = self._t_ns[place]
         found = diagnosis.asked(self._conn[place], line.watched, asked)
@@ -234,8 +235,12 @@ class _Passing:
             if adding and not history.cpus.keys().isdisjoint(ids):
                 return False
         predicted = False
-        if judging.model is not None and judging.model.guest is not None:
-            predicted = judging.model.agrees(conn, self._request(place), load)
+        if (model := judging.model) is not None and model.guest is not None:
+            if key is None:
+                predicted = model.agrees(conn, load, Guest.execute, self._request(place)[1])
+            else:
+                command = Guest.mmio if msg_type in MMIO_TYPES else Guest.pci_function
+                predicted = model.agrees(conn, load, command, adding, *key)
         ref = Ref(conn, line.number + line.count)
         line.count += 1
         line.last, line.last_ret = place, 0
@@ -263,15 +268,27 @@ class _Passing:
         watched.hold(ref, msg_type in PCI_TYPES, 0, load or 0, load is not None)
         return True
 
-    def _request(self, place: int) -> Request:
-        """The request there; most were sent before, with the same bytes."""
+    def _request(self, place: int) -> tuple[bytes, Request]:
+        """The request there, with its bytes; most were sent before."""
+        stored = self._stored(place)
+        found = self._requests.get(stored)
+        if found is None:
+            raw = self._run.data(place)
+            found = self._requests[stored] = raw, decode_request(raw, self._arch)
+        return found
+
+    def _reply(self, place: int, request: Request) -> tuple[bytes, Reply]:
+        """The same of a reply to this request."""
+        about = self._stored(place), type(request)
+        found = self._replies.get(about)
+        if found is None:
+            raw = self._run.data(place)
+            found = self._replies[about] = raw, decode_reply(raw, self._arch, request)
+        return found
+
+    def _stored(self, place: int) -> bytes:
         begin = self._begin[place]
-        stored = self._run.block[begin : begin + self._size[place]]
-        if stored not in self._requests:
-            self._requests[stored] = decode_request(
-                self._run.data(place), self._diagnosis.session.arch
-            )
-        return self._requests[stored]
+        return self._run.block[begin : begin + self._size[place]]
 
     def _ids(self, place: int) -> bytes:
         """The APIC ids that a request means."""

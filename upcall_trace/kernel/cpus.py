@@ -45,6 +45,8 @@ class X86Cpus:
         self._running = running
         self.table = dict(enumerate(world.cpus_online))
         self.online = set(self.table)
+        self.lost: set[int] = set()
+        """Numbers of CPUs that run without an APIC id: nothing brings it back."""
         self.forbidden = False
         """A PCI device is being probed: no CPU may come or go."""
         self._dead: set[int] = set()
@@ -53,11 +55,6 @@ class X86Cpus:
         if not world.is_old:
             ids += [cpu for cpu in world.boot_table if cpu not in world.cpus_online]
         self._numbers = {cpu: number for number, cpu in enumerate(ids[: world.nr_cpu_ids])}
-
-    @property
-    def lost(self) -> set[int]:
-        """Numbers of CPUs that run without an APIC id."""
-        return self.online - self.table.keys()
 
     def online_ids(self) -> list[int]:
         """APIC ids of the CPUs that are online and have one, by number."""
@@ -72,8 +69,9 @@ class X86Cpus:
     def add(self, request: CpuRequestX86 | CpuRequestArm) -> int:
         """ADD_CPU: the number of ids handled; raises FailedError or HangError."""
         ids = _ids(request)
-        if any(self._look_up(cpu) is not None for cpu in ids):
-            raise FailedError(EINVAL, codes.CPU_ALREADY_KNOWN)
+        for cpu in ids:
+            if self._look_up(cpu) is not None:
+                raise FailedError(EINVAL, codes.CPU_ALREADY_KNOWN)
         for done, cpu in enumerate(ids):
             self._lock.take()
             partly = (codes.PARTIAL_CPU_ADD,) if done else ()
@@ -83,6 +81,7 @@ class X86Cpus:
             if number in self.online:
                 # Its device object is zeroed before sysfs refuses a second one of that name.
                 self.table.pop(number, None)
+                self.lost.add(number)
                 if cpu in self._changes.came:
                     self._changes.came.remove(cpu)
                 raise FailedError(EEXIST, codes.CPU_LOST_ITS_ID, *partly)
@@ -106,8 +105,9 @@ class X86Cpus:
         ids = _ids(request)
         if len(ids) >= (self._counted if self._world.is_old else len(self.online)):
             raise FailedError(EINVAL, codes.REMOVE_ALL_CPUS, load=0)
-        if any(self._look_up(cpu) is None for cpu in ids):
-            raise OopsError(codes.REMOVE_UNFINDABLE_CPU, lock_held=False)
+        for cpu in ids:
+            if self._look_up(cpu) is None:
+                raise OopsError(codes.REMOVE_UNFINDABLE_CPU, lock_held=False)
         for cpu in ids:
             number = self._look_up(cpu)
             if number == _BOOT_CPU:
@@ -138,11 +138,11 @@ class X86Cpus:
         Old kernels scan as many numbers as there are CPUs in the table, so a gap in the numbers
         hides the highest ones.
         """
+        number = self._numbers.get(cpu)
+        if number is None or self.table.get(number) != cpu:
+            return None
         reach = self._counted if self._world.is_old else self._world.nr_cpu_ids
-        for number, known in self.table.items():
-            if known == cpu and number < reach:
-                return number
-        return None
+        return number if number < reach else None
 
     def _number_for(self, cpu: int) -> int | None:
         """The number for an id that is to come up, None when there is none to be had."""

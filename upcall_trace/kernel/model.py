@@ -8,6 +8,7 @@ kernel says "by reading" where it is decided.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ from dissectors.messages import (
     hello,
 )
 from dissectors.services import DEVICE_MANAGER
-from dissectors.slots import positional
+from dissectors.slots import maker, positional
 
 from .. import codes
 from ..codes import Code
@@ -73,6 +74,10 @@ _DISK_ROLES: Final = ("blk", "disk")
 _PLAIN: Final = Done()
 _SCANNED: Final = Done(ret=None, cpus=Cpus.FORBID)
 _REMOVED: Final = Done(ret=None, cpus=Cpus.WAIT)
+_cpus_done = maker(
+    Done, {"ret": "0", "load": "load", "delay_ns": "0", "cpus": "none"}, "load",
+    none=Cpus.INDIFFERENT,
+)  # fmt: skip
 _window = positional(Window)
 _pci_device = positional(PciDevice)
 
@@ -145,25 +150,38 @@ class Guest:
     def begin(self) -> None:
         """A request is worked on: nothing is known of it yet."""
         self.lock.taken = False
-        self.changes.forget()
+        changes = self.changes
+        if changes.came or changes.went:
+            changes.forget()
 
     def execute(self, request: Request) -> Done:
         """Do what a request with a right magic asks for; raises one of this module's errors."""
         adds = request.msg_type in ADDING_TYPES
         match request:
             case CpuRequestX86() | CpuRequestArm():
-                return Done(load=(self.cpus.add if adds else self.cpus.remove)(request))
+                done: Done = _cpus_done((self.cpus.add if adds else self.cpus.remove)(request))
+                return done
             case MmioRequest():
-                return self._add_mmio(request) if adds else self._del_mmio(request)
+                if request.msg_size != MMIO_MSG_SIZE:
+                    raise FailedError(EINVAL, codes.MMIO_BAD_SIZE_FIELD)
+                return self.mmio(adds, request.mmio_base, request.mmio_size, request.mmio_irq)
             case PciRequest():
-                return self._add_pci(request) if adds else self._del_pci(request)
+                return self.pci_function(adds, request.busno, request.devfn)
         reserved = request.msg_type in RESERVED_TYPES
         raise FailedError(EPERM, codes.RESERVED_MEMORY_OP if reserved else codes.UNKNOWN_TYPE)
 
-    def _add_mmio(self, request: MmioRequest) -> Done:
-        self._check_mmio(request)
-        base, irq = request.mmio_base, request.mmio_irq
-        window = _window(base, request.mmio_size, irq, "", 0)
+    def mmio(self, adds: bool, base: int, size: int, irq: int) -> Done:
+        """An MMIO request with the right size field; raises as `execute` does."""
+        arm = self.world.arch is Arch.AARCH64
+        if irq > self.world.max_irq if arm else irq == 0:
+            raise FailedError(EINVAL, codes.MMIO_BAD_IRQ)
+        if self.world.needs_boot_mmio and not self.world.mmio:
+            # The parent's list of children, which both commands walk, does not exist yet.
+            raise OopsError(codes.MMIO_WITHOUT_BOOT_DEVICE, lock_held=False)
+        return self._add_mmio(base, size, irq) if adds else self._del_mmio(base, size, irq)
+
+    def _add_mmio(self, base: int, size: int, irq: int) -> Done:
+        window = _window(base, size, irq, "", 0)
         end = window.end
         same_irq, near = False, []
         for other in self.windows:
@@ -182,7 +200,7 @@ class Guest:
         ):
             raise FailedError(EBUSY, codes.MMIO_RESOURCE_BUSY)
         device = self._disks.get(base)
-        if device is not None and self._waits_for_ever(device, request.mmio_irq):
+        if device is not None and self._waits_for_ever(device, irq):
             self.lock.stuck = True
             self.hanging = window
             raise HangError(codes.DRIVER_HANGS)
@@ -203,9 +221,7 @@ class Guest:
             return all(window.irq != irq for window in self.windows)
         return self.world.arch is Arch.AARCH64 or irq < _LEGACY_IRQS
 
-    def _del_mmio(self, request: MmioRequest) -> Done:
-        self._check_mmio(request)
-        base, size, irq = request.mmio_base, request.mmio_size, request.mmio_irq
+    def _del_mmio(self, base: int, size: int, irq: int) -> Done:
         for place, window in enumerate(self.windows):
             if window.base == base and window.size == size and window.irq == irq:
                 self.lock.take()
@@ -216,20 +232,14 @@ class Guest:
                 return _PLAIN
         raise FailedError(ENODEV, codes.MMIO_NO_SUCH_DEVICE)
 
-    def _check_mmio(self, request: MmioRequest) -> None:
-        if request.msg_size != MMIO_MSG_SIZE:
-            raise FailedError(EINVAL, codes.MMIO_BAD_SIZE_FIELD)
-        arm = self.world.arch is Arch.AARCH64
-        if request.mmio_irq > self.world.max_irq if arm else request.mmio_irq == 0:
-            raise FailedError(EINVAL, codes.MMIO_BAD_IRQ)
-        if self.world.needs_boot_mmio and not self.world.mmio:
-            # The parent's list of children, which both commands walk, does not exist yet.
-            raise OopsError(codes.MMIO_WITHOUT_BOOT_DEVICE, lock_held=False)
+    def pci_function(self, adds: bool, bus: int, devfn: int) -> Done:
+        """A PCI request; raises as `execute` does."""
+        device = _pci_device(bus, devfn >> 3, devfn & 7, "", 0)
+        return self._add_pci(device) if adds else self._del_pci(device)
 
-    def _add_pci(self, request: PciRequest) -> Done:
-        bus, slot, function = request.busno, request.slot, request.function
-        device = _pci_device(bus, slot, function, "", 0)
-        if request.busno not in self.buses:
+    def _add_pci(self, device: PciDevice) -> Done:
+        bus, slot, function = device.bus, device.slot, device.function
+        if bus not in self.buses:
             raise FailedError(ENODEV, codes.PCI_NO_SUCH_BUS)
         # One that is registered is found in the kernel's list, whatever the VMM has unplugged; seen
         # on a stock kernel with the same calls.
@@ -239,16 +249,17 @@ class Guest:
         # reading, only a scan that begins with function 0 goes on to the others.
         found = [
             other for other in self.plugged
-            if other.bus == bus and other.slot == slot and function in (0, other.function)
+            if other.slot == slot and other.bus == bus and function in (0, other.function)
             and other not in self.pci
         ]  # fmt: skip
+        if not found:
+            return _SCANNED
         self.pci |= zip(found, found, strict=True)
         self.changes.came += found
         delay_ns = sum(other.probe_ms for other in found) * UNITS_NS["ms"]
-        return Done(None, None, delay_ns, Cpus.FORBID) if delay_ns else _SCANNED
+        return Done(None, None, delay_ns, Cpus.FORBID)
 
-    def _del_pci(self, request: PciRequest) -> Done:
-        wanted = _pci_device(request.busno, request.slot, request.function, "", 0)
+    def _del_pci(self, wanted: PciDevice) -> Done:
         device = self.pci.pop(wanted, None)
         if device is None:
             raise FailedError(ENODEV, codes.PCI_NO_SUCH_DEVICE)
@@ -301,21 +312,27 @@ class ServiceThread:
         )
         return outcome
 
-    def succeeds(self, request: Request, load: int | None) -> bool:
+    def succeeds(self, load: int | None, command: Callable[..., Done], *about: object) -> bool:
         """Whether a whole request with a right magic gets 0 and `load`, None for a reply without
-        one; it is then executed. `hold` has to follow before anything is received in pieces."""
+        one; it is then executed. `command` is what of the guest does that, for `about`.
+
+        `hold` has to follow before anything is received in pieces.
+        """
         guest = self._guest
         if guest.cut_off or self.fate is not Fate.ANSWERED:
             return False
         guest.begin()
         try:
-            done = guest.execute(request)
+            done = command(guest, *about)
         except (FailedError, OopsError, HangError, CutOffError):
             return False
-        self._write_header(request, 0 if done.load is None else CPU_REPLY_MSG_SIZE)
-        self._write(done.ret, done.load)
-        ret, held = _RESULT.unpack_from(self._reply, RET_OFFSET)
-        return done.load == load and ret == 0 and held == (load or 0)
+        # The header is written anew for each reply; the rest is as it was where nothing writes it.
+        held = _RESULT.unpack_from(self._reply, RET_OFFSET)
+        after = (held[0] if done.ret is None else done.ret,
+                 held[1] if done.load is None else done.load)  # fmt: skip
+        if after != held:
+            _RESULT.pack_into(self._reply, RET_OFFSET, *after)
+        return done.load == load and after == (0, load or 0)
 
     def hold(self, raw: bytes) -> None:
         """The request buffer holds this."""
