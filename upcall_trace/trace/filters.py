@@ -97,11 +97,12 @@ def _ours(name: str, operations: Operations, test: Test) -> Mask:
 def _op(operations: Operations, test: Test) -> Mask:
     """A message's number, with its service's byte above it where that is not the device manager."""
     numbers = operations.column("msg_type").astype(np.int64)
-    services = operations.column("service").astype(np.int64)
     ours = operations.ours()
+    if ours.all():
+        return test(numbers)
+    services = operations.column("service").astype(np.int64)
     named: Mask = test(np.where(ours, numbers, numbers | (services + 1) << _SERVICE_SHIFT))
-    if not ours.all():
-        named &= ours | np.isin(services, [table.byte for table in other_tables()])
+    named &= ours | np.isin(services, [table.byte for table in other_tables()])
     return named
 
 
