@@ -63,6 +63,12 @@ def redact(text: str, *hosts: str) -> str:
         ("open /home/alice/x /home/bob /root/y", "open /user-1/x /user-2 /user-3/y"),
         ("/var/home/alice/x \\/home\\/alice\\/x", "/var/user-1/x /user-1\\/x"),
         ("(builder@buildhost) /run/user/1000/x", "(user-1) /user-2/x"),
+        # Passwords, keys and tokens.
+        ("DB_PASSWORD=hunter2 x", "DB_PASSWORD=token-1 x"),
+        ('{"api_key": "abc"} token: "d e"', '{"api_key": "token-1"} token: "token-2 e"'),
+        ("Authorization: Bearer a.b-c", "Authorization: Bearer token-1"),
+        ("http://al:pw@proxy.lan:3128", "http://user-1:3128"),
+        ("key MIIEpAIBAAKCAQEA1c7 ghp_16C7e42F292c6912E", "key token-1 token-2"),
         # In JSON, behind an escaped newline and behind a colour.
         ("x\\n10.1.2.3 \\u001b[0m10.1.2.4", "x\\nip-1 \\u001b[0mip-2"),
     ],

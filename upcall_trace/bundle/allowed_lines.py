@@ -60,7 +60,7 @@ _STRUCTURE: Final = (
 _IDENTITIES: Final = "id"
 
 _STAND_IN: Final = re.compile(
-    r"(?:host|id|ip|mac|user|name|path|pid|long)-(?:[0-9]{1,9}|more)[.:]*"
+    r"(?:host|id|ip|mac|user|name|path|pid|long|token)-(?:[0-9]{1,9}|more)[.:]*"
 )
 _FORMS: Final = re.compile(
     r"0x[0-9a-fA-F]{1,16}[-@+]0x[0-9a-fA-F]{1,16}[.:]?"  # a window

@@ -27,6 +27,7 @@ KINDS: Final = {
     "user": "user names and their directories",
     "name": "names of pods, disks and everything that is no word of the log reader's",
     "path": "paths",
+    "token": "passwords, keys and tokens",
     "pid": "process numbers",
     "line": "lines that say nothing about upcall, left out",
     "long": "lines of more than a megabyte",
@@ -45,7 +46,7 @@ _ORDINARY: Final = frozenset(
     b"network node none null notice qemu root runner runtime server service socket stderr stdout "
     b"systemd test trace ubuntu upcall user vagrant vcpu virtio vmm vsock warn warning".split()
 )
-_PLACEHOLDER: Final = re.compile(rb"(?:host|id|ip|mac|user|name|path|pid|long)-(?:\d+|more)")
+_PLACEHOLDER: Final = re.compile(rb"(?:host|id|ip|mac|user|name|path|pid|long|token)-(?:\d+|more)")
 
 _HOST: Final = rb"[A-Za-z0-9][\w.:-]*"
 _TAG: Final = rb"(?=[^\s:\[]+\[\d+\]:|kernel:)"
@@ -95,6 +96,13 @@ _IPV6: Final = re.compile(rb"(?<![\w:.])(?=[0-9a-fA-F]{0,4}:)[0-9a-fA-F:.]{2,48}
 """Bounded: a line of nothing but colons is looked at once, not once from each of them."""
 _IPV4: Final = re.compile(rb"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\d)")
 _HEX: Final = re.compile(rb"(?<![0-9a-fA-F])(?<!0[xX])[0-9a-fA-F]{12,}")
+_KEY_SECRET: Final = re.compile(
+    rb"(?i)((?:pass(?:word|wd)?|pwd|secret|token|api_?-?key|access_?-?key|account_?key|credentials?"
+    rb"|auth|authorization|cookie|session(?:_?id)?|sig)\\{0,7}[\"']?\s{0,4}[:=]\s{0,4}\\{0,7}[\"']?"
+    rb"(?:(?:Bearer|Basic|Digest) )?)([^\s\"'\\,;&<>]{1,4096})"
+)
+_USERINFO: Final = re.compile(rb"(://)([^\s/@\"'<>]{1,512})(?=@)")
+_LONG_WORD: Final = re.compile(rb"(?<![A-Za-z0-9+_~-])[A-Za-z0-9+_~-]{16,}={0,2}")
 _NAMED_ID: Final = re.compile(rb"(?:/|(?:id|sandbox|container|pod)\W{0,4}|[a-z]-)\Z", re.IGNORECASE)
 _KERNEL_LINE: Final = re.compile(rb"\[ *\d+\.\d+\]")
 _REGISTER: Final = re.compile(rb"(?:[A-Z][A-Z0-9]{1,5}|[0-9]{4}|address|x\d\d?|pc|lr|sp) ?: ?\Z")
@@ -145,6 +153,9 @@ class Redactor:
         text = _NUMBERS.sub(self._spelled_out, text)
         if self._also is not None:
             text = self._also.sub(lambda found: self._placeholder("name", found[0]), text)
+        for pattern in (_KEY_SECRET, _USERINFO):
+            text = pattern.sub(lambda m: m[1] + self._placeholder("token", m[2]), text)
+        text = _LONG_WORD.sub(self._long_word, text)
         text = _UUID.sub(self._uuid, text)
         text = self._whole(_AT, "user", text)
         text = self._whole(_CLOUD_HOST, "host", text)
@@ -263,6 +274,12 @@ class Redactor:
                 return digits  # an address or a register of the kernel's
         # A container's id is often cut to its first twelve digits.
         return self._placeholder("id", digits, digits[:12] if len(digits) == 64 else digits)
+
+    def _long_word(self, found: re.Match[bytes]) -> bytes:
+        """What is mixed from small and capital letters and digits is no word of a log."""
+        word = found[0]
+        mixed = word.upper() != word != word.lower() and any(48 <= c < 58 for c in word)
+        return self._placeholder("token", word) if mixed else word
 
     def _spelled_out(self, found: re.Match[bytes]) -> bytes:
         numbers = [int(number) for number in found[0].strip(b"[]").split(b",")]
