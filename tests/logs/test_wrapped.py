@@ -49,6 +49,8 @@ CHANGES: dict[str, Change] = {
     "quoted": each(lambda line: f"> {line}"),
     "quoted-twice": each(lambda line: f"> > {line}"),
     "fenced": lambda text: f"Hello,\n\n```\n{text}\n```\n\nthanks\n",
+    "indented": each(lambda line: f"   {line}"),
+    "indented-by-a-tab": each(lambda line: f"\t{line}"),
     "html": lambda text: f"<pre>{html.escape(text)}</pre>\n",
     "windows": lambda text: text.replace("\n", "\r\n"),
     "returns": lambda text: text.replace("\n", "\r"),
@@ -154,3 +156,28 @@ def test_one_line_in_two_files_is_told_once(tmp_path: Path) -> None:
     for copy in copies:
         copy.write_bytes(log.read_bytes())
     assert told(copies[0], copies[1]) == told(log)
+
+
+def test_lines_of_a_log_that_is_indented_as_a_whole_stay_apart(tmp_path: Path) -> None:
+    said = [
+        "upcall connect service success", "resize vcpu: now: 1, desire: 2",
+        "timed out waiting on channel", "get vcpu event, cpu_index 2 success Success",
+    ]  # fmt: skip
+    log = tmp_path / "log"
+    log.write_text("".join(f"  Warning  kubelet  {each}\n" for each in said))
+    assert told(log) == [("UP601", True)]
+
+
+def test_a_console_line_under_any_subsystem_is_the_guests(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    lines = [
+        "add vcpu number: 1",
+        "adding vcpu apic_id 1",
+        "cpu 1 cannot be added, cpu up failed: -5",
+    ]
+    log.write_text("".join(
+        json.dumps({"msg": f"[   12.100000] db-dev-mgr: {each}", "subsystem": "console",
+                    "sandbox": "5a" * 32}) + "\n"
+        for each in lines
+    ))  # fmt: skip
+    assert [code for code, _ in told(log)] == ["UP201"]

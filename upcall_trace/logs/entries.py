@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple, Protocol
 
@@ -28,6 +29,7 @@ CONTAINER: Final = re.compile(
 _NUMBERED: Final = re.compile(rb"[ \t]{0,16}\d{1,9}\t")
 """What `cat -n` and an editor's copy write before every line."""
 _CAUSE: Final = re.compile(rb"[ \t]{0,64}(?:\d{1,3}: |Caused by:|\r?\n|$)")
+_INDENT: Final = re.compile(rb"(?:\r?\n){0,64}([ \t]{1,16})(?=[^ \t\r\n])")
 _FIELD: Final = re.compile(rb"[ \t]{1,64}_{0,2}[A-Z]")
 
 
@@ -57,8 +59,8 @@ def _begins_line(block: bytes, at: int) -> bool:
         if dress is None:
             return True
         before = block.rfind(b"\n", 0, max(at - 1, 0)) + 1
-        partial = CONTAINER.match(block, before) if at else None
-        goes_on = partial is not None and partial[1] == b"P"
+        dress_before = CONTAINER.match(block, before) if at else None
+        goes_on = dress_before is not None and dress_before[1] == b"P"
         cause = _CAUSE.match(block, dress.end()) or block[dress.end() : dress.end() + 1] in (
             b" ",
             b"\t",
@@ -79,6 +81,14 @@ def _begins_verbose(block: bytes, at: int) -> bool:
     return block[at : at + 1] not in (b" ", b"\t", b"\n", b"\r")
 
 
+def _begins_indented(indent: bytes, block: bytes, at: int) -> bool:
+    """Of a log that was indented as a whole, as in a list or a block of YAML."""
+    within = at + len(indent)
+    if not block.startswith(indent, at) or block[within : within + 1] in (b" ", b"\t"):
+        return _begins_line(block, at)
+    return not _CAUSE.match(block, within)
+
+
 def _form(start: bytes) -> Callable[[bytes, int], bool]:
     """Where entries begin, as the log's first bytes tell."""
     if start.startswith(b"__CURSOR="):
@@ -88,6 +98,10 @@ def _form(start: bytes) -> Callable[[bytes, int], bool]:
     first = start.find(b"\n") + 1
     if re.search(rb"\[s=[0-9a-f]{8,64};", start[:512]) and _FIELD.match(start, first):
         return _begins_verbose
+    indent = None if _NUMBERED.match(start) else _INDENT.match(start)
+    lines = [line for line in start.split(b"\n")[:-1] if line.strip()]
+    if indent is not None and lines and all(line.startswith(indent[1]) for line in lines):
+        return partial(_begins_indented, indent[1])
     return _begins_line
 
 

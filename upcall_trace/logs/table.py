@@ -76,7 +76,7 @@ def understand(line: LogLine) -> Sequence[Match]:
     if bare or line.subsystem == _CONSOLE:
         return _GUEST.matches(line.text)
     said = _VMM.matches(line.text)
-    if line.subsystem is not None:
+    if line.subsystem is not None and (said or line.guest_ns is None):
         return said
     heard = _GUEST.matches(line.text)
     return [*said, *heard] if said and heard else said or heard
