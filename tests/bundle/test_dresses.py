@@ -191,6 +191,7 @@ def test_numbers_and_paths_in_a_line_that_stays(text: str, expected: str) -> Non
         "create device op context error: UpcallServerNotReady",
         "upcall connect server check failed, upcall server connect error: operation would block",
         "vmm action error: StartMicroVm(UpcallMissVsock)",
+        '\\"db-dev-mgr: add vcpu number: 1\\"',
         "Time out after 3s waiting for uevent",
         "[2026-11-22T15:14:47Z INFO  dbs_upcall] upcall connect server success",
     ],

@@ -56,6 +56,10 @@ CHANGES: dict[str, Change] = {
     "returns": lambda text: text.replace("\n", "\r"),
     "typographic": lambda text: text.replace("'", "\u2019").replace('"', "\u201d"),
     "escaped-twice": each(lambda line: json.dumps({"log": json.dumps({"message": line})})),
+    "fluentd": each(lambda line: f"[1700000000.25, {json.dumps({'log': line})}]"),
+    "fluent-bit": each(
+        lambda line: f"[0] kube: [[1700000000.25, {{}}], {json.dumps({'log': line})}]"
+    ),
     "twice": lambda text: text + text,
     "turned": lambda text: "".join(reversed(text.splitlines(keepends=True))),
 }

@@ -143,7 +143,8 @@ def _allowed_part(text: str, stand_in: StandIn) -> str:
         plain = True
 
     for found in _CHUNK.finditer(text):
-        chunk, begin, end = found[0], found.start(), found.end()
+        chunk, begin = found[0].rstrip("\\"), found.start()  # of an escaped quote behind it
+        end = begin + len(chunk)
         kind = _what(chunk) if len(chunk) <= _REMEMBERED else _look_at(chunk)
         if kind is _Is.NOTHING:
             continue

@@ -74,7 +74,8 @@ def records(text: str, at: int = 0) -> list[Fields]:
     begins = at
     if text[:at].rstrip().endswith("["):
         begins = text.rfind("[", 0, at)
-    for begin in {begins: None, at: None}:
+    whole = text.find("[", 0, at) if text.rstrip().endswith("]") else at
+    for begin in {begins: None, at: None, whole: None}:
         value = _parse(text[begin:])
         if value is not None:
             return [*_records(value, {}, 0)][:_MANY]
@@ -102,6 +103,8 @@ def _records(value: Any, around: dict[str, Any], depth: int) -> Iterator[Fields]
     if depth > _DEPTH:
         return
     if isinstance(value, list):
+        if (when := _fluent_time(value)) is not None:
+            around = around | {"timestamp": when}
         for each in value[:_MANY]:
             yield from _records(each, around, depth + 1)
         return
@@ -120,6 +123,14 @@ def _records(value: Any, around: dict[str, Any], depth: int) -> Iterator[Fields]
         said = "\n".join(_strings(value, 0))
         found = [_fields(said, value, around)] if said else []
     yield from found
+
+
+def _fluent_time(value: list[Any]) -> int | float | None:
+    """The time of a pair of a time and a record, or of a time with options and a record."""
+    if len(value) != 2 or not isinstance(value[1], dict):
+        return None
+    when = value[0][0] if isinstance(value[0], list) and value[0] else value[0]
+    return when if isinstance(when, (int, float)) and not isinstance(when, bool) else None
 
 
 def _of_stream(labels: dict[str, Any], values: list[Any]) -> Iterator[Fields]:
