@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +82,9 @@ def test_a_kill_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path: P
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     words = command("bundle", "--vmm-log", pipe, "--redact", "-o", tmp_path / "out.tar.gz")
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as bundle:
+    # Whatever the tests were started by may ignore SIGINT, as a script's background does.
+    ours = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=ours) as bundle:
         with pipe.open("wb") as feeding:
             feeding.write(LOG.encode() * 30_000)
             feeding.flush()
