@@ -83,7 +83,7 @@ def test_answers_of_other_services_that_come_a_segment_later(
     path = write_capture(tmp_path / "x.upcap", [
         *connect()[:3], ask(b"n", 5), ask(b"12345678", 10), *connect(2, 11), ask(asked, 12, 2),
         ask(cpu_request(MessageType.ADD_CPU, [1, 2, 3]), 13, 2),
-        Chunk(20, 1, False, b"\xea\xff\xff\xff5678"), answer(asked, 21, 2, -EEXIST),
+        Chunk(20, 1, False, b"\xea\xff\xff\xff5678"), answer(asked, 21, 2, EEXIST),
     ])  # fmt: skip
     assert build_index(path)
     check_pieces(path)
@@ -173,7 +173,7 @@ def _connection(conn: int, count: int) -> Iterator[Record]:
     yield Chunk(2, conn, False, HELLO)
     asked = mmio_request(MessageType.ADD_MMIO, 0xE0000000, 0x1000, 5)
     for number in range(count):
-        ret = 0 if number % 100 else -EEXIST
+        ret = 0 if number % 100 else EEXIST
         yield ask(asked, 1000 * number, conn)
         yield answer(asked, 1000 * number + number % 997, conn, ret)
     yield Close(1000 * count, conn, True)
@@ -225,4 +225,5 @@ def test_what_is_shown_of_a_long_capture_is_what_it_holds(
     by_latency = np.argsort(-operations.column("latency_ns"), kind="stable")
     for text, expected in ((one, rows), (slow, by_latency[:4]), (slowest, by_latency[-4:][:2])):
         shown = [f"{int(op.conn)}.{op.request}" for op in map(operations.operation, expected)]
+        assert shown
         assert re.findall(r"^ *(\d+\.\d+)", text, re.M) == shown
