@@ -77,7 +77,10 @@ class RequestReceived:
 
 @dataclass(frozen=True, slots=True)
 class ReplyReceived:
-    """One whole message from the guest, and the request it answers: None when none was open."""
+    """One whole message from the guest, and the request it answers: None when none was open.
+
+    `raw` is shorter where a size limit cut the message: all that `message` says is in what is left.
+    """
 
     number: int | None
     message: ServiceReply

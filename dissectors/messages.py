@@ -20,6 +20,7 @@ from .constants import (
     MAGIC_VERSION,
     MMIO_MSG_SIZE,
     PCI_MSG_SIZE,
+    REPLY_LOAD_OFFSET,
     Arch,
     MessageType,
 )
@@ -213,3 +214,9 @@ def bare_request(msg_type: int) -> Request:
 def hello() -> Reply:
     """The CONNECT message: the guest's first on a connection (section 1)."""
     return Reply(*_header(MessageType.CONNECT, 0), 0, bytes(Reply.codec.room))
+
+
+REPLY_MEANS: Final = REPLY_LOAD_OFFSET + max(
+    sum(row.size for row in layout.reply) for layout in DEVICE_MANAGER_TABLE.layouts
+)
+"""Bytes of a reply that can mean something; the rest of a message is padding."""

@@ -27,9 +27,16 @@ would break that order for good, and each has its own remedy:
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from itertools import islice
 
-from .constants import CONNECT_LINE_LIMIT, MAGIC_VERSION, OK_LINE_LIMIT, UPCALL_PORT, Arch
+from .constants import (
+    CONNECT_LINE_LIMIT,
+    MAGIC_VERSION,
+    OK_LINE_LIMIT,
+    UPCALL_PORT,
+    Arch,
+)
 from .events import (
     ConnectLine,
     Event,
@@ -44,8 +51,8 @@ from .events import (
     ServiceByte,
 )
 from .hvsock import PASSFD_LINE, line_end, ok_line_end, parse_connect, parse_ok
-from .messages import Request, decode_reply
-from .open_requests import KEPT_OPEN, OpenRequests, due_numbers, take_due
+from .messages import REPLY_MEANS, Request, decode_reply
+from .open_requests import KEPT_OPEN, OpenRequests, due_numbers, take_due, take_oldest
 from .phases import FIRST_PHASE, StreamPhase
 from .phases import Start as Start
 from .services import DEVICE_MANAGER, Service, ServiceRequest, service_for
@@ -111,9 +118,8 @@ class Observer:
                 case StreamPhase.SERVICE:
                     position = self._service_byte(sent, position, events)
                 case StreamPhase.MIDDLE if sent.upper().startswith(_CONNECT):
-                    self._to_phase = self._from_phase = (
-                        StreamPhase.LINE
-                    )  # only its opening is missing
+                    # Only its opening is missing.
+                    self._to_phase = self._from_phase = StreamPhase.LINE
                     self._service, self._accepted = None, False
                 case StreamPhase.MIDDLE:
                     self._to_phase = StreamPhase.SERVICE if len(sent) == 1 else StreamPhase.MESSAGES
@@ -130,13 +136,8 @@ class Observer:
     def from_guest(self, received: bytes) -> list[Event]:
         """Events of bytes from the guest's side, in any slicing."""
         service = self._service
-        if (
-            self._from_phase is StreamPhase.MESSAGES
-            and service is not None
-            and len(received) == service.reply_size
-            and not self._from
-            and not self._skip
-        ):
+        settled = self._from_phase is StreamPhase.MESSAGES and not (self._from or self._skip)
+        if settled and service is not None and len(received) == service.reply_size:
             return [self._reply(service, received)]
         events: list[Event] = []
         if self._skip and received:
@@ -146,9 +147,8 @@ class Observer:
         self._from += received
         if self._answer_in_doubt and received:
             self._answer_in_doubt = False
-            if self._from_phase is StreamPhase.LINE and not received.startswith(
-                _OK[: len(received)]
-            ):
+            says_ok = received.startswith(_OK[: len(received)])
+            if self._from_phase is StreamPhase.LINE and not says_ok:
                 self._from_phase, self._accepted = StreamPhase.MIDDLE, True
         while self._from:
             before = (len(self._from), self._from_phase)
@@ -180,7 +180,14 @@ class Observer:
             if size <= room:
                 return [Lost(True, size)]
             return [Lost(True, room), *self._lost_to_guest(size - room)]
-        return self._lost_to_guest(size) if to_guest else self._lost_from_guest(size)
+        if to_guest:
+            return self._lost_to_guest(size)
+        if rest_of_send and self._service is DEVICE_MANAGER and self._means_all(size):
+            raw = self._from
+            made = self.from_guest(bytes(size))
+            cut = [replace(each, raw=raw) for each in made if isinstance(each, ReplyReceived)]
+            return [*cut, Lost(False, size)]
+        return self._lost_from_guest(size)
 
     def end(self) -> list[Event]:
         """The connection is over: what either side had begun and not finished."""
@@ -269,6 +276,12 @@ class Observer:
         events.append(Lost(True, size))
         return events
 
+    def _means_all(self, cut: int) -> bool:
+        """Whether what came of a reply says all that it means, without its last `cut` bytes."""
+        whole = len(self._from) + cut == DEVICE_MANAGER.reply_size
+        settled = self._from_phase is StreamPhase.MESSAGES and not (self._skip or self._resync)
+        return whole and settled and len(self._from) >= REPLY_MEANS
+
     def _lost_from_guest(self, size: int) -> list[Event]:
         events: list[Event] = []
         service = self._service
@@ -307,9 +320,8 @@ class Observer:
         if self._from_phase is StreamPhase.HELLO:
             if self._to_phase is not StreamPhase.MESSAGES:
                 return
-            self._from_phase = (
-                StreamPhase.MESSAGES
-            )  # it asks, so it was told that the service is ready
+            # It asks, so it was told that the service is ready.
+            self._from_phase = StreamPhase.MESSAGES
         self._skip = 0
         begun = len(self._from)
         if begun:
@@ -432,11 +444,7 @@ class Observer:
         self._from_phase = StreamPhase.MESSAGES
 
     def _reply(self, service: Service, raw: bytes) -> ReplyReceived:
-        number, request = self._open.popleft() if self._open else (None, None)
-        if type(request) is int:
-            if number is not None and request > 1:
-                self._open.appendleft((number + 1, request - 1))
-            request = None
+        number, request = take_oldest(self._open)
         message = service.decode_reply(raw, self._arch, request)
         event: ReplyReceived = _reply_received(number, message, raw)
         return event

@@ -43,3 +43,15 @@ def take_due(waiting: OpenRequests, count: int) -> list[int]:
         if over < message:
             waiting.appendleft((number + over, message - over))
     return taken
+
+
+def take_oldest(waiting: OpenRequests) -> tuple[int | None, ServiceRequest | None]:
+    """The oldest one's number and message, which is taken out; None for what is not there."""
+    if not waiting:
+        return None, None
+    number, message = waiting.popleft()
+    if not isinstance(message, int):
+        return number, message
+    if message > 1:
+        waiting.appendleft((number + 1, message - 1))
+    return number, None

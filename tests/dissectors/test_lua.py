@@ -15,7 +15,7 @@ import pytest
 from dissectors.lua import tables
 from dissectors.vsockmon import VirtioOp, encode_packet
 from tests.programs import tsharks
-from tests.support import PCAPS, TRANSCRIPTS, decode, operations, records_of
+from tests.support import PCAPS, TRANSCRIPTS, decode, operations, records_of, run
 from upcall_trace.capture.records import Begins, Record
 from upcall_trace.exports.pcapng import write_packets
 from upcall_trace.exports.wireshark import dissector
@@ -237,6 +237,10 @@ def test_of_messages_that_are_cut_it_shows_what_was_captured(
         for name in ("op", "fields", "ret", "errno", "latency_ns"):
             assert shown[key].get(name) == told.get(name), (key, name)
         assert not shown[key]["anomalies"] - told["anomalies"]
+    ours = [json.loads(line) for line in run("show", "--json", path).out.splitlines()]
+    assert [(o["conn"], o["request"], o["ret"]) for o in ours] == [
+        (*key, told["ret"]) for key, told in shown.items()
+    ]
     messages = len(tshark.prints(path, "-Y", "upcall.type").splitlines())
     assert len(tshark.prints(path, "-Y", "upcall.cut").splitlines()) == messages > len(whole)
 

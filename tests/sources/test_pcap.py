@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from upcall_trace.capture.records import Begins, Chunk, Close, Gap, How, Open, R
 from upcall_trace.errors import ExitCode, UnreadableInput, UserError
 from upcall_trace.sources import open_source
 from upcall_trace.sources.pcap import LINKTYPE_VSOCK, read
+from upcall_trace.trace.opening import load
 
 _LITTLE, _BIG = Struct("<4I"), Struct(">4I")
 _FILE_HEADER = {"<": Struct("<IHHiIII"), ">": Struct(">IHHiIII")}
@@ -469,3 +471,52 @@ def test_whatever_is_damaged_nothing_is_raised_at_length(tmp_path: Path, dialect
     path = tmp_path / "x"
     raw = small(path, dialect)
     assert fuzz(path, raw, random.Random(), 50_000) > 1000
+
+
+# What a packet size limit leaves.
+
+
+def cut_at(source: Path, target: Path, kept: int) -> Path:
+    """The same capture, as if its packets had been limited to so many bytes."""
+    packets = [packet._replace(raw=packet.raw[:kept]) for packet in packets_of(source)]
+    target.write_bytes(pcap(packets))
+    return target
+
+
+ONE_REQUEST_A_PACKET = [path for path in PCAPS if not path.stem.startswith("framing")]
+
+
+@pytest.mark.parametrize("path", ONE_REQUEST_A_PACKET, ids=lambda path: path.stem)
+def test_cut_behind_all_that_they_mean_messages_tell_the_same(path: Path, tmp_path: Path) -> None:
+    whole = load(path)
+    for kept in (76 + 44, 200, 1099):
+        cut = load(cut_at(path, tmp_path / f"{kept}.pcap", kept))
+        assert cut.gaps > 0
+        for one, other in zip(whole.operations, cut.operations, strict=True):
+            assert (one.op, one.fields, one.ret, one.latency_ns, one.reply) == (
+                other.op, other.fields, other.ret, other.latency_ns, other.reply
+            )  # fmt: skip
+            assert set(other.anomalies) <= set(one.anomalies)
+
+
+@pytest.mark.parametrize("path", ONE_REQUEST_A_PACKET, ids=lambda path: path.stem)
+def test_what_is_cut_off_is_not_made_up(path: Path, tmp_path: Path) -> None:
+    whole = load(path)
+    for kept in (76 + 16, 76 + 23, 76 + 24, 76 + 30):
+        cut = load(cut_at(path, tmp_path / f"{kept}.pcap", kept))
+        for one, other in zip(whole.operations, cut.operations, strict=True):
+            assert other.op == one.op
+            assert other.fields in (one.fields, {})
+            assert other.ret == (one.ret if kept >= 76 + 24 else None)
+
+
+def test_a_cut_reply_is_shown_with_its_own_bytes_and_the_rest_as_missing(tmp_path: Path) -> None:
+    golden = next(path for path in PCAPS if path.stem.startswith("mmio_lifecycle.v"))
+    path = cut_at(golden, tmp_path / "x.pcap", 120)
+    outcome = run("show", "--frames", "--json", path)
+    assert outcome.code == ExitCode.LOST
+    frames = [json.loads(line) for line in outcome.out.splitlines()]
+    (reply,) = [f for f in frames if f["text"].startswith("reply to request 2:")]
+    assert "ret -17" in reply["text"]
+    assert len(bytes.fromhex(reply["bytes"])) == 44
+    assert frames[frames.index(reply) + 1]["text"] == "980 bytes are not in the recording"

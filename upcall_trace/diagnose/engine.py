@@ -174,7 +174,7 @@ class Diagnosis:
                 return list(self._over(record.conn, events, closed=True))
             case Gap():
                 self._lost(record)
-                self._lost_replies(record.conn, events)
+                return self._lost_replies(record.conn, events)
             case Vmm():
                 self.judging.vmm(record.action)
         return []
@@ -246,11 +246,12 @@ class Diagnosis:
                 for situation in self.watched[conn].open.values():
                     situation.doubtful |= gap.conn == 0 or not is_whole(situation)
 
-    def _lost_replies(self, conn: int, events: Sequence[Event]) -> None:
+    def _lost_replies(self, conn: int, events: Sequence[Event]) -> list[Finding]:
         """Replies that the recording lacks: their requests are neither judged nor unanswered."""
-        if conn not in self.watched:
-            return
-        for event in events:
+        found: list[Finding] = []
+        for event in events if conn in self.watched else ():
+            if isinstance(event, ReplyReceived):  # a size limit cut it behind all that it means
+                found += self.answered(self.watched[conn], event)
             for number in event.replies if isinstance(event, Lost) else ():
                 situation = self.watched[conn].open.pop(number, None)
                 if situation:
@@ -258,6 +259,7 @@ class Diagnosis:
                     self.judging.lost(situation)
                     if self.witness:
                         self.witness.lost(situation)
+        return found
 
     def _chunk(self, chunk: Chunk, events: Sequence[Event]) -> list[Finding]:
         conn = chunk.conn

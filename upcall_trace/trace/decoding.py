@@ -193,7 +193,7 @@ class Session:
             case GaveUp():
                 self._watch(record.conn, t_ns).connection.gave_up_ns = t_ns
             case Gap():
-                return self._gap(record)
+                return self._gap(record, offset)
             case Vmm():
                 self.vmm.append(record)
             case Origin():
@@ -370,20 +370,28 @@ class Session:
             self.watched.pop(self._over.popitem(last=False)[0], None)
         return watch.observer.end()
 
-    def _gap(self, record: Gap) -> list[Event]:
+    def _gap(self, record: Gap, offset: int) -> list[Event]:
         if record.reason != LEFT_OUT:
             self.lost = min(self.lost + record.size, MOST_LOST)
         if record.conn == 0:
             self.file_gaps += 1  # each connection learns of it when it is next seen
             return []
         watch = self._watch(record.conn, record.t_ns)
-        watch.last_ret = None
+        before, watch.last_ret = watch.last_ret, None
         cut_off = record.reason == CUT_OFF
         events = watch.observer.lost(record.to_guest, record.size, rest_of_send=cut_off)
         if cut_off and watch.short is not None:
             self.table.change_anomalies(watch.short[1], remove=_SHORT)
+            if record.to_guest:
+                self.table.lacks_rest(watch.short[1])
+        if cut_off and record.to_guest and len(events) == 1:
+            watch.last_ret = before  # it was the rest of one request
         for event in events:
-            self._other(watch.connection, event)
+            if isinstance(event, ReplyReceived):  # what is left of it says all that it means
+                watch.last_ret = before
+                self._reply(watch, event, record.t_ns, offset)
+            else:
+                self._other(watch.connection, event)
         return events
 
     def _give_up(self, watch: Watch) -> None:

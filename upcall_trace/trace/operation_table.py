@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dissectors.constants import errno_name, op_name
 from dissectors.services import ServiceReply, ServiceRequest
 
-from .rows import ANSWERS, COLUMNS, KEPT, table_of
+from .rows import ANSWERS, COLUMNS, KEPT, load_end, table_of
 
 FREE_ROWS: Final = 1 << 16
 """So many operations any file may stand for; beyond, it needs bytes for each."""
@@ -113,6 +113,13 @@ class OperationTable:
         (bits,) = _U32.unpack_from(rows, at + _AT["anomalies"])
         _U32.pack_into(rows, at + _AT["anomalies"], (bits | add) & ~remove)
 
+    def lacks_rest(self, row: int) -> None:
+        """The rest of a request was not recorded: if fields are in it, none are known."""
+        rows, at = self._place(row)
+        cell = np.frombuffer(bytes(rows[at : at + _ROW.size]), ROWS)[0]
+        if cell["size"] < load_end(cell):
+            rows[at + _AT["layout"]] = 0
+
     def _place(self, row: int) -> tuple[bytearray, int]:
         """Where a row is now, which may have been cut off."""
         if row >= self._first:
@@ -183,4 +190,7 @@ class NoTable(OperationTable):
         return None
 
     def change_anomalies(self, row: int, add: int = 0, remove: int = 0) -> None:
+        return None
+
+    def lacks_rest(self, row: int) -> None:
         return None

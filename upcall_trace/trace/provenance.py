@@ -102,6 +102,10 @@ class Provenance:
         reply = event.message
         if not isinstance(reply, Reply):
             return []
+        if len(event.raw) < MESSAGE_SIZE:  # a size limit cut it
+            if event.number is not None:
+                self._asked.pop(event.number, None)
+            return []
         number = _UNKNOWN if event.number is None else event.number
         asked = None if event.number is None else self._asked.pop(event.number, None)
         if asked is not None and asked.msg_type != reply.msg_type:

@@ -8,6 +8,7 @@ says where its load begins in `extra`. All of it follows from the table of the m
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -256,6 +257,18 @@ def reply_layout(table: MessageTable, layout: Layout, reply_type: int) -> Layout
     if table is not DEVICE_MANAGER_TABLE:
         return layout
     return table.layout(reply_type, layout.arch or Arch.X86_64)
+
+
+def load_end(cell: Mapping[str, Any]) -> int:
+    """Where the fields of a request end that has these columns."""
+    layout = layout_at(table_of(int(cell["service"])), int(cell["layout"]))
+    lengths: dict[str, int] = defaultdict(lambda: _U32)
+    lengths |= {name: int(cell[name]) for name in LOAD_COLUMNS}
+    ends = (
+        row.offset + (row.size if row.count is None else row.item_size * meant(row, lengths))
+        for row in layout.request
+    )
+    return max(ends, default=0)
 
 
 class FieldPlace(NamedTuple):

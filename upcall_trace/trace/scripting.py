@@ -208,6 +208,8 @@ class Scripter:
         """Replies may be among what is missing: these requests are not known to be unanswered."""
         asked = self._script.asked
         numbers = {n for event in events if isinstance(event, Lost) for n in event.replies}
+        cut = (event.number for event in events if isinstance(event, ReplyReceived))
+        numbers.update(number for number in cut if number is not None)
         for key, each in asked.items():
             if each.reply is None and (conn == 0 or (key[0] == conn and key[1] in numbers)):
                 _set_cut_off(each, True)
