@@ -190,8 +190,8 @@ class Operations:
 
     def t_ns(self) -> NDArray[Any]:
         """When each request was sent, in nanoseconds since the capture's first record."""
-        times: NDArray[Any] = self._columns["t_ns"] - self._first_ns
-        return times
+        times: NDArray[Any] = self._columns["t_ns"]
+        return times - self._first_ns if self._first_ns else times
 
     def where(self, name: str, test: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> Any:
         """A mask of the operations with a field, a part of one or an element of an array of that

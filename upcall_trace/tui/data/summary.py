@@ -84,7 +84,8 @@ def worst_in(
     The latency is -1 where nothing was sent; `latency_ns` is to be the largest number for what
     was never answered.
     """
-    edges = np.arange(columns, dtype=np.float64) * (max(duration_ns, 1) / columns)
+    # Whole numbers, as the times are: millions of them would be made into floats otherwise.
+    edges = np.ceil(np.arange(columns) * (max(duration_ns, 1) / columns)).astype(np.int64)
     begins = np.searchsorted(t_ns, edges, "left")
     worst = np.full(columns, -1, np.int64)
     filled = np.flatnonzero(np.diff(np.append(begins, len(t_ns))))

@@ -70,7 +70,9 @@ class Timeline(Widget):
             return
         self._measured = measured
         answered = operations.column("answered") == 1
-        latency = np.where(answered, operations.column("latency_ns"), _NEVER_NS)
+        latency = operations.column("latency_ns")
+        if not answered.all():
+            latency = np.where(answered, latency, _NEVER_NS)
         self._begins, self._worst = worst_in(
             operations.t_ns(), latency, self.recording.duration_ns + 1, width
         )
