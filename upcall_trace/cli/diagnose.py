@@ -275,7 +275,7 @@ def _print(
 
     match form:
         case "json":
-            out(report_formats.as_json(diagnosed, inputs, version))
+            out_json(report_formats.json_object(diagnosed, inputs, version))
         case "markdown":
             out("\n".join(report_formats.as_markdown(diagnosed)))
         case "junit" if nothing is None:

@@ -86,28 +86,34 @@ def _capture_object(each: Diagnosed) -> dict[str, Any]:
     }
 
 
-def as_json(
+def json_object(
     diagnosed: Sequence[Diagnosed], inputs: Sequence[LogInput] = (), version: int = VERSION
-) -> str:
-    """`{"v":2,"headline":…,"inputs":[…],"findings":[…]}` on one line, in ASCII."""
+) -> dict[str, Any]:
+    """`{"v":2,"headline":…,"inputs":[…],"findings":…}`; there can be very many findings, so they
+    are an iterator of JSON values."""
     several = len(diagnosed) > 1
-    findings = [finding for each in diagnosed for finding in each.findings]
-    objects = [
+    objects = (
         finding_object(finding, each.name if several and each.path else None, version)
         for each in diagnosed
         for finding in each.findings
-    ]
-    if version == 1:
-        return json.dumps({"v": 1, "findings": objects})
-    read = [_capture_object(each) for each in diagnosed if each.path is not None]
-    return json.dumps(
-        {
-            "v": VERSION,
-            "headline": headline(findings),
-            "inputs": [*read, *map(input_object, inputs)],
-            "findings": objects,
-        }
     )
+    if version == 1:
+        return {"v": 1, "findings": objects}
+    read = [_capture_object(each) for each in diagnosed if each.path is not None]
+    return {
+        "v": VERSION,
+        "headline": headline([finding for each in diagnosed for finding in each.findings]),
+        "inputs": [*read, *map(input_object, inputs)],
+        "findings": objects,
+    }
+
+
+def as_json(
+    diagnosed: Sequence[Diagnosed], inputs: Sequence[LogInput] = (), version: int = VERSION
+) -> str:
+    """The same on one line, in ASCII."""
+    told = json_object(diagnosed, inputs, version)
+    return json.dumps(told | {"findings": list(told["findings"])})
 
 
 def as_markdown(diagnosed: Sequence[Diagnosed]) -> Iterator[str]:

@@ -27,6 +27,7 @@ _OF_DRAGONBALL: Final = frozenset(
 """What only Dragonball makes of it: not told of another client."""
 _REFUTABLE: Final = RESTS_ON_IT | {codes.CHANNEL_REMOVED}
 """What one later answer can show to be wrong: told when the recording is over."""
+_SENTENCES: Final = 1024
 _BESIDE: Final = frozenset({codes.PARTIAL_CPU_ADD})
 """What stands beside an explanation, and is none itself."""
 
@@ -44,6 +45,7 @@ class Telling:
         }
         self._listening = {cue: listening_to(cue, told) for cue in Cue}
         self._groups = 0
+        self._sentences: dict[str, str] = {}
         self._kept_back: list[tuple[Situation, Finding]] = []
         """What a later answer can refute."""
 
@@ -141,7 +143,15 @@ class Telling:
             if at.console is not None and rule.code in SEEN_IN_CONSOLE:
                 told = replace(told, evidence=(*told.evidence, *at.console.evidence))
         time_ns = None if self._wall_ns is None else self._wall_ns + seen_ns
+        told.what, told.why = self._once(told.what), self._once(told.why)
+        told.so, told.next = self._once(told.so), self._once(told.next)
         return [rule.finding(told, conn, request, inferred, time_ns, group)]
+
+    def _once(self, sentence: str) -> str:
+        """The same sentence as one object: what fails over and over is told of in few."""
+        if len(self._sentences) >= _SENTENCES:
+            self._sentences.clear()
+        return self._sentences.setdefault(sentence, sentence)
 
     def _plugin_tells(self, rule: Rule, at: object) -> Told | None:
         assert rule.plugin is not None  # the caller has asked
