@@ -105,3 +105,19 @@ def test_ctrl_c_lets_what_feeds_the_pipe_finish(monkeypatch: pytest.MonkeyPatch)
     stop = KeyboardInterrupt()
     assert copied([b"begun ", stop, b"and ended", b""]) == b"begun and ended"
     assert copied([b"begun", stop, stop, b"more"]) == b"begun"
+
+
+def test_many_packed_files_take_few_descriptors(tmp_path: Path) -> None:
+    """A fleet has thousands; whoever still has a path can read it."""
+    packed = gzip.compress(CAPTURE.read_bytes())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    first = tmp_path / "first.gz"
+    first.write_bytes(packed)
+    kept = spooled.plain(first)
+    for number in range(200):
+        path = tmp_path / f"{number}.gz"
+        path.write_bytes(packed)
+        assert records_of(path) == records_of(CAPTURE)
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 100
+    assert kept.read_bytes() == CAPTURE.read_bytes()
+    assert records_of(first) == records_of(CAPTURE)

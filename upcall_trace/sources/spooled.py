@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,6 +22,8 @@ _FREE: Final = 16 << 20
 _IN_MEMORY: Final = 64 << 20
 """A copy up to this size is in memory."""
 _SNIFFED: Final = 8
+_KEPT: Final = 64
+"""Copies that are kept to be opened again; each of them takes a descriptor."""
 
 
 class SpooledPath(type(Path())):  # type: ignore[misc]  # the class of this system's paths
@@ -36,6 +38,10 @@ class SpooledPath(type(Path())):  # type: ignore[misc]  # the class of this syst
 
     def __fspath__(self) -> str:
         return f"/proc/self/fd/{self._copy}"
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # what is made of such a path has no copy
+            os.close(self._copy)
 
 
 _known: dict[tuple[str, int, int, int], SpooledPath] = {}
@@ -56,6 +62,9 @@ def plain(path: Path) -> Path:
             with path.open("rb") as file:
                 if packing(file.read(_SNIFFED)) is None:
                     return path
+        copies = [known for known in _known if known[0] != "-"]  # nobody gives that twice
+        if len(copies) >= _KEPT:
+            del _known[copies[0]]
         _known[key] = _copy_of(path, key[3])
     return _known[key]
 
@@ -79,7 +88,7 @@ def _copy_of(path: Path, size: int) -> SpooledPath:
             raise UnreadableInput(f"{name} is a damaged archive: nothing of it can be unpacked")
         copy.flush()
         spooled = SpooledPath(name)
-        # The descriptor lives as long as the program: the path may be opened again.
+        # The descriptor lives as long as somebody has the path: it may be opened again.
         spooled._copy, spooled.torn = os.dup(copy.fileno()), torn
     return spooled
 
