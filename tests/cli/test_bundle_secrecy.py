@@ -77,7 +77,7 @@ def test_nothing_that_is_redacted_is_ever_written(
     assert made is not log or any(SECRET in line for line in as_it_is)  # so it would be seen
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_kill_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -16,6 +16,7 @@ from ..plugins import Plugin, note_services, take_noted
 from .support.collecting import kept_to_the_end
 from .support.output import talk
 from .support.plugged_commands import exit_code, held, plugged_command, plugged_names
+from .support.signals import interrupted_by_signals
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -133,7 +134,8 @@ def main(arguments: list[str] | None = None) -> Any:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
     try:
-        code = cli.main(arguments, prog_name="upcall-trace", standalone_mode=False)
+        with interrupted_by_signals():
+            code = cli.main(arguments, prog_name="upcall-trace", standalone_mode=False)
         if sys.stdout:  # none when it was closed before we began
             sys.stdout.flush()
     except click.exceptions.Exit as stop:

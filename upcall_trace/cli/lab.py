@@ -28,7 +28,7 @@ from .support.files import CAPTURE
 from .support.lab_orders import lab_name_option, order_lab, ready_lab
 from .support.options import color_option
 from .support.output import out, out_json, talk
-from .support.signals import interrupt_on_signals, stop_on_signals
+from .support.signals import stop_on_signals
 
 _GLANCE_S: Final = 2.0
 _DOWN_S: Final = 10.0
@@ -63,7 +63,6 @@ def setup_command(install: bool, as_json: bool) -> ExitCode:
     from ..lab import pieces
     from ..lab.initramfs import initramfs_for, is_built
 
-    interrupt_on_signals()
     kernel = pieces.find_kernel()
     if install:
         pieces.install(talk, building=kernel is None or not is_built(kernel))
@@ -140,7 +139,6 @@ def up_command(
     from ..lab.place import Place
 
     begun = time.monotonic()
-    interrupt_on_signals()
     if not boot_limit > 0:
         raise WrongUsage("--boot-limit is a number of seconds above 0")
     if disks and machine != "pc":

@@ -19,7 +19,6 @@ from ...sources import open_source
 from ...sources.spooled import plain
 from ...trace.opening import Capture, build_index, decode_source, index_disagrees, load
 from .output import progress, talk
-from .signals import interrupted_by_signals
 from .standard_output import STDOUT, check_stdout, for_stdout
 
 if TYPE_CHECKING:
@@ -146,29 +145,28 @@ def replacing(
     Raises WrongUsage when `path` is one of the inputs, no plain file, or cannot be written, and
     when it has something in it already that is not to be overwritten.
     """
-    with interrupted_by_signals():  # or what is temporary would stay
-        if path == STDOUT:
-            with for_stdout() as temporary:
-                yield temporary
-            return
-        try:
-            check_output(path, *inputs, overwrite=overwrite)
-            import tempfile  # who only reads does not wait for it
-
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        except OSError as error:
-            raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
+    if path == STDOUT:
+        with for_stdout() as temporary:
             yield temporary
-            if not private:  # as it was made
-                temporary.chmod(_mode_for(inputs))
-            temporary.replace(path)
-        except OSError as error:
-            raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        return
+    try:
+        check_output(path, *inputs, overwrite=overwrite)
+        import tempfile  # who only reads does not wait for it
+
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if not private:  # as it was made
+            temporary.chmod(_mode_for(inputs))
+        temporary.replace(path)
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _mode_for(inputs: Iterable[Path]) -> int:

@@ -59,16 +59,9 @@ def stop_on_signals(
     return put_back
 
 
-def interrupt_on_signals() -> None:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that what was begun is cleared away."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
-
-
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """The same within the block, for signals that would end the program at once.
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that what was begun is cleared away.
 
     In another thread than the main one nothing is changed: its owner hears of signals.
     """
