@@ -39,7 +39,9 @@ class X86Cpus:
     def __init__(
         self, world: World, lock: HotplugLock, changes: Changes, running: set[int]
     ) -> None:
-        self._world = world
+        self._is_old = world.is_old
+        self._starts_once = world.starts_once
+        self._limit = world.nr_cpu_ids
         self._lock = lock
         self._changes = changes
         self._running = running
@@ -92,7 +94,7 @@ class X86Cpus:
             if number in self._dead:
                 raise FailedError(EIO, codes.CPU_NEVER_AGAIN, *partly)
             if cpu not in self._running:
-                if self._world.starts_once:
+                if self._starts_once:
                     self._dead.add(number)
                 raise FailedError(EIO, codes.VCPU_NOT_STARTED, *partly, delay_ns=CPU_START_LIMIT_NS)
             self.table[number] = cpu
@@ -103,7 +105,7 @@ class X86Cpus:
     def remove(self, request: CpuRequestX86 | CpuRequestArm) -> int:
         """DEL_CPU: the number of ids handled; raises FailedError, OopsError or HangError."""
         ids = _ids(request)
-        if len(ids) >= (self._counted if self._world.is_old else len(self.online)):
+        if len(ids) >= (self._counted if self._is_old else len(self.online)):
             raise FailedError(EINVAL, codes.REMOVE_ALL_CPUS, load=0)
         for cpu in ids:
             if self._look_up(cpu) is None:
@@ -115,7 +117,7 @@ class X86Cpus:
             self._lock.take()
             if number is None:
                 raise OopsError(
-                    codes.REMOVAL_ORDER if self._world.is_old else codes.REMOVE_UNFINDABLE_CPU,
+                    codes.REMOVAL_ORDER if self._is_old else codes.REMOVE_UNFINDABLE_CPU,
                     lock_held=True,
                 )
             if number not in self.online:
@@ -141,17 +143,17 @@ class X86Cpus:
         number = self._numbers.get(cpu)
         if number is None or self.table.get(number) != cpu:
             return None
-        reach = self._counted if self._world.is_old else self._world.nr_cpu_ids
+        reach = self._counted if self._is_old else self._limit
         return number if number < reach else None
 
     def _number_for(self, cpu: int) -> int | None:
         """The number for an id that is to come up, None when there is none to be had."""
         number = self._numbers.get(cpu)
-        if not self._world.is_old:
+        if not self._is_old:
             return number
-        if self._counted >= self._world.nr_cpu_ids:
+        if self._counted >= self._limit:
             return None
-        if number is None and len(self._numbers) < self._world.nr_cpu_ids:
+        if number is None and len(self._numbers) < self._limit:
             number = self._numbers[cpu] = len(self._numbers)
         return number
 

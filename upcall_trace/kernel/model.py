@@ -87,6 +87,8 @@ class Guest:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._is_arm = world.arch is Arch.AARCH64
+        self._last_address = world.last_address
         self.lock = HotplugLock()
         self.changes = Changes()
         self.running = set(world.vcpus_running)
@@ -172,8 +174,7 @@ class Guest:
 
     def mmio(self, adds: bool, base: int, size: int, irq: int) -> Done:
         """An MMIO request with the right size field; raises as `execute` does."""
-        arm = self.world.arch is Arch.AARCH64
-        if irq > self.world.max_irq if arm else irq == 0:
+        if irq > self.world.max_irq if self._is_arm else irq == 0:
             raise FailedError(EINVAL, codes.MMIO_BAD_IRQ)
         if self.world.needs_boot_mmio and not self.world.mmio:
             # The parent's list of children, which both commands walk, does not exist yet.
@@ -195,7 +196,7 @@ class Guest:
         if same_irq and irq != SHAREABLE_IRQ:
             raise FailedError(EEXIST, codes.IRQ_CONFLICT)
         self.lock.take()
-        if not base <= end <= self.world.last_address or any(
+        if not base <= end <= self._last_address or any(
             _cross(base, end, *other) for other in (*near, *self.world.iomem)
         ):
             raise FailedError(EBUSY, codes.MMIO_RESOURCE_BUSY)
@@ -219,7 +220,7 @@ class Guest:
             return False
         if irq == SHAREABLE_IRQ:
             return all(window.irq != irq for window in self.windows)
-        return self.world.arch is Arch.AARCH64 or irq < _LEGACY_IRQS
+        return self._is_arm or irq < _LEGACY_IRQS
 
     def _del_mmio(self, base: int, size: int, irq: int) -> Done:
         for place, window in enumerate(self.windows):
