@@ -117,32 +117,31 @@ def _told(guest: Guest) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the last request has changed, and the `send` operations that take it back."""
     changes: list[str] = []
     undo: list[str] = []
-    for things, came, name in (
-        (guest.changes.came, True, "del"),
-        (guest.changes.went, False, "add"),
-    ):
+    for things, came in ((guest.changes.came, True), (guest.changes.went, False)):
         if not things:
             continue
-        cpus = sorted(thing for thing in things if isinstance(thing, int))
-        changes += [f"CPU {cpu} {'comes up' if came else 'goes'}" for cpu in cpus]
-        if cpus:
-            # The highest first: the order in which no kernel loses one on the way.
-            counted = guest.world.arch is Arch.AARCH64
-            undo.append(f"{name}-cpu {len(cpus) if counted else _words(cpus[::-1])}")
-        word = "appears" if came else "goes"
+        name, word = ("del", "appears") if came else ("add", "goes")
+        cpus: list[int] = []
+        devices: list[PciDevice] = []
         for thing in things:
             if isinstance(thing, Window):
                 changes.append(f"window {window_text(thing)} {word}")
                 undo.append(f"{name}-mmio {thing.base:#x} {thing.size:#x} {thing.irq}")
-        for device in sorted(thing for thing in things if isinstance(thing, PciDevice)):
+            elif isinstance(thing, PciDevice):
+                devices.append(thing)
+            else:
+                cpus.append(thing)
+        if cpus:
+            changes += [f"CPU {cpu} {'comes up' if came else 'goes'}" for cpu in sorted(cpus)]
+            # The highest first: the order in which no kernel loses one on the way.
+            counted = guest.world.arch is Arch.AARCH64
+            told = len(cpus) if counted else " ".join(map(str, sorted(cpus, reverse=True)))
+            undo.append(f"{name}-cpu {told}")
+        for device in sorted(devices):
             where = f"{device.slot}.{device.function}"
             changes.append(f"PCI device {device.bus}:{where} {word}")
             undo.append(f"{name}-pci {device.bus} {where}")
     return tuple(changes), tuple(undo)
-
-
-def _words(numbers: list[int]) -> str:
-    return " ".join(map(str, numbers))
 
 
 def window_text(window: Window) -> str:

@@ -31,6 +31,8 @@ def reply_text(message: ServiceRequest, reply: ServiceReply | None) -> str:
     """`ok`, `EEXIST (-17) window or IRQ already taken`, `no answer`."""
     if reply is None:
         return answer_text(None)
-    load = reply.fields() if isinstance(reply, Reply) and reply.msg_size else {}
-    meaning = result_meaning(message.msg_type, reply.ret) if isinstance(message, Request) else ""
-    return answer_text(reply.ret, meaning if reply.ret else "", load)
+    if reply.ret and isinstance(message, Request):
+        return answer_text(reply.ret, result_meaning(message.msg_type, reply.ret))
+    if isinstance(reply, Reply) and reply.msg_size:
+        return answer_text(reply.ret, load=reply.fields())
+    return answer_text(reply.ret)

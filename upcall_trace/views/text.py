@@ -62,8 +62,9 @@ def answer_text(
     if ret is None:
         return "no answer"
     if ret == 0 and not meaning:
-        told = (f"{name}={safe(str(value))}" for name, value in (load or {}).items())
-        return " ".join(["ok", *told])
+        if not load:
+            return "ok"
+        return " ".join(["ok", *(f"{name}={safe(str(value))}" for name, value in load.items())])
     name = errno_name(ret)
     return f"{f'{name} ({ret})' if name else f'ret {ret}'} {meaning}".rstrip()
 
