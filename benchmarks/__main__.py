@@ -25,8 +25,7 @@ from .rows import Row, Skip
 
 ALL = {
     name: name for name in (
-        "relays", "crowds", "disk", "weeks", "guest", "growth", "decoding", "diagnosis",
-        "logs",
+        "relays", "crowds", "disk", "weeks", "guest", "growth", "diagnosis", "logs",
         "fleet", "replay", "start", "tui", "lab", "memory",
     )
 } | {"long": "long_run"}  # fmt: skip

@@ -144,7 +144,7 @@ def _child(step: str, size: int, folder: Path) -> _Took:
 
 
 def _pairs() -> list[bytes]:
-    from .decoding import records
+    from .made_up import records
 
     return [raw for record in records(4) if len(raw := getattr(record, "data", b"")) == 1024][1:]
 
@@ -157,7 +157,7 @@ def _write(size: int, folder: Path) -> Work:
     from upcall_trace.capture.records import Header
     from upcall_trace.capture.writer import CaptureWriter
 
-    from .decoding import records
+    from .made_up import records
 
     def work() -> None:
         with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
@@ -172,7 +172,7 @@ def _write_successes(size: int, folder: Path) -> Work:
     from upcall_trace.capture.records import Header
     from upcall_trace.capture.writer import CaptureWriter
 
-    from .decoding import successes
+    from .made_up import successes
 
     def work() -> None:
         with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
@@ -188,7 +188,7 @@ def _packets(size: int, folder: Path) -> Work:
     from upcall_trace.capture.records import Chunk
     from upcall_trace.exports.wireshark import dissector
 
-    from .decoding import records
+    from .made_up import records
 
     host, guest = (2, 1 << 30), (3, 219)
     taken = {True: 0, False: 0}

@@ -30,10 +30,11 @@ from upcall_trace.trace.opening import build_index
 from upcall_trace.vantage.recorder import Recorder, live_header
 from upcall_trace.vantage.store import OnStoreError
 
-from .decoding import MANY, records
+from .made_up import records
 from .rows import Row
 
 SIZE = (40, 120)
+MANY = 1_000_000
 ROUNDS = 9
 RATE = 5000
 FOLLOWED_S = 10.0
