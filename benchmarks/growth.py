@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from struct import Struct
@@ -153,30 +154,17 @@ def _messages(size: int) -> Iterator[bytes]:
     return islice(cycle(_pairs()), 2 * size)
 
 
-def _write(size: int, folder: Path) -> Work:
+def _write(size: int, folder: Path, mostly_succeed: bool = False) -> Work:
     from upcall_trace.capture.records import Header
     from upcall_trace.capture.writer import CaptureWriter
 
-    from .made_up import records
+    from .made_up import records, successes
+
+    made = successes if mostly_succeed else records
 
     def work() -> None:
         with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
-            for record in records(size):
-                writer.write(record)
-
-    return work
-
-
-def _write_successes(size: int, folder: Path) -> Work:
-    """Devices come and go on one connection, and one request in a thousand is refused."""
-    from upcall_trace.capture.records import Header
-    from upcall_trace.capture.writer import CaptureWriter
-
-    from .made_up import successes
-
-    def work() -> None:
-        with CaptureWriter(folder / "c.upcap", Header("bench", arch="x86_64")) as writer:
-            for record in successes(size):
+            for record in made(size):
                 writer.write(record)
 
     return work
@@ -392,7 +380,7 @@ _STEPS: Final[dict[str, Callable[[int, Path], Work]]] = {
     "info": _command("info"),
     "shown, what matches little": _command("show", "--filter", "latency > 1s"),
     "diagnosed": _diagnose,
-    "write what mostly succeeds": _write_successes,
+    "write what mostly succeeds": partial(_write, mostly_succeed=True),
 }
 
 
