@@ -235,6 +235,11 @@ def _read_line(told: LogInput) -> str:
             f"{told.unknown} about upcall in words that are not known, the first is line "
             f"{told.first_unknown}"
         )
+    if told.mentioned:
+        parts.append(
+            f"{told.mentioned} sentences mention a line and decide nothing, the first is line "
+            f"{told.first_mentioned}"
+        )
     if told.sandboxes:
         names = ", ".join(short(each) for each in told.sandboxes[:_GUESTS_TOLD])
         more = len(told.sandboxes) - _GUESTS_TOLD

@@ -95,6 +95,7 @@ class ChannelStory:
     ) -> None:
         """Say it once: later lines of the same are evidence of the first."""
         lines = list(lines)
+        certain = certain and not any(line.loose for line in lines)
         evidence = tuple(evidence_of(line, (at or {}).get(line, 0)) for line in lines)
         before = self.findings.get((code, (self._ran, key)))
         if before is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Final
@@ -15,7 +16,7 @@ from ..logs.entries import LogEntry, Scanner
 from ..logs.lines import LogLine, lines_of
 from ..logs.meaning import Understood
 from ..logs.opening import LogFile, Progress, is_text, sniff
-from ..logs.table import understood, wanted
+from ..logs.table import Aside, understood, wanted
 from ..logs.turned import Repeats, newest_first
 from ..sources import capture_kind
 from .log_channel import DRAGONBALL, OTHER_VMMS
@@ -74,11 +75,11 @@ def read_stream(name: str, stream: IO[bytes], sandbox: str | None = None) -> Log
     told = LogInput(name, Option.FOUND, name)
     scanner = Scanner(wanted())
     log = LogFile(Path(name), stream)
-    for said in understood(scanner, log.blocks(), name, lambda line: _strange(told, line)):
+    for said in understood(scanner, log.blocks(), name, partial(_aside, told)):
         _count(told, said, stories.feed(said))
     stories.finish()
     told.lines = scanner.lines
-    if not (told.understood or told.of_others or told.unknown):
+    if told.says_nothing:
         told.seems = _seems(scanner.first, log.torn)
     return Logs([told], list(stories.guests.values()))
 
@@ -109,7 +110,7 @@ class _LogStream:
         file = self.input.file
         last_ns: int | None = None
         lines: Iterable[Understood] = understood(
-            self.scanner, self.log.blocks(progress), file, lambda line: _strange(self.input, line)
+            self.scanner, self.log.blocks(progress), file, partial(_aside, self.input)
         )
         if self.turned:
             lines = reversed([*islice(lines, _TURNED)])
@@ -126,7 +127,7 @@ class _LogStream:
         told.from_ns = self.first_wall or told.from_ns
         last = [*lines_of(LogEntry(1, self.scanner.last), None)] if self.scanner.last else []
         told.to_ns = max((ns for line in last if (ns := line.wall_ns)), default=told.to_ns)
-        if not (told.understood or told.of_others or told.unknown):
+        if told.says_nothing:
             told.seems = _seems(start, self.log.torn)
         wrong = None
         if told.option is Option.CONSOLE and told.of_vmm and not told.of_guest:
@@ -225,9 +226,13 @@ def _timed(
         yield latest, stream, said
 
 
-def _strange(told: LogInput, line: LogLine) -> None:
-    told.unknown += 1
-    told.first_unknown = told.first_unknown or line.number
+def _aside(told: LogInput, line: LogLine, what: Aside) -> None:
+    if what is Aside.MENTIONED:
+        told.mentioned += 1
+        told.first_mentioned = told.first_mentioned or line.number
+    else:
+        told.unknown += 1
+        told.first_unknown = told.first_unknown or line.number
 
 
 def _count(told: LogInput, said: Understood, whose: str | None) -> None:
@@ -304,5 +309,10 @@ def nothing_understood(logs: Logs) -> NothingRun:
             seems = "of a runtime that refused its own configuration: no VM was started"
         if not seems and told.unknown:
             seems = "a log that speaks of upcall in words that are not known here"
+        if not seems and told.mentioned:
+            seems = (
+                f"a text that quotes lines of upcall (line {told.first_mentioned}), and no log: "
+                "give the log that they are from"
+            )
         parts.append(f"{told.file} is {seems or 'a log in which nothing concerns upcall'}")
     return NothingRun(f"nothing was shown to be well: {'; '.join(parts)}")

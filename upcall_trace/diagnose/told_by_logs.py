@@ -43,10 +43,19 @@ class LogInput:
     """Lines about upcall in words that are not known."""
     first_unknown: int | None = None
     """The first of them."""
+    mentioned: int = 0
+    """Sentences that quote a line about upcall."""
+    first_mentioned: int | None = None
+    """The first of them."""
     of_guest: int = 0
     of_vmm: int = 0
     of_others: int = 0
     dressed: bool = False
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether no line of it concerns upcall, or a VM."""
+        return not (self.understood or self.of_others or self.unknown or self.mentioned)
 
 
 @dataclass(slots=True)

@@ -68,6 +68,8 @@ class LogLine(NamedTuple):
     """Its text is of several lines of the file."""
     dressed: bool = False
     """Something wrote it down for the program that said it: a journal, a shipper, syslog."""
+    loose: bool = False
+    """Nothing around its words tells that they are a line: it proves nothing."""
 
 
 def read_lines(path: Path) -> Iterator[LogLine]:

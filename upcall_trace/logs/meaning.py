@@ -52,10 +52,15 @@ class Meaning:
     upcall: bool = True
     of_guest: bool = field(init=False)
     """Whether the guest's kernel says it."""
+    lead: str = field(init=False)
+    """What of the line stands before the place where it is found."""
 
     def __post_init__(self) -> None:
         guest = self.speaker is Speaker.MANAGER or self.speaker is Speaker.KERNEL
         object.__setattr__(self, "of_guest", guest)  # asked of every line
+        found = self.pattern.search(self.example) if self.pattern is not None else None
+        at = found.start() if found is not None else max(self.place(self.example), 0)
+        object.__setattr__(self, "lead", self.example[:at])
 
     @property
     def anchors(self) -> list[str]:

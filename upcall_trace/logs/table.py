@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum, auto
 from functools import cache
+from operator import attrgetter
 from typing import Final
 
 import re2
@@ -13,6 +15,7 @@ from . import client_lines, device_lines, guest_lines, other_lines, runtime_line
 from .entries import Finder, Scanner
 from .lines import LogLine, lines_of
 from .meaning import Match, Table, Understood
+from .prose import Stands, how
 
 _HOST: Final = (
     *client_lines.ROWS, *device_lines.ROWS, *runtime_lines.ROWS, *other_lines.ROWS,
@@ -22,6 +25,7 @@ ROWS: Final = (*_HOST, *guest_lines.ROWS)
 _VMM: Final = Table(_HOST)
 _GUEST: Final = Table(guest_lines.ROWS)
 _CONSOLE: Final = "dmesg"
+_place: Final = attrgetter("at")
 _NUMBERS: Final = r'"MESSAGE"\s*:\s*\['
 """How a journal's message begins that is written as numbers; words cannot be found in it."""
 _STRANGE_GUEST: Final = re.compile(r"db-(?:dev-mgr|upcall-srv)\b|db_devmgr_\w{1,32}(?!\+0x)\b ?:")
@@ -57,6 +61,15 @@ _TOO_COMMON: Final = {
 }
 
 
+class Aside(Enum):
+    """A line about upcall that decides nothing."""
+
+    STRANGE = auto()
+    """In words that no row has: a newer release may say them."""
+    MENTIONED = auto()
+    """A sentence that quotes a line."""
+
+
 @cache
 def wanted() -> Finder:
     """One pattern for every anchor, of an engine that is linear."""
@@ -86,18 +99,24 @@ def understood(
     scanner: Scanner,
     blocks: Iterable[bytes],
     file: str | None,
-    strange: Callable[[LogLine], object] | None = None,
+    aside: Callable[[LogLine, Aside], object] | None = None,
 ) -> Iterator[Understood]:
     """The lines of a log that say something of the table, in their order.
 
-    `strange` is told the others that speak of upcall: a newer release may say them.
+    `aside` is told the others that speak of upcall.
     """
     for entry in scanner.entries(blocks):
         for line in lines_of(entry, file):
             if matches := understand(line):
-                yield Understood(line, matches)
-            elif strange is not None and _is_strange(line):
-                strange(line)
+                stands = how(line, min(matches, key=_place))
+                if stands is Stands.AS_A_LINE:
+                    yield Understood(line, matches)
+                elif stands is Stands.LOOSELY:
+                    yield Understood(line._replace(loose=True), matches)
+                elif aside is not None:
+                    aside(line, Aside.MENTIONED)
+            elif aside is not None and _is_strange(line):
+                aside(line, Aside.STRANGE)
 
 
 def _is_strange(line: LogLine) -> bool:
