@@ -240,6 +240,10 @@ def _read_line(told: LogInput) -> str:
             f"{told.mentioned} sentences mention a line and decide nothing, the first is line "
             f"{told.first_mentioned}"
         )
+    if told.lost:
+        parts.append(
+            f"lines are missing at {told.lost} places, the first is line {told.first_lost}"
+        )
     if told.sandboxes:
         names = ", ".join(short(each) for each in told.sandboxes[:_GUESTS_TOLD])
         more = len(told.sandboxes) - _GUESTS_TOLD

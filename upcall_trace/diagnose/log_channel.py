@@ -57,12 +57,13 @@ class ChannelStory:
         """Names of other VMMs, each with its first line."""
         self.is_dragonball = False
         self.no_vm: LogLine | None = None
-        self.was_ready = False
+        self._ran = 0
+        """VMs before this one."""
         self._begin()
 
     def _begin(self) -> None:
         """Another VM: nothing of the last one holds."""
-        self.phase = ChannelPhase.UNKNOWN
+        self.phase, self.was_ready = ChannelPhase.UNKNOWN, False
         self.open: OpenRequest | None = None
         self._broken: OpenRequest | None = None
         self._refusals: list[LogLine] = []
@@ -74,13 +75,35 @@ class ChannelStory:
         self._idle: LogLine | None = None
         self._vcpu_died: LogLine | None = None
         self._slots: dict[str, tuple[str, LogLine]] = {}
-        self._action: tuple[str, str, LogLine] | None = None
         self._told: set[str] = set()
         self._start_failed = False
+        self._lost: LogLine | None = None
+        """What says that lines are missing since the channel was ready for certain."""
+        self._unsure_of_end = False
+        """Lines are missing since the last refusal."""
         self.last_refusal: tuple[str, int | None] | None = None
         """The VMM's last refusal, and when it was."""
         self._resets = 0
-        self._ran = 0
+
+    @property
+    def _sure(self) -> bool:
+        """Whether lines together prove something: they say whose they are, and none is missing."""
+        return self.keyed and self._lost is None
+
+    @property
+    def _asked(self) -> OpenRequest | None:
+        """The open request, if it is known to be the one that is answered next."""
+        return self.open if self._lost is None else None
+
+    def lines_lost(self, line: LogLine) -> None:
+        """Lines are missing here, as this one says; until the channel is ready, all may be said."""
+        self._lost, self._unsure_of_end = line, True
+
+    def vm_is_gone(self) -> None:
+        """What is told from here on is of another VM."""
+        self._conclude()
+        self._ran += 1
+        self._begin()
 
     # Telling.
 
@@ -96,7 +119,8 @@ class ChannelStory:
         """Say it once: later lines of the same are evidence of the first."""
         lines = list(lines)
         certain = certain and not any(line.loose for line in lines)
-        evidence = tuple(evidence_of(line, (at or {}).get(line, 0)) for line in lines)
+        seen = lines if certain or self._lost is None else [*lines, self._lost]
+        evidence = tuple(evidence_of(line, (at or {}).get(line, 0)) for line in seen)
         before = self.findings.get((code, (self._ran, key)))
         if before is not None:
             more = tuple(e for e in evidence if e not in before.evidence)
@@ -134,10 +158,7 @@ class ChannelStory:
         if self.phase is ChannelPhase.RESTORED and not self.was_ready:
             return  # a restored VM makes its client anew
         if self.phase is not ChannelPhase.UNKNOWN or self.open is not None:
-            self._conclude()
-            self._ran += 1
-            self._begin()
-            self.was_ready = False
+            self.vm_is_gone()
         self.phase = ChannelPhase.STARTING
 
     def _init_failed(self, line: LogLine, match: Match) -> None:
@@ -152,7 +173,7 @@ class ChannelStory:
 
     def _ready(self) -> None:
         self.phase, self.was_ready = ChannelPhase.READY, True
-        self.open = None
+        self.open = self._lost = None
 
     def _refused(self, line: LogLine, match: Match) -> None:
         if self.phase is ChannelPhase.RESTORED:
@@ -161,6 +182,7 @@ class ChannelStory:
             self.phase = ChannelPhase.STARTING
             return
         self._refused_count += 1
+        self._unsure_of_end = False
         if len(self._refusals) < _SHOWN:
             self._refusals.append(line)
 
@@ -188,7 +210,7 @@ class ChannelStory:
 
     def _reset(self, line: LogLine, match: Match) -> None:
         self._resets += 1
-        self._broken, self.open = self.open or OpenRequest("unknown", None), None
+        self._broken, self.open = self._asked or OpenRequest("unknown", None), None
         self.phase, self.was_ready = ChannelPhase.RECONNECTING, True
         told = words.reset(self._broken)
         lines = [*self._broken.lines, line]
@@ -217,7 +239,7 @@ class ChannelStory:
         )
         if booting and not self._start_failed:
             told = words.died_booting(killed)
-            self.tell(codes.VM_DIED, "died", told, [line], self.keyed and killed)
+            self.tell(codes.VM_DIED, "died", told, [line], self._sure and killed)
             self._refusals.clear()
             self._refused_count = 0
         self._conclude()
@@ -259,7 +281,7 @@ class ChannelStory:
             told = words.late(asked, took)
             self._late = asked
             self.tell(codes.LATE_REPLY, asked.number, told, [*asked.lines, line],
-                      seen and self.keyed, {line: match.at})  # fmt: skip
+                      seen and self._sure, {line: match.at})  # fmt: skip
         self._wedged.clear()
         self._ready()
 
@@ -267,7 +289,7 @@ class ChannelStory:
         """Index 0 with success is what the client reports when the stream breaks."""
         if self._broken is None or not (self._broken.is_cpu or self._broken.kind == "unknown"):
             self._resets += 1
-            self._broken, self.open = self.open or OpenRequest("cpu", None), None
+            self._broken, self.open = self._asked or OpenRequest("cpu", None), None
         told = words.counted_as_success(self._broken)
         key = (codes.RESET_WHILE_BUSY, (self._ran, self._resets))
         before = self.findings.pop(key, None)
@@ -280,20 +302,20 @@ class ChannelStory:
         self._broken = None
 
     def _cpu_refused(self, line: LogLine, match: Match) -> None:
-        asked = self.open if self.open is not None and self.open.is_cpu else None
+        asked = self._asked if self._asked is not None and self._asked.is_cpu else None
         took = between(asked.line if asked else None, line)
         lines = [*(asked.lines if asked else []), line]
         told = words.refused(took)
         self.tell(codes.RESIZE_WEDGED, "wedged", told, lines, True, {line: match.at})
         if asked is not None and asked.timed_out is not None:
             late = words.late(asked, took)
-            self.tell(codes.LATE_REPLY, asked.number, late, lines, self.keyed, {line: match.at})
+            self.tell(codes.LATE_REPLY, asked.number, late, lines, self._sure, {line: match.at})
         self._wedged_for_good = True
         self._refused_cpu = asked or OpenRequest("cpu", None)
         self.phase, self.was_ready, self.open = ChannelPhase.READY, True, None
 
     def _cpu_late(self, line: LogLine, match: Match) -> None:
-        asked = self.open if self.open is not None and self.open.is_cpu else self._late
+        asked = self._asked if self._asked is not None and self._asked.is_cpu else self._late
         asked = asked or OpenRequest("cpu", None)
         told = words.late(asked, between(asked.line, line))
         self.tell(codes.LATE_REPLY, asked.number, told, [*asked.lines, line], True)
@@ -313,9 +335,6 @@ class ChannelStory:
             self._slots[f"{int(match[2]):02x}"] = (match[1], line)
         if self.open is not None and self.open.kind == "disk-add":
             self.open = None
-
-    def _disk_failed(self, line: LogLine, match: Match) -> None:
-        self._action = ("disk-add", match[1], line)
 
     def _removing_disk(self, line: LogLine, match: Match) -> None:
         self._may_ask(OpenRequest("disk-del", line))
@@ -343,9 +362,9 @@ class ChannelStory:
             return
         lines = [*asked.lines, line]
         told = words.late(asked, between(asked.line, line))
-        self.tell(codes.LATE_REPLY, asked.number, told, lines, self.keyed, {line: match.at})
+        self.tell(codes.LATE_REPLY, asked.number, told, lines, self._sure, {line: match.at})
         left = words.left_in_list(asked)
-        self.tell(codes.DEVICE_LEAKED, asked.number, left, lines, self.keyed, {line: match.at})
+        self.tell(codes.DEVICE_LEAKED, asked.number, left, lines, self._sure, {line: match.at})
 
     def _no_config(self, line: LogLine, match: Match) -> None:
         self.no_vm = line
@@ -377,7 +396,8 @@ class ChannelStory:
             code = codes.CONNECT_REFUSED_LOOP if loop else codes.NO_LISTENER
             told = words.refusals(self._refused_count, self.was_ready)
             sure = loop or "connection reset" in self._refusals[-1].text
-            self.tell(code, "loop", told, self._refusals, sure and self.keyed)
+            self.tell(code, "loop", told, self._refusals,
+                      sure and self.keyed and not self._unsure_of_end)  # fmt: skip
 
     def finish(self) -> list[Finding]:
         """The log is over: every finding, in the order in which they were found."""
@@ -418,7 +438,6 @@ _HANDLERS: Final[Mapping[Meaning, _Handler]] = {
     client.VCPU_DIED: ChannelStory._vcpu_dies,
     runtime.SENT: ChannelStory._sent,
     runtime.DISK_ADDED: ChannelStory._disk_added,
-    runtime.DISK_FAILED: ChannelStory._disk_failed,
     devices.REMOVING_DISK: ChannelStory._removing_disk,
     devices.REMOVING_VFIO: ChannelStory._removing_vfio,
     devices.MEMORY: ChannelStory._hot_added,

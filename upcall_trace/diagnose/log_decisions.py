@@ -80,7 +80,7 @@ def _unanswered(causes: list[Cause], at: Situation, said: ConsoleOperation) -> l
     if registered and at.waited_long:
         # It got the lock, and as far as the driver: neither a lock nor a death keeps it.
         at.evidence += [_evidence_of(line) for line in said.lines[:1]]
-        return [Cause(codes.DRIVER_HANGS, inferred=at.waited_ns < _DRIVERS_LIMIT_NS)]
+        return [Cause(codes.DRIVER_HANGS, inferred=said.gap or at.waited_ns < _DRIVERS_LIMIT_NS)]
     return causes
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..logs import lost_lines
 from ..logs import other_lines as others
 from ..logs.guest_console import ConsoleReader
-from ..logs.meaning import Match, Understood
+from ..logs.lines import LogLine
+from ..logs.lost_lines import is_gap
+from ..logs.meaning import Match, Speaker, Understood
 from ..logs.whose import Guests
 from .log_vmm import VmmStory
 
@@ -59,6 +62,12 @@ class Stories:
         for match in matches:
             if match.meaning is others.KILLED:
                 self._killed(said, match)
+            elif match.meaning is lost_lines.HOST_BOOT:
+                self._host_boots()
+            elif is_gap(match):
+                self._lines_lost(said.line, match, sandbox)
+        if all(match.meaning.speaker is Speaker.LOGGER for match in matches):
+            return sandbox
         if not self.wanted(sandbox):
             return sandbox
         guest = self.guests.get(sandbox)
@@ -78,6 +87,20 @@ class Stories:
         if guest is not None and sandbox not in self.guests:
             guest.sandbox = sandbox
             self.guests = {(sandbox if g is guest else k): g for k, g in self.guests.items()}
+
+    def _host_boots(self) -> None:
+        """Process numbers begin again, and no guest is left."""
+        self._whose = Guests()
+        for guest in self.guests.values():
+            guest.vmm.vm_is_gone()
+
+    def _lines_lost(self, line: LogLine, match: Match, sandbox: str | None) -> None:
+        """Of one guest, where the line says whose it is, else of any."""
+        for key, guest in self.guests.items():
+            if sandbox in (None, key):
+                guest.console.lines_lost()
+                if match.meaning in lost_lines.OF_HOST:
+                    guest.vmm.lines_lost(line)
 
     def _killed(self, said: Understood, match: Match) -> None:
         if not match[2].startswith(_VICTIMS):

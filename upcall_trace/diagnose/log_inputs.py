@@ -14,7 +14,8 @@ from ..capture.unpacking import STDIN
 from ..errors import NothingRun, UnreadableInput, WrongUsage
 from ..logs.entries import LogEntry, Scanner
 from ..logs.lines import LogLine, lines_of
-from ..logs.meaning import Understood
+from ..logs.lost_lines import is_gap
+from ..logs.meaning import Speaker, Understood
 from ..logs.opening import LogFile, Progress, is_text, sniff
 from ..logs.table import Aside, understood, wanted
 from ..logs.turned import Repeats, newest_first
@@ -237,6 +238,11 @@ def _aside(told: LogInput, line: LogLine, what: Aside) -> None:
 
 def _count(told: LogInput, said: Understood, whose: str | None) -> None:
     line, matches = said
+    if any(is_gap(match) for match in matches):
+        told.lost += 1
+        told.first_lost = told.first_lost or line.number
+    if all(match.meaning.speaker is Speaker.LOGGER for match in matches):
+        return
     if whose is None:
         told.unnamed += 1
     elif whose not in told.sandboxes and len(told.sandboxes) < 10_000:
@@ -290,6 +296,8 @@ def _seems(start: bytes, torn: bool) -> str:
         return "a damaged archive" if torn else "empty"
     if not is_text(start):
         return "no text at all"
+    if start.strip() == b"-- No entries --":
+        return "the answer of a journal that has no such entries"
     if not start.strip(b"\r\n\t \x00\xef\xbb\xbf\xff\xfe"):
         return "blank: it has no text"
     return "text that says nothing about upcall"

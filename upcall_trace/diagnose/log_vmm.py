@@ -84,7 +84,7 @@ class VmmStory(ChannelStory):
         )
         waiting = self.open
         reason = words.why_not_ready(self.phase, waiting, own)
-        certain = self.keyed and self.phase not in (ChannelPhase.UNKNOWN, ChannelPhase.ENDED)
+        certain = self._sure and self.phase not in (ChannelPhase.UNKNOWN, ChannelPhase.ENDED)
         if self.phase is ChannelPhase.READY:
             certain &= waiting is not None and (waiting.is_waited_for or own)
         lines = [*(waiting.lines if waiting is not None else []), line]
@@ -178,7 +178,7 @@ class VmmStory(ChannelStory):
         lost = (codes.RESET_WHILE_BUSY, codes.IDLE_CHANNEL_LOST)
         explained = any(f.code in lost for f in self.findings.values())
         told = words.missing_cpus(rows[runtime.NOT_ONLINE][1], explained)
-        certain = self.keyed and explained
+        certain = self._sure and explained
         at = {line: rows[runtime.NOT_ONLINE].at}
         self.tell(codes.MISSING_IN_GUEST, "cpus", told, [line], certain, at)
         return True

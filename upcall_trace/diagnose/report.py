@@ -163,5 +163,7 @@ def summary(each: Diagnosed) -> str:
         if each.unknown:
             counts += " in those that are understood" if not each.findings else ""
             counts += f"; what {each.unknown} more mean cannot be told"
+        if each.lost:
+            counts += f"; what stood at the {each.lost} places without lines cannot be told"
         return f"{each.lines} lines about upcall: {counts}."
     return f"{each.operations} operations{where}: {_counts(each.findings)}."

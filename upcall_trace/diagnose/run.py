@@ -43,6 +43,8 @@ class Diagnosed:
     """Lines about upcall, of logs alone."""
     unknown: int = 0
     """Of logs alone, lines about upcall in words that are not known."""
+    lost: int = 0
+    """Of logs alone, places at which lines are missing."""
     from_ns: int | None = None
     to_ns: int | None = None
     """When the recording began and ended, in nanoseconds since 1970, where that is known."""
@@ -151,5 +153,5 @@ def diagnose_logs(logs: Logs) -> Diagnosed:
     names = ", ".join(Path(told.file).name for told in logs.inputs)
     return Diagnosed(
         None, logs.findings(), operations, 0, not logs.torn, lines=lines, unknown=logs.unknown,
-        file=names,
+        lost=logs.lost, file=names,
     )  # fmt: skip

@@ -47,6 +47,10 @@ class LogInput:
     """Sentences that quote a line about upcall."""
     first_mentioned: int | None = None
     """The first of them."""
+    lost: int = 0
+    """Places at which lines are missing, as the log itself says."""
+    first_lost: int | None = None
+    """The line that says the first of them."""
     of_guest: int = 0
     of_vmm: int = 0
     of_others: int = 0
@@ -95,6 +99,11 @@ class Logs:
     def unknown(self) -> int:
         """Lines about upcall in words that are not known."""
         return sum(told.unknown for told in self.inputs)
+
+    @property
+    def lost(self) -> int:
+        """Places at which lines are missing."""
+        return sum(told.lost for told in self.inputs)
 
     @property
     def consoles(self) -> list[LoggedGuest]:

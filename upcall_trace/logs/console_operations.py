@@ -36,6 +36,8 @@ class ConsoleOperation:
     comm: str = ""
     ways: set[str] = field(default_factory=set)
     closed: bool = False
+    gap: bool = False
+    """Lines are missing right after its own."""
     probe_failed: LogLine | None = None
     decided_by: LogLine | None = None
     """The line that says how it ended."""

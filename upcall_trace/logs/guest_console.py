@@ -345,6 +345,15 @@ class ConsoleReader:
         if current is not None and current.pci is not None and is_open(current):
             current.ret = 0
 
+    def lines_lost(self) -> None:
+        """Lines are missing here: how what is open ended, and whose the next ones are, is lost."""
+        if self._current is not None:
+            self._current.gap = True
+        self._cpus_open.clear()
+        self._oops.clear()
+        self._drivers.clear()
+        self._current = self._registered = self._dying = self._last_refused = None
+
     def finish(self) -> None:
         """The log is over. An oops that does not say whose it is may be the open request's."""
         current = self._current

@@ -34,6 +34,7 @@ class Speaker(Enum):
     KERNEL = "guest kernel"
     OTHER = "other VMMs"
     HOST = "the host"
+    LOGGER = "what writes and copies logs"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

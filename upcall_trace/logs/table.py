@@ -11,7 +11,7 @@ from typing import Final
 
 import re2
 
-from . import client_lines, device_lines, guest_lines, other_lines, runtime_lines
+from . import client_lines, device_lines, guest_lines, lost_lines, other_lines, runtime_lines
 from .entries import Finder, Scanner
 from .lines import LogLine, lines_of
 from .meaning import Match, Table, Understood
@@ -19,11 +19,13 @@ from .prose import Stands, how
 
 _HOST: Final = (
     *client_lines.ROWS, *device_lines.ROWS, *runtime_lines.ROWS, *other_lines.ROWS,
+    *lost_lines.OF_HOST,
 )  # fmt: skip
-ROWS: Final = (*_HOST, *guest_lines.ROWS)
+_KERNEL: Final = (*guest_lines.ROWS, *lost_lines.OF_KERNEL)
+ROWS: Final = (*_HOST, *_KERNEL)
 """Every row there is."""
 _VMM: Final = Table(_HOST)
-_GUEST: Final = Table(guest_lines.ROWS)
+_GUEST: Final = Table(_KERNEL)
 _CONSOLE: Final = "dmesg"
 _place: Final = attrgetter("at")
 _NUMBERS: Final = r'"MESSAGE"\s*:\s*\['
