@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from quopri import encodestring as quoted_printable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support import run
 from upcall_trace.logs.entries import Scanner
+from upcall_trace.logs.quoted_printable import is_quoted_printable, unquoted
 from upcall_trace.logs.table import wanted
 from upcall_trace.logs.wrapped import unwrapped, wrapping_of
 
@@ -60,6 +62,11 @@ CHANGES: dict[str, Change] = {
     "fluent-bit": each(
         lambda line: f"[0] kube: [[1700000000.25, {{}}], {json.dumps({'log': line})}]"
     ),
+    "quoted-printable": lambda text: quoted_printable(text.encode()).decode("ascii"),
+    "a-mail": lambda text: (
+        "Subject: =?utf-8?q?hotplug?=\nContent-Transfer-Encoding: quoted-printable\n\n"
+        + quoted_printable("".join(f"> {line}\n" for line in text.splitlines()).encode()).decode()
+    ),
     "twice": lambda text: text + text,
     "turned": lambda text: "".join(reversed(text.splitlines(keepends=True))),
 }
@@ -97,6 +104,7 @@ def test_a_log_tells_the_same_however_it_was_handed_over(
 @pytest.mark.parametrize("path", sorted(CASES.glob("*/*.log")), ids=lambda path: path.parent.name)
 def test_no_log_as_it_was_written_is_taken_for_broken(path: Path) -> None:
     assert wrapping_of(path.read_bytes()) is None
+    assert not is_quoted_printable(path.read_bytes())
 
 
 def test_lines_broken_between_words_are_joined_and_keep_their_numbers(tmp_path: Path) -> None:
@@ -146,12 +154,68 @@ def test_joining_loses_no_byte_and_no_line(lines: list[bytes], size: int) -> Non
     assert scanner.lines == text.count(b"\n")
 
 
-def test_a_console_that_was_pasted_twice_gives_no_certain_finding_more(tmp_path: Path) -> None:
-    for log in sorted(CASES.glob("con-*/*.log")):
-        copy = tmp_path / "copy.log"
-        copy.write_bytes(log.read_bytes() * 2)
-        certain = {code for code, inferred in told(copy) if not inferred}
-        assert certain <= {code for code, inferred in told(log) if not inferred}, log
+def told_each(path: Path) -> list[tuple[str, bool]]:
+    """The same, what is told several times as often."""
+    answer = json.loads(run("diagnose", "--json", path).out)
+    return [(finding["code"], finding["inferred"]) for finding in answer["findings"]]
+
+
+@pytest.mark.parametrize("between", ["", "\n", "And once more:\n\n"])
+@pytest.mark.parametrize("log", sorted(CASES.glob("*/*.log")), ids=lambda path: path.parent.name)
+def test_a_log_that_was_pasted_twice_tells_nothing_twice(
+    log: Path, between: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.log"
+    copy.write_bytes(log.read_bytes() + between.encode() + log.read_bytes())
+    assert told_each(copy) == told_each(log)
+
+
+def test_lines_without_times_that_were_pasted_twice_tell_nothing_twice(tmp_path: Path) -> None:
+    said = "VM upcall init\nupcall connect service success\nupcall response failed x\n"
+    log = tmp_path / "log"
+    log.write_text(said * 2)
+    assert told_each(log) == [("UP605", False)]
+
+
+def test_a_second_boot_that_fails_as_the_first_did_is_told(tmp_path: Path) -> None:
+    def boot(add_s: str) -> str:
+        return (
+            "[    0.000000] Linux version 6.1.90 (builder@example) #1 SMP\n"
+            f"[   {add_s}] db-dev-mgr: add vcpu number: 1\n"
+            f"[   {add_s}] db-dev-mgr: adding vcpu apic_id 1\n"
+            f"[   {add_s}] db-dev-mgr: cpu 1 cannot be added, cpu up failed: -5\n"
+        )
+
+    log = tmp_path / "log"
+    log.write_text(boot("12.100231") + boot("12.100232"))
+    assert [code for code, _ in told_each(log)] == ["UP201", "UP201"]
+    log.write_text(boot("12.100231") * 2)
+    assert [code for code, _ in told_each(log)] == ["UP201"]
+
+
+def test_lines_of_a_mail_keep_their_numbers(tmp_path: Path) -> None:
+    text = "".join(
+        f"2026-11-22T15:14:0{second}Z n1 kata[41]: {said}\n"
+        for second, said in enumerate((
+            "upcall connect service success, and a long line that a mail has to break = at a width",
+            "failed to do_resize_vcpus to 2: vmm action error: ResizeVcpu(VcpuIsHotplugging)",
+        ))
+    )  # fmt: skip
+    mail = quoted_printable(text.encode())
+    log = tmp_path / "log"
+    log.write_bytes(mail)
+    (finding,) = json.loads(run("diagnose", "--json", log).out)["findings"]
+    number = finding["evidence"][0]["line"]
+    assert mail.splitlines()[number - 1].startswith(b"2026-11-22T15:14:01Z")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])), max_size=20))
+def test_decoding_a_mail_gives_the_text_that_was_sent(lines: list[str]) -> None:
+    text = "".join(f"{line}=\n" for line in lines).encode()
+    sent = quoted_printable(text)
+    whole = [*unquoted(sent.split(b"\n")[:-1])]
+    assert b"".join(line for line, _ in whole) == text
+    assert sum(count for _, count in whole) == sent.count(b"\n")
 
 
 def test_one_line_in_two_files_is_told_once(tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ class Stories:
             guest.console.feed(line, matches)
         return sandbox
 
+    def feed_again(self, said: Understood) -> None:
+        """One line that was told before: the boot that seemed to begin before it is no other."""
+        guest = self.guests.get(self._whose.of(said.line))
+        if guest is not None:
+            guest.console.tells_again()
+
     def _rename(self, pid: str, sandbox: str) -> None:
         """A guest that was known by its process only has told its name."""
         guest = self.guests.get(pid)

@@ -56,7 +56,11 @@ def read_logs(
         stories.wanted = lambda whose: whose is None or _is(whose, sandbox, seen)
     repeats = Repeats()
     for stream, said in _in_order(given, span or Span(), progress):
-        whose = None if repeats.is_one(said.line) else stories.feed(said)
+        whose = None
+        if repeats.is_one(said.line):
+            stories.feed_again(said)
+        else:
+            whose = stories.feed(said)
         _count(stream.input, said, whose)
     stories.finish()
     logs.guests = list(stories.guests.values())

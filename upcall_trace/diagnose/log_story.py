@@ -62,7 +62,20 @@ def of_guest(guest: LoggedGuest, number: int) -> list[Finding]:
         return [*_of_other(guest, name, line), *_dead(guest)]
     found = [*of_console(guest.console, guest.console_keyed, number)]
     found = _joined(found, guest.vmm.finish())
-    return [replace(each, sandbox=guest.sandbox) for each in sorted(found, key=_by_time)]
+    found = [replace(each, sandbox=guest.sandbox) for each in sorted(found, key=_by_time)]
+    return [*_once(found)]
+
+
+def _once(found: Sequence[Finding]) -> Iterator[Finding]:
+    """Without those that lines without a time tell again in the same words: it may be one text
+    that somebody copied twice."""
+    told: set[object] = set()
+    for finding in found:
+        key = (finding.code, finding.what, tuple(e.text for e in finding.evidence))
+        if finding.time_ns is None and key in told:
+            continue
+        told.add(key)
+        yield finding
 
 
 def told_so_far(guest: LoggedGuest) -> list[Finding]:

@@ -13,7 +13,8 @@ from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple, Protocol
 
-from .wrapped import Wrapping, unwrapped, wrapping_of
+from .quoted_printable import is_quoted_printable, unquoted
+from .wrapped import lines_in, unwrapped, wrapping_of
 
 ENTRY_LIMIT: Final = 64 << 10
 """Bytes that lines may be joined to."""
@@ -128,10 +129,11 @@ class Scanner:
             if begins is None:
                 self.first = data[:4096]
                 begins = _form(self.first)
-                wrapping = None if self._at_once else wrapping_of(data)
-                if wrapping is not None and begins is _begins_line:
-                    yield from self._of_wrapped(chain([data], blocks), wrapping)
-                    return
+                if not self._at_once and begins is _begins_line:
+                    whole = _whole_lines(data, blocks)
+                    if whole is not None:
+                        yield from self._of_whole(whole)
+                        return
             end = data.rfind(b"\n") + 1
             if not end:
                 if len(data) >= PIECE_LIMIT:
@@ -147,9 +149,9 @@ class Scanner:
             yield from self._region(kept, len(kept), begins)
             self.lines += not kept.endswith(b"\n")
 
-    def _of_wrapped(self, blocks: Iterable[bytes], wrapping: Wrapping) -> Iterator[LogEntry]:
-        """The wanted lines of a log whose lines are broken at a width, whole again."""
-        for line, of_lines in unwrapped(blocks, wrapping):
+    def _of_whole(self, lines: Iterable[tuple[bytes, int]]) -> Iterator[LogEntry]:
+        """The wanted lines of a log whose lines were broken; each with how many it was made of."""
+        for line, of_lines in lines:
             number = self.lines + 1
             self.lines += of_lines
             self.last = line[-4096:].rstrip(b"\n")
@@ -195,6 +197,14 @@ class Scanner:
         self.lines += region.count(b"\n")
         stop = len(region) - region.endswith(b"\n")
         self.last = region[max(region.rfind(b"\n", 0, stop) + 1, stop - 4096) : stop]
+
+
+def _whole_lines(start: bytes, more: Iterable[bytes]) -> Iterator[tuple[bytes, int]] | None:
+    """The lines of a log that a terminal or a mail program broke; None of one that is whole."""
+    if is_quoted_printable(start):
+        return unquoted(lines_in(chain([start], more)))
+    wrapping = wrapping_of(start)
+    return None if wrapping is None else unwrapped(chain([start], more), wrapping)
 
 
 def _last_entry(data: bytes, end: int, begins: Callable[[bytes, int], bool]) -> int:

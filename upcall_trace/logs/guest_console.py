@@ -78,6 +78,7 @@ class ConsoleReader:
         self._cpus_open: list[ConsoleOperation] = []
         self._last_refused: ConsoleOperation | None = None
         self._served = False
+        self._next_boot: LogLine | None = None
 
     def feed(self, line: LogLine, matches: Iterable[Match]) -> None:
         """One line, with what it says."""
@@ -87,6 +88,7 @@ class ConsoleReader:
 
     def _said(self, line: LogLine, match: Match) -> None:
         row = match.meaning
+        self._begin_boot()
         if row.speaker is Speaker.MANAGER:
             self.heard += 1
             self._oops.clear()
@@ -259,10 +261,22 @@ class ConsoleReader:
 
     def _boots(self, line: LogLine, match: Match) -> None:
         if self.boots or self.operations:
+            self._next_boot = line
+        else:
+            self.boots.append(line)
+            self._forget()
+
+    def _begin_boot(self) -> None:
+        """Another boot has begun, as no line that was told before came after its first one."""
+        if self._next_boot is not None:
             self._boot += 1
-        self._close_open()
-        self.boots.append(line)
-        self._forget()
+            self._close_open()
+            self.boots.append(self._next_boot)
+            self._forget()
+
+    def tells_again(self) -> None:
+        """Lines that were told before are told again: it is no other boot that begins."""
+        self._next_boot = None
 
     def _oopses(self, line: LogLine, match: Match) -> None:
         if len(self._oops) < 4:
@@ -356,6 +370,7 @@ class ConsoleReader:
 
     def finish(self) -> None:
         """The log is over. An oops that does not say whose it is may be the open request's."""
+        self._begin_boot()
         current = self._current
         if self._oops and current is not None and is_open(current) and current.pci is None:
             current.oops = True

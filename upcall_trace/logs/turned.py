@@ -12,6 +12,7 @@ from .lines import LogLine
 _KEPT: Final = 200_000
 _FEWEST: Final = 3
 _SECOND: Final = 1_000_000_000
+_EXACT: Final = re.compile(r"\[ {0,12}\d{1,9}\.\d{6}\]")
 _MONTHS: Final = "JanFebMarAprMayJunJulAugSepOctNovDec"
 _SHORT: Final = re.compile(r"([A-Z][a-z]{2}) ([ \d]\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) ")
 
@@ -40,7 +41,8 @@ def newest_first(lines: Sequence[LogLine], texts: Sequence[str]) -> bool:
 class Repeats:
     """Tells lines that were told already: by another file, or before time went back.
 
-    Only lines with a time of day can be known again: two boots of a guest begin with the same.
+    Lines with a time of day can be known again, and those of a console that have microseconds: two
+    boots of a guest begin with the same, but do not go on so.
     """
 
     def __init__(self) -> None:
@@ -50,10 +52,10 @@ class Repeats:
 
     def is_one(self, line: LogLine) -> bool:
         """Whether this line was told before; it is remembered."""
-        if line.wall_ns is None:
+        if line.wall_ns is None and not _is_exact(line):
             return False
         whose = (line.file, line.host, line.pid, line.sandbox, line.pod)
-        now = (line.wall_ns, line.guest_ns or 0)
+        now = (line.wall_ns or 0, line.guest_ns or 0)
         if now < self._last.get(whose, now) and len(self._turns) < _KEPT:
             self._turns[whose] = self._turns.get(whose, 0) + 1
         if whose in self._last or len(self._last) < _KEPT:
@@ -67,4 +69,9 @@ class Repeats:
         file, before = self._seen[key]
         if file == line.file:
             return before < turn
-        return line.wall_ns % _SECOND != 0
+        return now[0] % _SECOND != 0 or line.wall_ns is None
+
+
+def _is_exact(line: LogLine) -> bool:
+    """Whether a console's line has a time that no other boot's has, to the microsecond."""
+    return not line.dressed and bool(line.guest_ns) and _EXACT.match(line.text) is not None

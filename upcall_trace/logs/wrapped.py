@@ -87,7 +87,7 @@ def unwrapped(blocks: Iterable[bytes], wrapping: Wrapping) -> Iterator[tuple[byt
     last: bytes | None = None
     entry, of_lines, size = [b""], 0, 0
     between = b" " if wrapping.words else b""
-    for line in _lines(blocks):
+    for line in lines_in(blocks):
         bare = line.rstrip(b"\r\n")
         if last is not None and size < _ENTRY and wrapping.goes_on(last, bare):
             entry += [between, bare]
@@ -102,7 +102,8 @@ def unwrapped(blocks: Iterable[bytes], wrapping: Wrapping) -> Iterator[tuple[byt
         yield b"".join([*entry, b"\n"]), of_lines
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def lines_in(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a log without their newlines; one that is very long in pieces."""
     kept = b""
     for block in blocks:
         *whole, kept = (kept + block).split(b"\n")
