@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import has_index
+from tests.support import GOLDEN, has_index, run
 from upcall_trace.capture.records import COMMENT
 from upcall_trace.trace.filters import BadFilter, parse
 from upcall_trace.trace.opening import load
@@ -17,6 +17,7 @@ from upcall_trace.tui.data.settings import Settings
 from upcall_trace.tui.panes.ladder_lines import Clock
 from upcall_trace.tui.screens.compare import CompareScreen
 from upcall_trace.tui.screens.help import HelpScreen, live_keys
+from upcall_trace.tui.screens.work import Given
 
 from .support import CAPTURES, Driven, drive
 
@@ -359,6 +360,25 @@ def test_what_is_shown_is_exported(tmp_path: Path) -> None:
     assert len(load(tmp_path / "some.jsonl").operations) == 4  # a transcript, as `export` writes it
     assert "<html" in (tmp_path / "some.html").read_text()
     assert len(load(tmp_path / "some.upcap").operations) == 4
+
+
+@pytest.mark.parametrize("vmm_log", [None, Path("nowhere.log")], ids=["", "one cannot be read"])
+def test_a_report_is_written_with_the_logs_that_were_given(
+    vmm_log: Path | None, tmp_path: Path
+) -> None:
+    console = GOLDEN / "guest_oops.console.log"
+
+    async def script(browser: Driven) -> None:
+        await browser.press("x", "ctrl+u")
+        await browser.type(str(tmp_path / "browser.html"))
+        await browser.press("enter")
+        assert "operations written" in browser.said, browser.said
+
+    drive(script, Given(OOPS, console=console, vmm_log=vmm_log))
+    run("export", OOPS, "-o", tmp_path / "command.html", "--console", console)
+    report = (tmp_path / "command.html").read_text()
+    assert "unable to handle page fault" in report
+    assert (tmp_path / "browser.html").read_text() == report
 
 
 def test_a_complete_capture_does_not_grow_and_can_be_paused() -> None:

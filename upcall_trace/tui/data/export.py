@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,12 +35,14 @@ def export(
     operations: Operations,
     rows: Rows | None,
     cancelled: Callable[[], bool],
+    consoles: Sequence[Path] = (),
+    vmm_logs: Sequence[Path] = (),
 ) -> tuple[int, list[Loss]]:
     """Write operations of the capture at `path`, with None all of them.
 
-    Returns how many, and what the format has no place for. Raises WrongUsage for a target that
-    exists, cannot be written or has a suffix that no format has, and NothingRun when there is
-    nothing to write.
+    The logs are those of `WholeCapture`. Returns how many, and what the format has no place for.
+    Raises WrongUsage for a target that exists, cannot be written or has a suffix that no format
+    has, and NothingRun when there is nothing to write.
     """
     name = None if target.suffix in (TEXT, CAPTURE) else format_for(target)
     count = len(operations) if rows is None else len(rows)
@@ -56,7 +58,12 @@ def export(
         elif name is None:
             _write_capture(path, target, operations, numbers)
         else:
-            losses = _write_format(name, path, target, operations, rows)
+            with tempfile.TemporaryDirectory() as folder:
+                part = path
+                if rows is not None:
+                    part = Path(folder) / f"{path.stem}.upcap"
+                    _write_capture(path, part, operations, rows)
+                losses = _write_format(name, WholeCapture(part, consoles, vmm_logs), target)
     except FileExistsError:
         raise WrongUsage(f"{safe(str(target))} exists already; give another name") from None
     except OSError as error:
@@ -75,18 +82,12 @@ def _write_text(
                 break
 
 
-def _write_format(
-    name: str, path: Path, target: Path, operations: Operations, rows: Rows | None
-) -> list[Loss]:
-    """Write one of the formats of `exports`; of a part of a capture by way of a capture of it."""
+def _write_format(name: str, whole: WholeCapture, target: Path) -> list[Loss]:
+    """Write one of the formats of `exports`."""
     _, write = export_format(name)
     try:
-        with target.open("wb") as out, tempfile.TemporaryDirectory() as folder:
-            part = path
-            if rows is not None:
-                part = Path(folder) / f"{path.stem}.upcap"
-                _write_capture(path, part, operations, rows)
-            return write(WholeCapture(part), out)
+        with target.open("wb") as out:
+            return write(whole, out)
     except UserError:
         target.unlink(missing_ok=True)  # it is half of a file
         raise

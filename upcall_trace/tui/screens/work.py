@@ -145,6 +145,8 @@ class Work:
         self._recording = recording
         self._told = told
         self.walk: Walk | None = None
+        self._unreadable: list[Path] = []
+        """Logs that were given and cannot be read."""
         self._first = FirstFailure()
         self._laying: Wanted | None = None
         self._lay_again: Wanted | None = None
@@ -263,6 +265,7 @@ class Work:
                     lines.append(read_log(path, name))
                     readable[name] = path
                 except UserError as error:  # the capture can be told without it
+                    self._unreadable.append(path)
                     lines.append([trouble_row(str(error))])
                     self._told.post_message(self.Lacks(name, str(error)))
             self._told.post_message(self.LogsRead(lines))
@@ -311,9 +314,14 @@ class Work:
 
     def _export(self, target: Path, operations: Operations, rows: Rows | None) -> None:
         worker = get_current_worker()
-        count, losses = export(
-            self._given.path, target, operations, rows, lambda: worker.is_cancelled
+        consoles, vmm_logs = (
+            [path] if path is not None and path not in self._unreadable else []
+            for path in (self._given.console, self._given.vmm_log)
         )
+        count, losses = export(
+            self._given.path, target, operations, rows, lambda: worker.is_cancelled,
+            consoles, vmm_logs,
+        )  # fmt: skip
         lost = "".join(f"; {loss.what}" for loss in losses)
         self._told.post_message(
             self.Said(f"{safe(str(target))}: {count} operations written{lost}", trouble=False)
