@@ -9,7 +9,6 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from tests.support import (
     write_capture,
 )
 from upcall_trace.capture.records import Chunk, Close, Gap, Open, Record
+from upcall_trace.diagnose.choosing import BASELINE_LIMIT
 from upcall_trace.errors import ExitCode
 from upcall_trace.kernel.world import kata_pod
 from upcall_trace.simulated.on_socket import SimulatedGuest
@@ -57,18 +57,6 @@ def arguments(name: str, path: Path, folder: Path) -> list[str]:
     places = {"IN": path, "OUT": folder / "out", "OUT.html": folder / "out.html"}
     places["GUEST"] = folder / "g"
     return [str(places.get(word, word)) for word in READING[name]]
-
-
-def address_space(arguments: Iterable[str]) -> int:
-    """The most address space that a command had, in bytes."""
-    before = "import resource, sys; from upcall_trace.cli import main; code = main(sys.argv[1:])"
-    after = "; sys.stderr.write(open('/proc/self/status').read().split('VmPeak:')[1].split()[0])"
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command()[:1], "-c", before + after, *arguments],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return int(done.stderr.split()[-1].rpartition("\n")[2] or 0) << 10
 
 
 def zeros_counted() -> list[Record]:
@@ -130,6 +118,45 @@ def test_no_small_file_costs_much_memory_or_time(
 def test_no_command_raises_on_a_small_file(name: str, reading: str, tmp_path: Path) -> None:
     path = write_capture(tmp_path / "x.upcap", HOSTILE[name]())
     assert run(*arguments(reading, path, tmp_path)).code in (0, 1, 2, 3, 5, 6)
+
+
+@pytest.mark.parametrize("baseline", ["[],", "{},", "[", "/dev/zero"])
+def test_a_baseline_costs_no_more_than_other_files(
+    baseline: str, base: int, tmp_path: Path
+) -> None:
+    path = Path(baseline)
+    if not path.is_absolute():
+        path = tmp_path / "known.json"
+        path.write_text("[" + baseline * (BASELINE_LIMIT // len(baseline) - 1))
+    words = command("diagnose", str(golden("framing")), "--baseline", str(path))
+    ended = subprocess.run(
+        limited(words, "RLIMIT_AS", base + ROOM), capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == ExitCode.UNREADABLE, ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert "MemoryError" not in ended.stderr
+
+
+def test_a_baseline_of_the_largest_size_is_read(base: int, tmp_path: Path) -> None:
+    path = tmp_path / "known.json"
+    one = b'{"code":"UP999","conn":null,"request":null},'
+    many = one * (BASELINE_LIMIT // len(one) - 1)
+    path.write_bytes(b'{"v":2,"findings":[' + many.rstrip(b",") + b"]}")
+    words = command("diagnose", str(golden("framing")), "--baseline", str(path))
+    ended = subprocess.run(
+        limited(words, "RLIMIT_AS", base + ROOM), capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "UP505" in ended.stdout
+
+
+def test_what_is_sent_is_read_no_further_than_it_can_be(base: int, tmp_path: Path) -> None:
+    words = command("send", "--to", str(tmp_path / "g"), "raw", "/dev/zero")
+    ended = subprocess.run(
+        limited(words, "RLIMIT_AS", base), capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == ExitCode.UNREADABLE, ended.stderr
+    assert "/dev/zero has more than" in ended.stderr
 
 
 def test_counted_zeros_of_a_transcript_have_the_same_budget(tmp_path: Path) -> None:

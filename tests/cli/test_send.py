@@ -321,12 +321,12 @@ def test_a_wrong_word_is_named(tmp_path: Path, words: str, why: str) -> None:
     assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("size", [0, 65537])
-def test_a_raw_file_of_another_size(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "said"), [(0, "no"), (65537, "more than 65536")])
+def test_a_raw_file_of_another_size(tmp_path: Path, size: int, said: str) -> None:
     path = raw_file(tmp_path, bytes(size))
     outcome = run("send", "--to", tmp_path / "gone", "raw", path)
     assert outcome.code == ExitCode.UNREADABLE
-    assert outcome.err == f"upcall-trace: {path} has {size} bytes; 1 to 65536 can be sent\n"
+    assert outcome.err == f"upcall-trace: {path} has {said} bytes; 1 to 65536 can be sent\n"
 
 
 def test_a_raw_file_that_is_not_there(tmp_path: Path) -> None:

@@ -205,9 +205,11 @@ def _raw(arguments: list[str]) -> bytes:
     if len(arguments) != 1:
         raise WrongUsage("raw needs one file")
     try:
-        raw = Path(arguments[0]).read_bytes()
+        with Path(arguments[0]).open("rb") as file:
+            raw = file.read(_RAW_LIMIT + 1)
     except OSError as error:
         raise UnreadableInput(f"{arguments[0]}: {error.strerror}") from None
     if not 0 < len(raw) <= _RAW_LIMIT:
-        raise UnreadableInput(f"{arguments[0]} has {len(raw)} bytes; 1 to {_RAW_LIMIT} can be sent")
+        size = f"more than {_RAW_LIMIT}" if raw else "no"
+        raise UnreadableInput(f"{arguments[0]} has {size} bytes; 1 to {_RAW_LIMIT} can be sent")
     return raw

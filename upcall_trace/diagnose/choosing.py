@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..codes import table
 from ..errors import UnreadableInput, WrongUsage
@@ -16,6 +16,10 @@ from .run import Diagnosed
 
 if TYPE_CHECKING:
     from .told_by_logs import Span
+
+
+BASELINE_LIMIT: Final = 16 << 20
+"""Bytes of a baseline, some ten thousand findings: JSON may need 25 times its size in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,14 @@ def _known(path: Path | None) -> frozenset[tuple[Any, ...]]:
     if path is None:
         return frozenset()
     try:
-        told = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            raw = file.read(BASELINE_LIMIT + 1)
+        if len(raw) > BASELINE_LIMIT:
+            raise UnreadableInput(
+                f"{path} is longer than {BASELINE_LIMIT:,} bytes: make the baseline with --select "
+                "or --ignore, so that it has fewer findings"
+            )
+        told = json.loads(raw)
         findings = told["findings"]
         return frozenset((f["code"], f["conn"], f["request"], f.get("sandbox")) for f in findings)
     except OSError as error:
