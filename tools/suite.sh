@@ -21,6 +21,8 @@ echo "deb [signed-by=$keys] http://deb.debian.org/debian $suite main" >"$new/apt
 of_suite=(
     -qq -o "Dir::Etc=$new/apt/etc" -o "Dir::State=$new/apt/state" -o "Dir::Cache=$new/apt/cache"
     -o "Dir::State::status=$new/apt/status" -o Acquire::Languages=none -o APT::Sandbox::User=
+    # A mirror that stands still serves lists past their date; their signatures are checked as ever.
+    -o Acquire::Check-Valid-Until=false
 )
 apt-get "${of_suite[@]}" update
 apt-get "${of_suite[@]}" -y --no-install-recommends --download-only install "$package" >&2
