@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ settings.register_profile(
 settings.load_profile("ordinary")
 # As the program does: a worker imports numpy, and starts what imports it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A script's background ignores it, and programs that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests put sockets into their folders, and the path of a socket has a limit.
 if len(os.fsencode(tempfile.gettempdir())) > _TEMPORARY_LIMIT:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
@@ -43,7 +46,9 @@ def browser() -> Iterator[Any]:
     """Chromium without a window, driven by playwright."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # It makes a socket in there, whose path has a limit.
+        place = {**os.environ, "TMPDIR": "/tmp"}
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], env=place)
         yield opened
         opened.close()
 

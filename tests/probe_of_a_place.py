@@ -23,3 +23,8 @@ def test_an_ordinary_user() -> None:
 def test_no_git() -> None:
     assert shutil.which("git") is None
     assert shutil.which("sh") is not None
+
+
+def test_a_newer_Python() -> None:
+    assert sys.version_info >= (3, 13)
+    assert os.getpid() < 100  # few processes are in there

@@ -9,7 +9,6 @@ import shlex
 import struct
 import subprocess
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -41,6 +40,7 @@ from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.kernel.faults import ACTIONS, parse_fault
 from upcall_trace.kernel.world import World, load_worlds
 from upcall_trace.simulated.on_socket import SimulatedGuest
+from upcall_trace.sockets.addresses import socket_folder
 from upcall_trace.trace.filters import FIELDS, FLAGS, parse
 from upcall_trace.trace.indexing import INDEX_VERSION
 from upcall_trace.trace.opening import load
@@ -490,7 +490,7 @@ PYTHON_BLOCKS = [
 def test_every_example_in_python_does_what_it_says(
     page: str, example: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="upcall-") as place:  # short enough for sockets
+    with socket_folder() as place:
         monkeypatch.chdir(place)
         Path("captures").symlink_to(ROOT / "captures")
         Path("failure.upcap").symlink_to(ROOT / "captures" / "mmio_lifecycle.upcap")

@@ -25,7 +25,11 @@ def test_a_place_that_is_none() -> None:
     assert main(["nowhere"]) == 2
 
 
-@pytest.mark.parametrize("place", ["a terminal", "an ordinary user", "no git"])
+@pytest.mark.parametrize(
+    "place",
+    ["a terminal", "an ordinary user", "no git",
+     pytest.param("a newer Python", marks=pytest.mark.torture)],
+)  # fmt: skip
 def test_a_place_is_what_it_promises(place: str) -> None:
     if not shutil.which(PLACES[place].needs):
         pytest.skip(f"there is no {PLACES[place].needs}")

@@ -113,7 +113,9 @@ def main() -> None:
         from playwright.sync_api import sync_playwright
 
         with sync_playwright() as running:
-            opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            # It makes a socket in there, whose path has a limit.
+            place: Any = {**os.environ, "TMPDIR": "/tmp"}  # noqa: S108
+            opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"], env=place)
             for name, png in take_report(opened).items():
                 (PICTURES / name).write_bytes(png)
             opened.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +21,7 @@ from upcall_trace.replay.run import Replay, read_recording
 from upcall_trace.replay.target import look_at
 from upcall_trace.simulated.machine import Backend, Habits
 from upcall_trace.simulated.on_socket import SimulatedGuest
-from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress, socket_folder
 
 from .markdown import code, fenced, table
 
@@ -32,7 +31,7 @@ _WORLDS: Final = _ROOT / "tests" / "golden" / "worlds.toml"
 
 def _replayed(recording: str, *faults: str, live: bool) -> str:
     """What `replay` prints for a recording that was made on microvm, in front of this prompt."""
-    with tempfile.TemporaryDirectory() as name, chdir(_ROOT):
+    with socket_folder() as name, chdir(_ROOT):
         path, rules = Path(name) / "guest.sock", [parse_fault(text) for text in faults]
         world = load_worlds(_WORLDS)["microvm"]
         with SimulatedGuest(world, Habits(Backend.VHOST), rules, path=path) as guest:
@@ -67,7 +66,7 @@ def conform_dangers() -> str:
 
 def conform_example() -> str:
     """A guest that says of a window it removes that it was busy."""
-    with tempfile.TemporaryDirectory() as name:
+    with socket_folder() as name:
         path, control = Path(name) / "guest.sock", Path(name) / "control.sock"
         wrong = [parse_fault("del_mmio:ret=-16")]
         with SimulatedGuest(kata_pod(), faults=wrong, path=path, control=control):

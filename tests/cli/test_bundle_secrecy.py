@@ -82,8 +82,8 @@ def test_a_kill_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path: P
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     words = command("bundle", "--vmm-log", pipe, "--redact", "-o", tmp_path / "out.tar.gz")
-    # Whatever the tests were started by may ignore SIGINT, as a script's background does.
-    ours = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # What the tests were started by may ignore it, as nohup and a script's background do.
+    ours = partial(signal.signal, number, signal.SIG_DFL)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=ours) as bundle:
         with pipe.open("wb") as feeding:
             feeding.write(LOG.encode() * 30_000)

@@ -40,11 +40,16 @@ class Running:
             command = limited(command, "RLIMIT_FSIZE", file_limit)
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.said: list[str] = []
+        self.hear("recording ")
+
+    def hear(self, words: str) -> None:
+        """Wait for a line with those words."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.said.append(line.rstrip("\n"))
-            if line.startswith("recording "):
-                break
+            if words in line:
+                return
+        raise AssertionError(f"it ended without {words!r}: {self.said}")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def test_where_there_is_no_journal_that_is_said(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_journal_is_read_and_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A program that prints a journal stands for journalctl, which needs a running journald."""
-    (tmp_path / "journalctl").write_text(f"#!/bin/sh\nexec cat {LOG}\n")
+    (tmp_path / "journalctl").write_text(f"#!/bin/sh\nexec cat {shlex.quote(str(LOG))}\n")
     (tmp_path / "journalctl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     told = json.loads(run("diagnose", "--journal", "--since", "-10m", "--json").out)

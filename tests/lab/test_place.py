@@ -21,6 +21,7 @@ from tests.vmm import descriptors_as_before
 from upcall_trace.errors import Unreachable, UserError, WrongUsage
 from upcall_trace.lab import place
 from upcall_trace.lab.place import Place, find, labs
+from upcall_trace.sockets.addresses import socket_folder
 
 ROOT: Final = Path(__file__).parents[2]
 _HOLDER: Final = """
@@ -44,7 +45,7 @@ else:
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The labs' directory, which is not made yet; a socket in it has a short path."""
-    with tempfile.TemporaryDirectory(prefix="labs-") as runtime:
+    with socket_folder() as runtime:
         monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
         yield Path(runtime) / "upcall-trace"
 
@@ -116,12 +117,13 @@ def test_the_directory_is_for_us_alone(directory: Path) -> None:
 
 
 def test_without_a_runtime_directory_there_is_one_for_each_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert place.root() == tmp_path / f"upcall-trace-{os.geteuid()}"
-    assert stat.S_IMODE(place.root().stat().st_mode) == 0o700
+    with socket_folder() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        assert place.root() == Path(folder) / f"upcall-trace-{os.geteuid()}"
+        assert stat.S_IMODE(place.root().stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("mode", [0o710, 0o701, 0o740, 0o720, 0o755, 0o777])

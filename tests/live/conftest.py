@@ -14,6 +14,7 @@ import pytest
 from upcall_trace.lab import pieces
 from upcall_trace.lab.initramfs import initramfs_for
 from upcall_trace.lab.process import LiveGuest
+from upcall_trace.sockets.addresses import short_temporary
 
 REQUIRED = "UPCALL_TRACE_REQUIRE_LAB"
 """In CI this is set, so that a lab that cannot run is a failure and not a skip."""
@@ -37,7 +38,7 @@ def lab_pieces() -> pieces.Kernel:
 def labs_directory(lab_pieces: pieces.Kernel) -> Iterator[Path]:
     """A runtime directory of our own, which must be empty of labs in the end."""
     # A socket's path is short, and pytest's own directories are not.
-    directory = Path(tempfile.mkdtemp(prefix="live-"))
+    directory = Path(tempfile.mkdtemp(prefix="live-", dir=short_temporary()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(directory))
         yield directory / "upcall-trace"

@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.kernel.noted_world import world_notes
 from upcall_trace.kernel.world import Window, World, load_worlds
 from upcall_trace.simulated.on_socket import SimulatedGuest
-from upcall_trace.sockets.addresses import UnixAddress
+from upcall_trace.sockets.addresses import UnixAddress, socket_folder
 from upcall_trace.sockets.client import UpcallClient
 from upcall_trace.testing import plugin as pytest_plugin
 from upcall_trace.testing import settings
@@ -45,7 +44,7 @@ WORKFLOW = text_of("example-workflow.yml")
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A directory for sockets: a worker's tmp_path may be longer than the kernel takes."""
-    with tempfile.TemporaryDirectory(prefix="upcall-") as directory:
+    with socket_folder() as directory:
         yield Path(directory)
 
 

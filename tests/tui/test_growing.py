@@ -101,6 +101,10 @@ def test_requests_that_wait_are_shown_until_their_answers_come(tmp_path: Path) -
         recorder.settle()
         await browser.until("✗ no answer")
         await browser.until("2 operations ●")
+        for _ in range(500):
+            if "wait" not in browser.lines()[0]:
+                break
+            await browser.pilot.pause(0.02)
         assert "wait" not in browser.lines()[0]
         recorder.close()
         for _ in range(2000):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
+
+import pytest
 
 from tests.diagnose.judging import CASES
 from tests.support import run
@@ -19,9 +22,17 @@ def words(pane: TextLines | LogPane) -> list[str]:
     return ["".join(part.text for part in pane.line(n, 200)) for n in range(pane.count())]
 
 
-def test_a_logs_findings_and_lines_and_the_way_between_them() -> None:
+@pytest.mark.parametrize("folder", ["short", 5 * "a name that takes more than a line, "])
+def test_a_logs_findings_and_lines_and_the_way_between_them(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(folder) / "kata.log"
+    path.parent.mkdir()
+    shutil.copy(LOG, path)
+
     async def script() -> None:
-        app = Browser(None, Settings(), logs=[LOG])
+        app = Browser(None, Settings(), logs=[path])
         async with app.run_test(size=(120, 40)) as pilot:
             for _ in range(2000):
                 await pilot.pause(0.02)
@@ -37,8 +48,11 @@ def test_a_logs_findings_and_lines_and_the_way_between_them() -> None:
             wanted = next(n for n, text in enumerate(told) if "kata.log:7" in text)
             findings.move_to(wanted)
             await pilot.press("enter")
-            while not log.has_focus:
+            for _ in range(500):
                 await pilot.pause(0.02)
+                if log.has_focus:
+                    break
+            assert log.has_focus
             assert "get vcpu event" in words(log)[log.cursor]
             await pilot.press("tab")
             assert findings.has_focus

@@ -105,17 +105,26 @@ def finding_line(finding: Finding, alternatives: Sequence[Finding] = ()) -> str:
 
 def in_full(finding: Finding, alternatives: Sequence[Finding] = ()) -> Iterator[str]:
     """The place and code, whose fault and when, the four sentences, and the evidence."""
+    return (line for line, _ in lines_in_full(finding, alternatives))
+
+
+def lines_in_full(
+    finding: Finding, alternatives: Sequence[Finding] = ()
+) -> Iterator[tuple[str, Evidence | None]]:
+    """The lines of `in_full`, each with the piece of evidence that it tells."""
     possibly = "possibly " if finding.inferred else ""
     codes = " or ".join(f"{f.code} {f.name}" for f in (finding, *alternatives))
-    yield safe(f"{place(finding):>7} {finding.severity.word}: {possibly}{codes}")
+    yield safe(f"{place(finding):>7} {finding.severity.word}: {possibly}{codes}"), None
     when = "" if finding.time_ns is None else f", at {clock(finding.time_ns)}"
     whose = "" if finding.sandbox is None else f", guest {short(finding.sandbox)}"
-    yield from _wrapped("who", f"{finding.side.value}: {fault(finding.side)}{whose}{when}")
-    for label in ("what", "why", "so", "next"):
-        yield from _wrapped(label, getattr(finding, label))
+    sentences = {"who": f"{finding.side.value}: {fault(finding.side)}{whose}{when}"}
+    sentences |= {label: getattr(finding, label) for label in ("what", "why", "so", "next")}
+    for label, sentence in sentences.items():
+        yield from ((line, None) for line in _wrapped(label, sentence))
     for evidence in finding.evidence:
-        yield from _wrapped("see", f"{seen_at(evidence)}: {evidence.text}")
-    yield ""
+        told = f"{seen_at(evidence)}: {evidence.text}"
+        yield from ((line, evidence) for line in _wrapped("see", told))
+    yield "", None
 
 
 def seen_at(evidence: Evidence) -> str:

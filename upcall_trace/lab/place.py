@@ -11,14 +11,13 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 from ..errors import Unreachable, WrongUsage
-from ..sockets.addresses import check_socket_path
+from ..sockets.addresses import check_socket_path, short_temporary
 
 _STATUS: Final = "lab.json"
 _LOCK: Final = "lock"
@@ -33,7 +32,7 @@ def root() -> Path:
     if runtime and Path(runtime).is_absolute():
         path = Path(runtime) / "upcall-trace"
     else:
-        path = Path(tempfile.gettempdir()) / f"upcall-trace-{os.geteuid()}"
+        path = short_temporary() / f"upcall-trace-{os.geteuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()

@@ -68,14 +68,18 @@ def check_socket_path(path: Path) -> Path:
     return path
 
 
-def socket_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder of our own for sockets, for as long as its context; its path is short in any case.
+def short_temporary() -> Path:
+    """Where temporary files are; /tmp, where sockets in there would have too long a path.
 
     A socket's path is limited, and TMPDIR may be as long as the limit.
     """
     there = tempfile.gettempdir()
-    short = len(os.fsencode(there)) <= _FOLDER_LIMIT
-    return tempfile.TemporaryDirectory(prefix="upcall-", dir=there if short else "/tmp")  # noqa: S108  # made with mode 0700
+    return Path(there if len(os.fsencode(there)) <= _FOLDER_LIMIT else "/tmp")  # noqa: S108  # what is made there is private
+
+
+def socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of our own for sockets, for as long as its context, with a short path."""
+    return tempfile.TemporaryDirectory(prefix="upcall-", dir=short_temporary())
 
 
 def is_alive(path: Path) -> bool:

@@ -18,9 +18,9 @@ def stop_on_signals(
 ) -> Callable[[], None]:
     """The first SIGINT, SIGTERM or SIGHUP sets `stop`; with `hurry` a second one interrupts.
 
-    With `hang_up`, SIGHUP does that instead. SIGHUP that was ignored when we were started, as by
-    nohup, stays ignored. SIGINT does not: a shell that runs a script ignores it for all that it
-    starts in the background. What is returned puts everything back.
+    With `hang_up`, SIGHUP does that instead. Where SIGHUP would end us and was ignored when we
+    were started, as by nohup, it stays ignored. SIGINT does not: a shell that runs a script ignores
+    it for all that it starts in the background. What is returned puts everything back.
 
     The handler only takes a note, and a thread acts on it: setting the event needs a lock that
     the main thread, in which handlers run, may be holding.
@@ -52,8 +52,9 @@ def stop_on_signals(
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+    for number in _ENDING:
+        kept = number == signal.SIGHUP and hang_up is None
+        if not kept or signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, handle)
     threading.Thread(target=watch, name="signals", daemon=True).start()
     return put_back

@@ -18,7 +18,7 @@ from textual.widgets import Footer
 from ...diagnose.finding import Finding
 from ...diagnose.headline import by_guest, headline
 from ...diagnose.log_inputs import read_logs
-from ...diagnose.report import in_full, section, seen_at
+from ...diagnose.report import lines_in_full, section
 from ...diagnose.told_by_logs import Span
 from ...errors import UserError
 from ...logs.evidence import Evidence
@@ -108,10 +108,5 @@ def _lines(found: Sequence[Finding]) -> list[tuple[Line, Evidence | None]]:
     for sandbox, findings in by_guest(found):
         told.append((plain(section(sandbox, findings), "heading"), None))
         for finding in findings:
-            where: Evidence | None = None
-            for text in in_full(finding):
-                where = next(
-                    (e for e in finding.evidence if safe(seen_at(e)) in text), where
-                )  # a line that is broken belongs to what is above it
-                told.append((plain(text), where))
+            told.extend((plain(text), where) for text, where in lines_in_full(finding))
     return told
