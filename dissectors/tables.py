@@ -149,11 +149,6 @@ class Layout(NamedTuple):
     reply: tuple[FieldRow, ...]
     messages: tuple[MessageRow, ...]
 
-    @property
-    def request_end(self) -> int:
-        """Where the load of the request ends; 0 without one."""
-        return self.request[-1].end if self.request else 0
-
 
 class BadTable(UpcallError, ValueError):
     """Rows that do not make a table: one sentence says which, and why."""

@@ -181,11 +181,6 @@ class Redactor:
         cleaned = self._also.sub(lambda found: self._placeholder("name", found[0]), raw)
         return cleaned.decode("utf-8", "surrogatepass")
 
-    def redact_text(self, text: str) -> str:
-        """The same for a text that is no log."""
-        raw = text.encode("utf-8", "surrogatepass")
-        return self.redact(raw).decode("utf-8", "surrogatepass")
-
     def unreadable(self) -> bytes:
         """What stands for a line that is too long to be looked at."""
         return self._placeholder("long", b"")

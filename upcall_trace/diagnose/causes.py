@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from dissectors.constants import (
     ADDING_TYPES,
-    EEXIST,
     EINVAL,
     EIO,
     HANDLED_TYPES,
@@ -262,8 +261,6 @@ def _learn_failed_cpus(history: History, at: Situation) -> None:
     elif at.ret == EIO and adding:
         history.failed_cpus |= {cpu: (at.ref, at.latency_ns) for cpu in ids
                                 if cpu not in history.failed_cpus}  # fmt: skip
-    elif at.ret == EEXIST and adding:
-        history.lost_ids |= dict.fromkeys(ids, at.ref)
     elif not adding and at.ret == 1 and len(ids) == 1:
         doubtful = []  # it stays in the kernel's table
     for cpu in doubtful:

@@ -33,8 +33,6 @@ class History:
     some whose replies are missing: what is listed here may be gone."""
     failed_cpus: dict[int, tuple[Ref, int | None]] = field(default_factory=dict)
     """APIC ids that failed to start, by which request, and how long that took."""
-    lost_ids: dict[int, Ref] = field(default_factory=dict)
-    """APIC ids that online CPUs lost, by which request."""
     running: set[int] = field(default_factory=set)
     """vCPUs that the VMM was seen to create."""
     mmio_works: bool = False

@@ -172,11 +172,6 @@ def _columns(packed: bytes | bytearray, extra: bytes | bytearray) -> dict[str, N
     return named
 
 
-def unpack_rows(packed: bytes) -> dict[str, NDArray[Any]]:
-    """The columns of rows as `OperationTable.cut` packs those that changed; raises ValueError."""
-    return _columns(packed, b"")
-
-
 class NoTable(OperationTable):
     """Takes operations and keeps none: for whoever only wants a session's events."""
 
