@@ -22,7 +22,7 @@ from ..capture.segments import IndexSegment
 from .bulk import take_run
 from .decoding import Session
 
-INDEX_VERSION: Final = 3
+INDEX_VERSION: Final = 4
 """Raised whenever decoding changes: older indexes are then decoded anew. A change in a table of
 messages needs no new one, because each connection says what its messages were read as."""
 SEGMENT_BYTES: Final = 4 << 20
