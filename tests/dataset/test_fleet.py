@@ -20,6 +20,7 @@ from tests.support import golden, records_of, write_capture
 from upcall_trace.capture.records import Header
 from upcall_trace.dataset import fleet
 from upcall_trace.dataset.fleet import Added, add, drop, find_sources, known_sources
+from upcall_trace.dataset.query import DayRange, ask, failures, query
 from upcall_trace.dataset.schema import FLEET
 from upcall_trace.dataset.stored import Dataset
 from upcall_trace.errors import UnreadableInput, WrongUsage
@@ -188,6 +189,24 @@ def test_what_is_in_memory_is_a_dataset_too(tmp_path: Path) -> None:
     finally:
         memory.rm("/set", recursive=True)
         memory.rm("/nodes", recursive=True)
+
+
+@pytest.mark.parametrize("sign", ["[1]", "[", "*", "?", "a{b,c}", "day=x", "%20", "#1"])
+def test_a_folder_may_have_any_name(sign: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"pod{sign}"
+    (path,) = captures(folder / "nodes", 1)
+    path = path.rename(path.with_name(f"a{sign}.upcap"))
+    there = Dataset(str(folder / "set"))
+    assert made(there.url, folder / "nodes").captures == 1
+    assert made(there.url, path).known == 1
+    count = "SELECT count(*) AS n FROM operations"
+    (answer,) = query(there, count).to_pylist()
+    assert answer["n"] == len(rows(there, "operations")) > 0
+    assert ask(there, failures(["op"]), DayRange()).num_rows > 0
+    path.write_bytes(captures(folder / "more", 2)[1].read_bytes())
+    add(there.url, known_sources(there.url), update=True)
+    (after,) = query(there, count).to_pylist()
+    assert after["n"] != answer["n"]
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def known_sources(url: str) -> list[Found]:
 
 
 def _listed(fs: Any, path: str, url: str) -> list[tuple[str, dict[str, Any]]]:
-    if any(sign in path for sign in "*?["):
+    if any(sign in path for sign in "*?[") and not fs.exists(path):
         return [
             (name, detail)
             for name, detail in fs.glob(path, detail=True).items()

@@ -119,7 +119,9 @@ class Dataset:
         self.fs.invalidate_cache()
         names = sorted(name for name in self.fs.ls(folder, detail=False) if name.endswith(".json"))
         try:
-            known = {c.batch: c for c in map(_parse, self.fs.cat(names).values())} if names else {}
+            # `cat` takes names for patterns; this does not, and reads as many at a time.
+            read = self.fs.cat_ranges(names, None, None, on_error="raise")
+            known = {commit.batch: commit for commit in map(_parse, read)}
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UnreadableInput(f"{self.url}: a commit is damaged: {error}") from None
         gone = {batch for commit in known.values() for batch in commit.replaces}
