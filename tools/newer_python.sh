@@ -9,7 +9,7 @@ shift
 export DEBIAN_FRONTEND=noninteractive
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 home=${XDG_CACHE_HOME:-$HOME/.cache}/upcall-trace/roots/$suite
-packages=python3-venv,ca-certificates,git,make,procps,strace,tmux,tshark
+packages=python3-venv,ca-certificates,git,make,procps,strace,tmux
 if [ "$(id -u)" != 0 ] || [ ! -e $keys ] || ! command -v mmdebstrap >/dev/null; then
     echo "newer_python.sh: needs root, mmdebstrap, and the keys of Debian at $keys" >&2
     exit 77

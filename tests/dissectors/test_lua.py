@@ -14,7 +14,7 @@ import pytest
 
 from dissectors.lua import tables
 from dissectors.vsockmon import VirtioOp, encode_packet
-from tests.programs import tsharks
+from tests.programs import not_as_root, tsharks
 from tests.support import PCAPS, TRANSCRIPTS, decode, operations, records_of, run
 from upcall_trace.capture.records import Begins, Record
 from upcall_trace.exports.pcapng import write_packets
@@ -39,7 +39,8 @@ class Tshark:
     def prints(self, capture: Path, *arguments: str) -> str:
         """What it prints; the word of an error in Lua may be nowhere, since it exits with 0."""
         ended = subprocess.run(
-            [self.program, "-X", f"lua_script:{self.script}", "-r", str(capture), *arguments],
+            [*not_as_root(), self.program, "-X", f"lua_script:{self.script}",
+             "-r", str(capture), *arguments],
             capture_output=True, text=True, check=False, timeout=60, errors="replace",
         )  # fmt: skip
         assert "Lua" not in ended.stderr + ended.stdout, ended.stderr[-2000:]

@@ -16,7 +16,9 @@ from pathlib import Path
 
 SECTOR = 512
 _ALL_OF = 6
-_CALLS = "openat,pwrite64,write,fdatasync,fsync,link,rename,ftruncate"
+_NAMING = {"link": "link", "linkat": "link", "rename": "rename", "renameat": "rename"}
+"""Calls that name a file, and what they do: newer Pythons make others than older ones."""
+_CALLS = ",".join(("openat,pwrite64,write,fdatasync,fsync,ftruncate", *_NAMING))
 _LINE = re.compile(r"([\d.]+) (\w+)\((.*)\) += (-?\d+)")
 _FD = re.compile(r"(\d+)<((?:\\x[0-9a-f]{2})*)>(?:\(deleted\))?")
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
@@ -74,8 +76,8 @@ def _call(name: str, words: str, result: int) -> Call | None:
     texts = [_raw(text) for text in _TEXT.findall(words)]
     described = _FD.match(words)
     file = _raw(described[2]).decode() if described else ""
-    if name in ("link", "rename"):
-        return Call(name, texts[0].decode(), other=texts[1].decode())
+    if name in _NAMING:
+        return Call(_NAMING[name], texts[0].decode(), other=texts[1].decode())
     if name == "pwrite64":
         return Call("write", file, texts[0][:result], int(words.rpartition(",")[2]))
     if name == "write":

@@ -24,9 +24,10 @@ class CaptureWriter:
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
+        begin = MAGIC + encode(header)
         self._file: BufferedWriter = path.open("wb")
         self._last_ns = 0
-        self._file.write(MAGIC + encode(header))
+        self._file.write(begin)
 
     def write(self, record: Record) -> int:
         """Append `record`; returns the offset at which it stands."""
@@ -53,10 +54,10 @@ class CaptureWriter:
 
     def close(self) -> None:
         """End the recording cleanly and put it on the disk."""
-        self.write(End(self._last_ns))
-        self._file.flush()
-        os.fdatasync(self._file.fileno())
-        self._file.close()
+        with self._file:  # closed also when the disk is full
+            self.write(End(self._last_ns))
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -187,7 +187,8 @@ def _request(said: ConsoleOperation) -> Request:
     """The request that a console's operation must have been, as far as its lines tell."""
     match said.msg_type:
         case MessageType.ADD_CPU | MessageType.DEL_CPU:
-            ids = [each for each in said.ids if each >= 0]
+            # A log may repeat a line for ever, and a request counts its ids in one byte.
+            ids = [each for each in said.ids if each >= 0][:0xFF]
             return cpu_request(said.msg_type, said.count if said.arm else ids)
         case MessageType.ADD_MMIO if said.window is not None:
             base, size, irq = said.window
