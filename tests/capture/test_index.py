@@ -35,7 +35,18 @@ from upcall_trace.capture.encoding import encode
 from upcall_trace.capture.frames import FRAME, Kind, frame, pack
 from upcall_trace.capture.index import TAIL_SIZE, append_mark, encode_columns, read_index, tail
 from upcall_trace.capture.reader import CaptureReader
-from upcall_trace.capture.records import Chunk, Close, End, Header, Mark, Open, Origin, Record, Vmm
+from upcall_trace.capture.records import (
+    Chunk,
+    Close,
+    End,
+    Gap,
+    Header,
+    Mark,
+    Open,
+    Origin,
+    Record,
+    Vmm,
+)
 from upcall_trace.capture.segments import IndexSegment, digest_of, parse_segment
 from upcall_trace.errors import ExitCode
 from upcall_trace.trace import indexing, opening
@@ -137,6 +148,19 @@ def test_an_index_of_any_records_tells_what_decoding_tells(
         if build_index(path):
             assert load(path).indexed
         assert told(load(path)) == told(without)
+
+
+@pytest.mark.usefixtures("by_index")
+@pytest.mark.parametrize("sizes", [[1 << 62], [(1 << 63) - 1] * 3], ids=["one", "their-sum"])
+def test_gaps_of_any_size_have_an_index(sizes: list[int], tmp_path: Path) -> None:
+    gaps = [Gap(9500, 1, True, size, "lost") for size in sizes]
+    path = write_capture(tmp_path / "x.upcap", [*small_capture(), *gaps])
+    without = load(path)
+    assert build_index(path)
+    capture = load(path)
+    assert capture.indexed
+    assert not capture.damage
+    assert told(capture) == told(without)
 
 
 def test_a_small_capture_is_decoded_whatever_its_index_says(indexed: Path) -> None:

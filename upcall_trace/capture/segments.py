@@ -16,6 +16,8 @@ from .frames import BadRecord, Kind
 _BLOCK: Final = 1 << 20
 _DIGEST_SIZE: Final = 16
 _LIMIT: Final = 1 << 62
+_LOST_LIMIT: Final = 1 << 63
+"""More than a number of another kind can be: one gap can have 2^62 bytes, and gaps add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,12 @@ def parse_segment(values: list[Any], offset: int) -> IndexSegment:
         raise BadRecord("not a segment")
     (version, begin, end, digest, previous, rows_at, first_row, rows, first_ns, last_ns, lost,
      ended) = values[1:13]  # fmt: skip
-    numbers = [version, begin, end, rows_at, first_row, rows, last_ns, lost]
+    numbers = [version, begin, end, rows_at, first_row, rows, last_ns]
     numbers += [number for number in (previous, first_ns) if number is not None]
     if any(type(number) is not int or not -_LIMIT <= number < _LIMIT for number in numbers):
         raise BadRecord("a number of a segment is out of range")
+    if type(lost) is not int or not 0 <= lost < _LOST_LIMIT:
+        raise BadRecord("a segment that lost what cannot be")
     if type(digest) is not bytes or len(digest) != _DIGEST_SIZE or type(ended) is not bool:
         raise BadRecord("a segment without its digest")
     back = -1 if previous is None else previous
