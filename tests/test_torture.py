@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -91,3 +93,42 @@ def test_a_section_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tests_that_fail_fail_their_section() -> None:
     until = time.monotonic() + 60
     assert torture._tests("-p", "no:cacheprovider", "no_such_test.py")(1, until) is False
+
+
+STOPPED = """
+import time
+
+def test_first():
+    assert {holds}
+
+def test_that_is_stopped():
+    open({gate!r}, "w")
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_failed_before_the_time_was_over_fails_its_section(
+    holds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The time is over when the second test says so."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    (tmp_path / "test_it.py").write_text(STOPPED.format(holds=holds, gate=str(gate)))
+
+    class Tests(subprocess.Popen[bytes]):
+        stopped = False
+
+        def wait(self, timeout: float | None = None) -> int:
+            if not self.stopped:
+                self.stopped = True
+                gate.read_bytes()
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Tests)
+    ran = torture._tests("-p", "no:cacheprovider", str(tmp_path / "test_it.py"))
+    assert ran(1, time.monotonic() + 60) is holds
+    assert "cut short" in capsys.readouterr().out

@@ -11,13 +11,16 @@ import argparse
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
+from xml.etree import ElementTree
 
 from tests.cli.test_hostile_memory import COMMANDS, CORPUS, check
 from tests.fuzz import campaign
@@ -28,6 +31,8 @@ ROOT: Final = Path(__file__).parents[1]
 VARIABLE: Final = "TORTURE_MINUTES"
 _ALL_OF_IT: Final = 1 << 60
 _MESSAGE: Final = 1024
+_GRACE: Final = 120.0
+"""Seconds that tests have to end what they began, when their time is over."""
 HOSTILE_RUN: Final = ROOT / ".torture" / "hostile"
 """Which commands ran on which hostile files, a pair each line."""
 
@@ -105,16 +110,32 @@ def _alike(seed: int, until: float) -> bool:
 def _tests(*arguments: str) -> Callable[[int, float], bool]:
     def run(seed: int, until: float) -> bool:
         command = [sys.executable, "-m", "pytest", "-q", "--timeout", "3600", *arguments]
-        try:
-            seeded = [f"--hypothesis-seed={seed}"]
-            return subprocess.run(
-                [*command, *seeded], cwd=ROOT, timeout=max(1.0, until - time.monotonic())
-            ).returncode in (0, 5)
-        except subprocess.TimeoutExpired:
-            _say("  cut short: its time is over, and what ran until then passed or is told above")
-            return True
+        with tempfile.TemporaryDirectory() as folder:
+            told = Path(folder) / "told.xml"
+            words = [*command, f"--hypothesis-seed={seed}", f"--junit-xml={told}"]
+            # Whoever started us may ignore SIGINT, as a script's background does.
+            heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            with subprocess.Popen(words, cwd=ROOT, preexec_fn=heeds) as tests:
+                try:
+                    return tests.wait(max(1.0, until - time.monotonic())) in (0, 5)
+                except subprocess.TimeoutExpired:
+                    tests.send_signal(signal.SIGINT)  # it ends its fixtures, and tells what failed
+                try:
+                    tests.wait(_GRACE)
+                except subprocess.TimeoutExpired:
+                    tests.kill()
+            _say("  cut short: its time is over")
+            return _none_failed(told)
 
     return run
+
+
+def _none_failed(told: Path) -> bool:
+    """By what pytest wrote; where it was stopped before its first test, there is nothing."""
+    if not told.exists():
+        return True
+    suites = ElementTree.parse(told).getroot().iter("testsuite")  # noqa: S314  # pytest's own
+    return not any(int(suite.get(kind, 0)) for suite in suites for kind in ("failures", "errors"))
 
 
 def _hostile(_: int, until: float) -> bool:
