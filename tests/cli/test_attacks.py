@@ -196,16 +196,44 @@ def test_rebase_where_the_channels_own_device_goes_behind_one_that_was_refused(
         assert "UP" in ended.out
 
 
-@pytest.mark.parametrize("arch", ["riscv64", "", 5, None, [], {"a": 1}, "x86_64\x1b", "p" * 5000])
-def test_a_transcript_of_an_architecture_that_is_not_known(arch: object, tmp_path: Path) -> None:
-    first, *rest = golden("cpu_lifecycle").read_text().splitlines()
-    path = tmp_path / "x.jsonl"
+ARCHITECTURES = ["riscv64", "", 5, None, [], {"a": 1}, "x86_64\x1b", "p" * 5000]
+
+
+def of_architecture(arch: object, recording: str, path: Path) -> Path:
+    first, *rest = golden(recording).read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(first) | {"arch": arch}), *rest]))
+    return path
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=range(len(ARCHITECTURES)))
+def test_a_transcript_of_an_architecture_that_is_not_known(arch: object, tmp_path: Path) -> None:
+    path = of_architecture(arch, "cpu_lifecycle", tmp_path / "x.jsonl")
     for reading in sorted(set(READING) - {"replay"}):
         ended = run(*arguments(reading, path, tmp_path), *(
             ["--overwrite"] if "OUT" in READING[reading] else []
         ))  # fmt: skip
         assert ended.code in (0, 1, 2, 3, 6), reading
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=range(len(ARCHITECTURES)))
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["replay", "IN", "--to", "GUEST", "--rebase"],
+        ["minimise", "IN", "-o", "OUT"],
+        ["edit", "IN", "--set", "1.0 request.msg_size=1", "-o", "OUT"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_decodes_by_the_architecture_takes_one_that_is_not_known(
+    words: list[str], arch: object, tmp_path: Path
+) -> None:
+    path = of_architecture(arch, "mmio_lifecycle", tmp_path / "x.jsonl")
+    places = {"IN": path, "OUT": tmp_path / "out", "GUEST": tmp_path / "g"}
+    with SimulatedGuest(kata_pod(Arch.X86_64), path=tmp_path / "g"):
+        ended = run(*(str(places.get(word, word)) for word in words))
+    assert ended.code in (0, 1, 2, 6)
+    assert len(ended.err.splitlines()) <= 20
 
 
 @pytest.mark.parametrize("setting", ["ret=5", "msg_type=4", "msg_size=4", "request.msg_size=1"])

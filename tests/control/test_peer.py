@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from socket import AF_UNIX
 from socket import socket as Stream
 
+from tests.guests import GuestProcess
 from upcall_trace.control.target_note import read_target_note
 from upcall_trace.replay.target import look_at
 from upcall_trace.simulated.on_socket import SimulatedGuest
@@ -51,3 +53,25 @@ def test_who_has_taken_its_place_is_not_the_guest_of_the_note(tmp_path: Path) ->
                 other = type(note)(note.kind, note.backend, note.name, note.world, None, 1 << 22)
                 assert not other.is_of(stream)
             assert target.note == note
+
+
+def test_the_path_may_be_the_guests_and_the_peer_another_one(tmp_path: Path) -> None:
+    """Its socket was elsewhere for the moment of the connection, and is back."""
+    guest = GuestProcess(tmp_path / "g")
+    try:
+        target = look_at(UnixAddress(guest.path))
+        assert target.note is not None
+        with (
+            socket.create_server(str(tmp_path / "ours"), family=AF_UNIX),
+            Stream(AF_UNIX) as stream,
+        ):
+            guest.path.rename(tmp_path / "kept")
+            (tmp_path / "ours").rename(guest.path)
+            stream.connect(str(guest.path))
+            (tmp_path / "kept").rename(guest.path)
+            assert read_target_note(guest.path) == target.note
+            assert not target.is_still_there(stream)
+        with connect_unix(guest.path) as stream:
+            assert target.is_still_there(stream)
+    finally:
+        guest.kill()
