@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ..guests import wait_until
 from ..support import command, golden
 
 PATIENCE_S = 20.0
@@ -71,6 +72,12 @@ class Tmux:
             assert time.monotonic() < until, self.screen()
             time.sleep(0.05)
 
+    def program(self) -> int:
+        """The process that its shell runs, by its number."""
+        shell = self.do("display-message", "-p", "#{pane_pid}").strip()
+        wait_until(Path(f"/proc/{shell}/task/{shell}/children").read_text)
+        return int(Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0])
+
     def close(self) -> None:
         """The terminal goes away."""
         self.do("kill-server")
@@ -119,6 +126,27 @@ def test_a_person_looks_into_a_recording(tmux: Tmux) -> None:
     tmux.type("stty -a | cmp - $XDG_STATE_HOME/stty && echo as'-'it'-'was\n")
     tmux.wait("as-it-was")
     assert "sessions" not in tmux.screen()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_gives_the_terminal_back(tmux: Tmux, number: signal.Signals) -> None:
+    tmux.type(f"stty -a > $XDG_STATE_HOME/stty; {typed(golden('guest_oops')).strip()}; echo =$?=\n")
+    tmux.wait("4 operations")
+    os.kill(tmux.program(), number)
+    tmux.wait("=130=", "ready>")
+    tmux.type("stty -a | cmp - $XDG_STATE_HOME/stty && echo as'-'it'-'was\n")
+    tmux.wait("as-it-was")
+
+
+@pytest.mark.parametrize("key", ["", "q"])
+def test_a_terminal_that_goes_away_leaves_no_process(tmux: Tmux, key: str) -> None:
+    """Also when it does while the browser is about to end."""
+    tmux.type(typed(golden("guest_oops")))
+    tmux.wait("4 operations")
+    process = tmux.program()
+    tmux.type(key)
+    tmux.close()
+    wait_until(lambda: not Path(f"/proc/{process}").exists(), 30)
 
 
 def test_a_size_in_the_environment_does_no_harm(tmux: Tmux) -> None:

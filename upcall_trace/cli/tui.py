@@ -17,9 +17,11 @@ from .support.inputs import by_kind
 from .support.options import given_world, world_options
 from .support.output import out, talk
 from .support.recorder_process import RecorderProcess
+from .support.signals import stop_on_signals
 from .support.times import WallMoment, in_span, span_options
 
 if TYPE_CHECKING:
+    from ..tui.app import Browser
     from ..tui.screens.work import Given
     from .support.browser_replays import FileReplays
 
@@ -96,7 +98,7 @@ def tui_command(
             _check_logs(console, vmm_log)
             given = Given(_checked(capture), console, vmm_log, world, filter=asked)
         span = Span(since.ns if since else None, until.ns if until else None)
-        Browser(given, settings, replays=replays_of, logs=logs, span=span).run()
+        _run(Browser(given, settings, replays=replays_of, logs=logs, span=span))
         return ExitCode.EXPECTED
     path = capture or Path(f"upcall-{time.strftime('%Y%m%d-%H%M%S')}.upcap")
     source = ["--memory", memory] if memory is not None else []
@@ -106,8 +108,24 @@ def tui_command(
         address = os.fspath(listen) if listen is not None else None
         given = Given(path, console, vmm_log, world, address)
         _give_way()
-        stop = Browser(given, settings, recording=True, replays=replays_of).run()
-        return recorder.leave(stop=bool(stop))
+        app = Browser(given, settings, recording=True, replays=replays_of)
+        return recorder.leave(stop=_run(app))
+
+
+def _run(app: Browser) -> bool:
+    """Browse until the user or a signal ends it; what the app ends with.
+
+    An exception out of a handler would leave the threads of textual behind, which wait for keys
+    for ever. So a signal is only noted, and the app looks for it.
+    """
+    put_back = stop_on_signals(app.interrupted, hurry=False)
+    try:
+        ended = app.run()
+    finally:
+        put_back()
+    if app.interrupted.is_set():
+        raise KeyboardInterrupt
+    return bool(ended)
 
 
 def _give_way() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from .screens.palette import Entries
 from .screens.replaying import Replays
 from .screens.stopping import StopScreen
 from .screens.work import Given
+from .terminal import Terminal
 
-_LOOK_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 0.25
 
 
 class Browser(App[bool], inherit_bindings=False):
@@ -37,7 +39,8 @@ class Browser(App[bool], inherit_bindings=False):
 
     `recording` is true while a recording of our own is being watched; then the app ends with
     whether it is to be stopped. `replays` makes what can send a capture again. `logs` are browsed
-    in place of a capture, those lines of them that are in the `span`.
+    in place of a capture, those lines of them that are in the `span`. It ends soon after
+    `interrupted` is set, which a handler of signals may do.
     """
 
     TITLE = "upcall-trace"
@@ -62,7 +65,8 @@ class Browser(App[bool], inherit_bindings=False):
         logs: Sequence[Path] = (),
         span: Span | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(Terminal)
+        self.interrupted = threading.Event()
         self._given = given
         self._logs = logs
         self._span = span
@@ -85,7 +89,7 @@ class Browser(App[bool], inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.set_keymap(self.settings.keys)
-        self.set_interval(_LOOK_EVERY_S, self._look_for_terminal)
+        self.set_interval(_LOOK_EVERY_S, self._look_for_the_end)
         if self._logs:
             self.push_screen(LogsScreen(self._logs, self._span))
         elif self._given is not None:
@@ -93,8 +97,10 @@ class Browser(App[bool], inherit_bindings=False):
         else:
             self.push_screen(ChooserScreen(), self._chosen)
 
-    def _look_for_terminal(self) -> None:
+    def _look_for_the_end(self) -> None:
         """A terminal can go away without a signal; then there is nobody to show anything to."""
+        if self.interrupted.is_set():
+            self.exit(False)
         if not self.is_headless:
             terminal = select.poll()
             terminal.register(sys.stdin.fileno(), 0)
