@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import run
-from upcall_trace.bundle.allowed_lines import allowed_line, allowed_lines, allowed_text, some_lines
+from upcall_trace.bundle.allowed_lines import allowed_lines, some_lines
+from upcall_trace.bundle.allowed_text import allowed_text
+from upcall_trace.bundle.line_shapes import allowed_line
 from upcall_trace.bundle.redaction import Redactor
 from upcall_trace.logs.entries import Scanner
 from upcall_trace.logs.lines import lines_of

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import run
-from upcall_trace.bundle.allowed_lines import allowed_lines, allowed_text, allowed_words
+from upcall_trace.bundle.allowed_lines import allowed_lines
+from upcall_trace.bundle.allowed_text import allowed_text, allowed_words
 from upcall_trace.bundle.redaction import Redactor
 from upcall_trace.logs.meaning import Meaning
 from upcall_trace.logs.table import ROWS

@@ -48,7 +48,8 @@ from ..sources import Source, open_source
 from ..sources.spooled import plain
 from ..trace.opening import Capture, Progress, load
 from ..views.json_objects import info_object
-from .allowed_lines import allowed_lines, allowed_text, some_lines
+from .allowed_lines import allowed_lines, some_lines
+from .allowed_text import allowed_text
 from .redaction import Redactor
 
 VERSION: Final = 1

@@ -16,6 +16,8 @@ from typing import Final
 
 _MOST_VALUES: Final = 100_000
 """Distinct values of a kind that are told apart; a hostile log could name any number."""
+_REMEMBERED: Final = 256
+"""The longest value whose stand-in is found again without counting up kinds."""
 _MOST_NAMES: Final = 500
 """Hosts and users that are found wherever they stand."""
 
@@ -118,6 +120,7 @@ class Redactor:
         words = sorted({word.encode() for word in also if word}, key=len, reverse=True)
         self._also = re.compile(b"(?i)" + b"|".join(map(re.escape, words))) if words else None
         self._values: dict[str, dict[bytes, int]] = {}
+        self._told: dict[tuple[str, str], str] = {}
         self._places: Counter[str] = Counter()
         self._names: dict[str, set[bytes]] = {"host": set(), "user": set()}
         self._known: dict[str, re.Pattern[bytes]] = {}
@@ -187,7 +190,14 @@ class Redactor:
 
     def placeholder(self, kind: str, text: str) -> str:
         """What stands for a text that is taken out as a whole."""
-        return self._placeholder(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
+        known = self._told.get((kind, text))
+        if known is not None:
+            self._places[kind] += 1
+            return known
+        told = self._placeholder(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
+        if told != text and len(text) <= _REMEMBERED and len(self._told) < _MOST_VALUES:
+            self._told[kind, text] = told
+        return told
 
     def left_out(self, lines: int) -> None:
         """Count lines of a log that are not in the redacted copy."""

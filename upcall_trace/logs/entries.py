@@ -8,7 +8,7 @@ which little is wanted costs little more than reading it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple, Protocol
@@ -34,6 +34,17 @@ _INDENT: Final = re.compile(rb"(?:\r?\n){0,64}([ \t]{1,16})(?=[^ \t\r\n])")
 _FIELD: Final = re.compile(rb"[ \t]{1,64}_{0,2}[A-Z]")
 
 
+_ZEROES: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_HEX_ZEROES: Final = bytes.maketrans(b"123456789abcdef", b"0" * 15)
+_ID: Final = b"0" * 64
+_ID_MARK: Final = b"\x00" * 64
+_BEFORE_ID: Final = (b'"', b"=", b" ")
+_AFTER_ID: Final = re.compile(rb'"|\r?\n|\Z| [a-z_-]{1,32}=| -[a-z]')
+_CURSOR: Final = re.compile(rb'"__CURSOR" ?: ?"([0-9a-z=;]{1,255})"')
+"""A journal's place, which nothing looks at."""
+_SHAPES: Final = 1 << 13
+
+
 class LogEntry(NamedTuple):
     """`number` is the entry's first line, from 1; `raw` its bytes, the last newline included."""
 
@@ -41,12 +52,36 @@ class LogEntry(NamedTuple):
     raw: bytes
     hit: int = 0
     """Where in it something wanted is."""
+    shape: bytes = b""
+    """As `shape_of` tells it, where that is known."""
+
+
+def shape_of(line: bytes) -> bytes:
+    """The line with every digit written as 0, and with NULs for a container's id in a field.
+
+    NULs also stand for a journal's place.
+    """
+    shape = line.translate(_ZEROES)
+    if len(line) < len(_ID):
+        return shape
+    hexadecimal = line.translate(_HEX_ZEROES)
+    at = hexadecimal.find(_ID)
+    while at >= 0:
+        end = at + len(_ID)
+        whole = line[at - 1 : at] in _BEFORE_ID and _AFTER_ID.match(line, end)
+        if whole and not shape[at:end].isalpha() and shape[at:end] != _ID:
+            shape = shape[:at] + _ID_MARK + shape[end:]
+        at = hexadecimal.find(_ID, end)
+    if b'"__CURSOR"' in line and (found := _CURSOR.search(line)):
+        begin, end = found.span(1)
+        shape = shape[:begin] + bytes(end - begin) + shape[end:]
+    return shape
 
 
 class Finder(Protocol):
     """What finds places in a block: a compiled pattern of a linear engine."""
 
-    def finditer(self, text: bytes) -> Iterable[re.Match[bytes]]: ...
+    def finditer(self, text: bytes, pos: int = 0) -> Iterable[re.Match[bytes]]: ...
 
 
 def _begins_line(block: bytes, at: int) -> bool:
@@ -109,8 +144,14 @@ def _form(start: bytes) -> Callable[[bytes, int], bool]:
 class Scanner:
     """Goes over a log once. `lines` counts all of its lines, wanted or not."""
 
-    def __init__(self, wanted: Finder | None, at_once: bool = False) -> None:
+    def __init__(
+        self, wanted: Finder | None, at_once: bool = False, known: Container[bytes] = ()
+    ) -> None:
         self._wanted = wanted
+        self._known = known
+        """Shapes of lines that are wanted, if they are entries: such lines are not searched."""
+        self._begin: set[bytes] = set()
+        """Those of them that begin an entry, and that nothing before them may change."""
         self._at_once = at_once
         """Tell a line as soon as it is whole, though more may belong to it: of a log that grows."""
         self.lines = 0
@@ -170,9 +211,11 @@ class Scanner:
             return
         done = counted = 0
         number = self.lines + 1
-        for match in self._wanted.finditer(region):
+        matches = iter(self._wanted.finditer(region))
+        while match := next(matches, None):
             at = match.start()
             if at < done:
+                matches = iter(self._wanted.finditer(region, done))
                 continue
             first = max(region.rfind(b"\n", done, at) + 1, done)
             while first > done and at - first < ENTRY_LIMIT and not begins(region, first):
@@ -182,7 +225,45 @@ class Scanner:
             counted = first
             yield LogEntry(number, region[first:last], at - first)
             done = last
+            if self._known:
+                for known, shape in self._known_lines(region, done, begins):
+                    if counted < done:
+                        number += region.count(b"\n", counted, done)
+                    yield LogEntry(number, region[done:known], 0, shape)
+                    number += 1
+                    done = counted = known
         self._passed(region)
+
+    def _known_lines(
+        self, region: bytes, at: int, begins: Callable[[bytes, int], bool]
+    ) -> Iterator[tuple[int, bytes]]:
+        """(end, shape) of the lines from `at` on that are entries and known to be wanted."""
+        end = region.find(b"\n", at) + 1
+        shape = self._begins_known(region, at, end, begins)
+        while shape is not None:
+            after = region.find(b"\n", end) + 1
+            following = self._begins_known(region, end, after, begins)
+            if following is None and end < len(region) and not begins(region, end):
+                return
+            yield end, shape
+            end, shape = after, following
+
+    def _begins_known(
+        self, region: bytes, at: int, end: int, begins: Callable[[bytes, int], bool]
+    ) -> bytes | None:
+        """The shape of a line that is known, and begins an entry whatever is before it."""
+        shape = shape_of(region[at:end]) if end else b""
+        if shape in self._begin:
+            return shape
+        if shape not in self._known or not begins(region, at):
+            return None
+        dress = CONTAINER.match(region, at)
+        if dress is not None and dress[1] == b"P":
+            return None
+        if len(self._begin) >= _SHAPES:
+            self._begin.clear()
+        self._begin.add(shape)
+        return shape
 
     def _all(self, region: bytes, begins: Callable[[bytes, int], bool]) -> Iterator[LogEntry]:
         at, number = 0, self.lines + 1

@@ -23,7 +23,7 @@ _TEXTS: Final = (
     "MESSAGE", "msg", "message", "Message", "log", "line", "content", "body", "Body", "text",
     "@message", "textPayload", "jsonPayload", "_source", "event", "record", "data", "raw", "_raw",
 )  # fmt: skip
-_TIMES: Final = (
+TIMES: Final = (
     "__REALTIME_TIMESTAMP", "_SOURCE_REALTIME_TIMESTAMP", "ts", "time", "timestamp", "@timestamp",
     "timeUnixNano", "Timestamp", "observedTimeUnixNano", "date", "datetime", "@t",
 )  # fmt: skip
@@ -214,7 +214,7 @@ def _fields(said: str, value: Mapping[str, Any], around: Mapping[str, Any]) -> F
         flat = {**around, **_flat(value)}
     made = Fields(
         said,
-        _time(flat),
+        time_in(flat),
         sandbox=_first(flat, _SANDBOXES),
         pod=_first(flat, _PODS),
         host=_first(flat, _HOSTS),
@@ -257,8 +257,9 @@ def _unwrap(made: Fields) -> None:
 _UNITS: Final = ((1e17, 1), (1e14, 1_000), (1e11, 1_000_000), (0, 1_000_000_000))
 
 
-def _time(flat: Mapping[str, Any]) -> int | None:
-    for key in _TIMES:
+def time_in(flat: Mapping[str, Any]) -> int | None:
+    """Nanoseconds since 1970 of the first field that has a time."""
+    for key in TIMES:
         value = flat.get(key)
         if isinstance(value, str):
             if value.isdecimal() and 9 < len(value) < 20:

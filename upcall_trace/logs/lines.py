@@ -26,10 +26,11 @@ _ENTITY: Final = re.compile(r"&(?:quot|apos|lt|gt|#39|#34|#x27|#x22);")
 _QUOTES: Final = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 """What word processors and trackers make of quotes."""
 _GUEST_TIME: Final = re.compile(r"\[ {0,12}(\d{1,9}\.\d{1,9})\]")
-_WALL_TIME: Final = re.compile(
+WALL_TIME: Final = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
 )
-_HEAD: Final = 400
+HEAD: Final = 400
+"""What stands before a message is looked for in so many characters of a line."""
 _PROGRAM: Final = re.compile(r"(?:^|[ \t/])([A-Za-z][\w.@-]{1,63})\[(\d{1,10})\]: ?")
 _HOST: Final = re.compile(r"(?:^|[ \t])([\w.-]{1,255})[ \t]{1,8}[\w.@-]{1,64}(?:\[\d{1,10}\])?: ")
 _KERNEL: Final = re.compile(r"(?:^|[ \t])([\w.-]{1,255})[ \t]{1,8}kernel: ")
@@ -112,8 +113,8 @@ def _undressed(raw: bytes) -> bytes:
 
 def _around(raw: bytes, hit: int) -> bytes:
     """The beginning of an entry that is too long, and what is around the wanted place in it."""
-    begin = max(hit - _SAID_LIMIT // 4, _HEAD)
-    return raw[:_HEAD] + b" ... " + raw[begin : begin + _SAID_LIMIT]
+    begin = max(hit - _SAID_LIMIT // 4, HEAD)
+    return raw[:HEAD] + b" ... " + raw[begin : begin + _SAID_LIMIT]
 
 
 def _plain(number: int, text: str, file: str | None) -> LogLine:
@@ -130,9 +131,9 @@ def _plain(number: int, text: str, file: str | None) -> LogLine:
         # A console's own line. Whatever stands in it, it is the guest's words.
         guest_ns = round(float(guest[1]) * 1e9)
         return LogLine(number, text, guest_ns, None, file=file, spans="\n" in text)
-    head = text[:_HEAD]
+    head = text[:HEAD]
     wall_ns = None
-    if found := _WALL_TIME.search(head):
+    if found := WALL_TIME.search(head):
         wall_ns = parse_time(found[0])
     program = pid = host = None
     begins = 0
@@ -163,7 +164,7 @@ def _plain(number: int, text: str, file: str | None) -> LogLine:
 
 def _named(text: str) -> bool:
     """Whether a line that begins with a guest's time is a journal's, by its monotonic clock."""
-    return "]: " in text[:_HEAD] and _PROGRAM.search(text[:_HEAD]) is not None
+    return "]: " in text[:HEAD] and _PROGRAM.search(text[:HEAD]) is not None
 
 
 class _Marks(NamedTuple):
@@ -197,8 +198,12 @@ def _marks(said: str, pid: str | None) -> _Marks:
 
 def _logfmt_text(text: str) -> str:
     """msg and error of a logrus line, with their quotes undone; the whole line where neither is."""
-    said = [value for key in (" msg=", " error=", " err=") if (value := _value(text, key))]
-    return " ".join(said) or text
+    return " ".join(logfmt_texts(text)) or text
+
+
+def logfmt_texts(text: str) -> list[str]:
+    """What a logrus line says, in its order."""
+    return [value for key in (" msg=", " error=", " err=") if (value := _value(text, key))]
 
 
 def _value(text: str, key: str) -> str:

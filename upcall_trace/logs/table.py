@@ -12,7 +12,7 @@ from typing import Final
 import re2
 
 from . import client_lines, device_lines, guest_lines, lost_lines, other_lines, runtime_lines
-from .entries import Finder, Scanner
+from .entries import Finder, LogEntry, Scanner
 from .lines import LogLine, lines_of
 from .meaning import Match, Table, Understood
 from .prose import Stands, how
@@ -108,17 +108,26 @@ def understood(
     `aside` is told the others that speak of upcall.
     """
     for entry in scanner.entries(blocks):
-        for line in lines_of(entry, file):
-            if matches := understand(line):
-                stands = how(line, min(matches, key=_place))
-                if stands is Stands.AS_A_LINE:
-                    yield Understood(line, matches)
-                elif stands is Stands.LOOSELY:
-                    yield Understood(line._replace(loose=True), matches)
-                elif aside is not None:
-                    aside(line, Aside.MENTIONED)
-            elif aside is not None and _is_strange(line):
-                aside(line, Aside.STRANGE)
+        yield from understood_in(entry, file, aside)
+
+
+def understood_in(
+    entry: LogEntry,
+    file: str | None,
+    aside: Callable[[LogLine, Aside], object] | None = None,
+) -> Iterator[Understood]:
+    """The same of one entry."""
+    for line in lines_of(entry, file):
+        if matches := understand(line):
+            stands = how(line, min(matches, key=_place))
+            if stands is Stands.AS_A_LINE:
+                yield Understood(line, matches)
+            elif stands is Stands.LOOSELY:
+                yield Understood(line._replace(loose=True), matches)
+            elif aside is not None:
+                aside(line, Aside.MENTIONED)
+        elif aside is not None and _is_strange(line):
+            aside(line, Aside.STRANGE)
 
 
 def _is_strange(line: LogLine) -> bool:
