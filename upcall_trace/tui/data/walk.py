@@ -1,7 +1,9 @@
 """The second reading of a capture, behind the first: findings, and the guest at any operation.
 
-It keeps its place at many points, packed small. What a guest had at an operation, and whose bytes
-a message has, is told by going on from the point before it.
+Of a whole recording the findings come first, by columns where that goes, which takes a small part
+of the time. Then the guest is followed record by record, and places are kept at many points, packed
+small: what a guest had at an operation, and whose bytes a message has, is told by going on from the
+place before it.
 """
 
 from __future__ import annotations
@@ -21,15 +23,19 @@ from dissectors.events import ReplyReceived, RequestReceived
 from ... import codes
 from ...capture.reader import CaptureReader
 from ...capture.records import Record
+from ...capture.runs import MessageRun
+from ...diagnose.engine import Diagnosis
 from ...diagnose.finding import Finding
 from ...diagnose.log_joining import Joining
 from ...diagnose.log_matching import ConsoleMatcher
 from ...diagnose.state import Following, GuestState
+from ...diagnose.successes import feed
 from ...diagnose.told_by_logs import Logs
 from ...kernel.world import World
 from ...sources import Source, open_source
 from ...trace.operations import Operation, Operations
 from ...trace.provenance import Origins, Run
+from ...trace.streams import in_bulk
 
 _PLACE_EVERY: Final = 4000
 _PLACE_SHARE: Final = 20
@@ -39,6 +45,8 @@ _BEFORE: Final = 200
 _TELL_EVERY_S: Final = 0.1
 _TELL_MANY: Final = 512
 _LOOK_UP: Final = 16
+_PART: Final = 1024
+"""Messages that are diagnosed before keys are looked at."""
 _REST_S: Final = 0.1
 _NAP_S: Final = 0.005
 _POLL_S: Final = 0.05
@@ -71,9 +79,14 @@ class WalkProgress(NamedTuple):
 
     findings: list[Finding]
     passed: int
-    """Operations that are behind it."""
+    """Operations that are diagnosed."""
+    followed: int
+    """Operations of which it is known what the guest had."""
     offset: int
     ended: bool
+    """All findings are there."""
+    over: bool
+    """Nothing more comes."""
 
 
 class _Halt(NamedTuple):
@@ -99,7 +112,9 @@ class Walk:
         self._for_logs: list[Finding] = []
         self._joining: Joining | None = None
         self._rests_until = 0.0
-        self.passed = 0
+        self._passed = 0
+        self._followed = 0
+        self._ended = self._over = False
         self.clock_offset_ns: int | None = None
 
     def rest(self) -> None:
@@ -112,46 +127,94 @@ class Walk:
         Raises UnreadableInput.
         """
         with open_source(self._path) as source:
-            following = self._begin(source, logs)
-            found: list[Finding] = []
-            told_s = placed_s = time.monotonic()
-            placed, cost_s, offset = 0, 0.0, 0
-            for count, step in enumerate(self._steps(source)):
-                if step is not None:
-                    now = 0.0
-                    offset, record = step
-                    if count - placed >= _PLACE_EVERY:
-                        now = time.monotonic()
-                        if now - placed_s >= cost_s * _PLACE_SHARE:
-                            self._keep(following, count, offset)
-                            placed, placed_s = count, time.monotonic()
-                            cost_s = placed_s - now
-                    found += following.feed(record, offset)
-                    if count % _LOOK_UP and len(found) < _TELL_MANY:
-                        continue
-                while (now := time.monotonic()) < self._rests_until:
-                    time.sleep(_NAP_S)
+            console = self._join(source, logs)
+            if console is not None or source.live:
+                self._follow(source, console, cancelled)
+                return
+            self._diagnose(source, cancelled)
+        if self._ended:
+            with open_source(self._path) as source:
+                self._follow(source, None, cancelled)
+
+    def _diagnose(self, source: Source, cancelled: Callable[[], bool]) -> None:
+        """All findings of a recording that is over, and of which there is no console."""
+        diagnosis = Diagnosis(source.header, self._world)
+        found: list[Finding] = []
+        told_s, offset = time.monotonic(), 0
+        for count, (offset, item) in enumerate(_in_parts(source)):
+            found += feed(diagnosis, item, offset)
+            self._passed += _requests_of(item, diagnosis)
+            if isinstance(item, MessageRun) or count % _LOOK_UP == 0 or len(found) >= _TELL_MANY:
+                now = self._rested()
                 if cancelled():
                     return
                 if now - told_s >= _TELL_EVERY_S or len(found) >= _TELL_MANY:
                     told_s = now
-                    self._say(found, following, offset, ended=False)
+                    self._say(found, offset)
                     found = []
-            found += following.finish()
-            found += self._joining.added(self._for_logs + found) if self._joining else ()
-            self._say(found, following, offset, ended=True)
+        found += diagnosis.finish()
+        self._end(found, offset)
 
-    def _begin(self, source: Source, logs: Logs) -> Following:
-        matcher = None
-        self._joining = Joining(self._path, logs) if logs and not source.live else None
-        if self._joining is not None:
-            matcher = self._joining.matcher
-        elif logs.consoles:  # how it goes on is not known yet
-            matcher = ConsoleMatcher(logs.consoles[0].console.operations)
-        following = Following(source.header, self._world, console=matcher)
+    def _follow(
+        self, source: Source, console: ConsoleMatcher | None, cancelled: Callable[[], bool]
+    ) -> None:
+        """Keep places; findings are told unless that is done."""
+        following = Following(source.header, self._world, console=console)
         self._places = []
         self._keep(following, 0, 0)
-        return following
+        found: list[Finding] = []
+        told_s = placed_s = time.monotonic()
+        placed, cost_s, offset = 0, 0.0, 0
+        for count, step in enumerate(self._steps(source)):
+            if step is not None:
+                now = 0.0
+                offset, record = step
+                if count - placed >= _PLACE_EVERY:
+                    now = time.monotonic()
+                    if now - placed_s >= cost_s * _PLACE_SHARE:
+                        self._keep(following, count, offset)
+                        placed, placed_s = count, time.monotonic()
+                        cost_s = placed_s - now
+                told = following.feed(record, offset)
+                if not self._ended:
+                    found += told
+                if count % _LOOK_UP and len(found) < _TELL_MANY:
+                    continue
+            now = self._rested()
+            if cancelled():
+                return
+            if now - told_s >= _TELL_EVERY_S or len(found) >= _TELL_MANY:
+                told_s = now
+                self._came_to(following)
+                self._say(found, offset)
+                found = []
+        self._came_to(following)
+        self._over = True
+        if self._ended:
+            self._say([], offset)
+        else:
+            self._end(found + following.finish(), offset)
+
+    def _rested(self) -> float:
+        """Now, or as soon as no key was pressed for a moment."""
+        while (now := time.monotonic()) < self._rests_until:
+            time.sleep(_NAP_S)
+        return now
+
+    def _came_to(self, following: Following) -> None:
+        self._followed = following.rows
+        if not self._ended:
+            self._passed = following.rows
+        self.clock_offset_ns = following.clock_offset_ns
+
+    def _join(self, source: Source, logs: Logs) -> ConsoleMatcher | None:
+        """The console that goes with the recording."""
+        if logs and not source.live:
+            self._joining = Joining(self._path, logs)
+            return self._joining.matcher
+        if logs.consoles:  # how it goes on is not known yet
+            return ConsoleMatcher(logs.consoles[0].console.operations)
+        return None
 
     def _steps(self, source: Source) -> Iterator[tuple[int, Record] | None]:
         """Every record, and None while waiting for more."""
@@ -169,16 +232,21 @@ class Walk:
         packed = zlib.compress(pickle.dumps(following, pickle.HIGHEST_PROTOCOL), 1)
         self._places.append(_Halt(records, offset, following.rows, packed))
 
-    def _say(self, found: list[Finding], following: Following, offset: int, ended: bool) -> None:
-        self.passed = following.rows
-        self.clock_offset_ns = following.clock_offset_ns
+    def _end(self, found: list[Finding], offset: int) -> None:
+        """These are the last findings."""
+        found += self._joining.added(self._for_logs + found) if self._joining else ()
+        self._ended = True
+        self._say(found, offset)
+
+    def _say(self, found: list[Finding], offset: int) -> None:
         self._for_logs += [
             finding
             for finding in found
             if finding.code in _NEEDED_BY_LOGS
             and all(finding.code != known.code for known in self._for_logs)
         ]
-        self._tell(WalkProgress(found, self.passed, offset, ended))
+        told = (self._passed, self._followed, offset, self._ended, self._over)
+        self._tell(WalkProgress(found, *told))
 
     def moment(
         self, operations: Operations, row: int, cancelled: Callable[[], bool]
@@ -188,7 +256,7 @@ class Walk:
         Takes as long as a few thousand records do, or as the guest took to answer. Raises
         UnreadableInput.
         """
-        if row >= self.passed or not self._places:
+        if row >= self._followed or not self._places:
             return None
         asked = operations.operation(row)
         answered = operations.column("answered")
@@ -203,6 +271,24 @@ class Walk:
             else:
                 records = islice(source.records(), place.records, None)
             return _around(following, Origins(source.header), records, asked, operations, cancelled)
+
+
+def _in_parts(source: Source) -> Iterator[tuple[int, Record | MessageRun]]:
+    """A recording in bulk, in runs so short that keys are answered between them."""
+    for offset, item in in_bulk(source):
+        if isinstance(item, MessageRun):
+            for first in range(0, len(item), _PART):
+                part = item.part(first, first + _PART)
+                yield int(part.offset[0]), part
+        else:
+            yield offset, item
+
+
+def _requests_of(item: Record | MessageRun, diagnosis: Diagnosis) -> int:
+    """How many operations began with it."""
+    if isinstance(item, MessageRun):
+        return int(item.to_guest.sum())
+    return sum(isinstance(event, RequestReceived) for event in diagnosis.events)
 
 
 def _around(

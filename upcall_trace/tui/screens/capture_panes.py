@@ -78,6 +78,8 @@ class CapturePanes(Widget):
         self.moment: Moment | None = None
         self._settling: Timer | None = None
         self.walked = (0, 0, False)
+        self._followed = (0, False)
+        """Of how many operations it is known what the guest had, and whether of all."""
         self._summed_s = 0.0
         self.said = self.headlined = ""
         self.lacks: list[str] = []  # what is needed to tell all, and is not there
@@ -187,8 +189,9 @@ class CapturePanes(Widget):
     @on(Work.Walked)
     def _walk_came_on(self, event: Work.Walked) -> None:
         row = self.ladder.row
-        waited = row is not None and self.walked[0] <= row < event.passed
-        before = self.walked[0]
+        waited = row is not None and self._followed[0] <= row < event.followed
+        before, _, had_ended = self.walked
+        self._followed = (event.followed, event.over)
         self.walked = (event.passed, event.offset, event.ended)
         if event.batch is not None:
             self.recording.take_findings(event.batch)
@@ -197,10 +200,12 @@ class CapturePanes(Widget):
                 self.ladder.refresh()
             self.sessions.refresh()
             self.timeline.refresh()
-        self.tell_findings()
-        if waited or event.ended:
+        ends = event.ended and not had_ended
+        if ends or not had_ended:
+            self.tell_findings()
+        if waited or ends or event.over:
             self._settle()
-        if event.ended:
+        if ends:
             self._align_log()
         self.tell_top()
 
@@ -302,7 +307,7 @@ class CapturePanes(Widget):
     @property
     def is_at_rest(self) -> bool:
         """Whether everything about the capture, and about the cursor, is on the screen."""
-        told = self.walked[2] or self.recording.live or self._troubled
+        told = self._followed[1] or self.recording.live or self._troubled
         return told and self._settling is None and self.work.is_at_rest
 
     def _look_closer(self) -> None:
@@ -376,7 +381,7 @@ class CapturePanes(Widget):
         ]
         word = "reply" if is_reply else "request"
         if moment is None or moment.row != operation.row:
-            reached = operation.row < self.walked[0] or self.walked[2]
+            reached = operation.row < self._followed[0] or self._followed[1]
             wait = "" if reached else "its bytes and the guest's state: once the diagnosis is here"
             layout = self.recording.operations.layout(operation.row)
             ours = operation.msg_type is not None

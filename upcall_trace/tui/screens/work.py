@@ -78,6 +78,7 @@ class Work:
             self.batch = batch
             self.headline = headline
             self.passed, self.offset, self.ended = told.passed, told.offset, told.ended
+            self.followed, self.over = told.followed, told.over
 
     class Laid(Message):
         """The ladder's lines are worked out."""
