@@ -264,7 +264,7 @@ def test_redaction_changes_no_finding(tmp_path: Path) -> None:
         _, files = pack_into(tmp_path, inputs, Redactor(), f"{path.stem}.redacted")
         one, other = (json.loads(each["findings.json"]) for each in (files, plain))
         assert one["headline"] == other["headline"]
-        log = files["console.log"].decode().splitlines()
+        log = [line.rstrip() for line in files["console.log"].decode().splitlines()]
         for finding in one["findings"]:  # each names the lines of the log beside it
             assert all(
                 e["text"] == log[e["line"] - 1] for e in finding.pop("evidence") if e["line"]
