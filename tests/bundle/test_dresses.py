@@ -104,6 +104,21 @@ DRESSES: dict[str, Dress] = {
     "html": lambda said, secret: f"<pre>{html.escape(said)}</pre>",
     "error-for-the-user": lambda said, secret: f"Others({json.dumps(said)}): unknown",
     "array": lambda said, secret: json.dumps([{"msg": said, "host": secret}]),
+    "fluentd": lambda said, secret: json.dumps(
+        [1704164645.5, {"log": said, "kubernetes": {"pod_name": secret, "host": secret}}]),
+    "event": lambda said, secret: json.dumps(
+        {"kind": "Event", "metadata": {"name": secret}, "message": said, "source": secret}),
+    "json-in-json-in-json": lambda said, secret: json.dumps({"log": json.dumps(
+        {"msg": json.dumps({"message": said, "sandbox": secret}), "host": secret}) + "\n"}),
+    "compose": lambda said, secret: f"{secret}-1  | {said}",
+    "kubectl-prefix": lambda said, secret: f"[pod/{secret}/c] {said}",
+    "actions": lambda said, secret: f"{_T}.1234567Z ##[error]{said}",
+    "thread": lambda said, secret: f"[    2.123456] [T123] {said}",
+    "host": lambda said, secret: f"Jan  2 03:04:05 {secret} {secret}[12]: {said}",
+    "csv": lambda said, secret: f'{_T}Z,{secret},"{said}"',
+    "twice": lambda said, secret: f"{said}\n{said}",
+    "bytes-behind": lambda said, secret: f"{said} {secret.encode().hex(' ')}",
+    "list-behind": lambda said, secret: f"{said} {[*secret.encode()]}",
 }  # fmt: skip
 
 
@@ -168,6 +183,15 @@ def test_nothing_of_them_is_in_any_file_of_an_archive_or_told(
         ("remove drive 0x5000c500a1b2c3d4", "remove drive name-1"),
         ("exiting vcpus [115, 101, 99]", "exiting vcpus [name-1, name-1, name-1]"),
         ("CPU: 1 UID: 61234 PID: 7 Comm: db_dev_mgr", "CPU: 1 UID: 0 PID: 7 Comm: db_dev_mgr"),
+        # A number joined to a word stays in the names of devices only.
+        ("virtio4 db_dev_mgr:54 3s 100MB vcpu1", "virtio4 db_dev_mgr:54 3s 100MB vcpu1"),
+        ("guest-17 kata-4711 6F 2d", "name-1 name-2 name-3 name-4"),
+        # What looks like a stand-in gets one of its own.
+        ("remove drive host-4711 user-61234 host-4711", "remove drive host-1 user-1 host-1"),
+        # A kernel's version stays as such only, and an address is no longer than a device's.
+        ("Linux version 6.1.192, at 10.11.12 23.07.84", "Linux version 6.1.192, at name-1 name-1"),
+        ("value at 0xfeb00400 at 0xdeadbeefcafebabe", "value at 0xfeb00400 at name-1"),
+        ("remove drive \U0001f511", "remove drive name-1"),
         # A path loses all but the program that tells another VMM.
         ("launching /home/eve/qemu-kvm with", "launching path-1/qemu-kvm with"),
         ("hvsock:///run/vc/eve/clh.sock:1024", "path-1/clh.sock:1024"),

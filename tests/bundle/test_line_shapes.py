@@ -97,13 +97,14 @@ def without_memory(log: bytes) -> tuple[list[str | int], object]:
     return found, redactor.account()
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from(DRESSES))
-def test_lines_are_written_as_without_memory(chance: random.Random, usual: object) -> None:
+@given(st.integers(0, 1 << 32))
+def test_lines_are_written_as_without_memory(seed: int) -> None:
+    chance = random.Random(seed)
+    usual = chance.choice(DRESSES)
     said = [chance.choice(EXAMPLES) for _ in range(4)]
     made = []
     for _ in range(40):
         dress = usual if chance.random() < 0.8 else chance.choice(DRESSES)
-        assert callable(dress)
         made.append(changed(dress(chance.choice(said)), chance))
     log = "\n".join(made).encode() + b"\n"
     assert with_memory(log) == without_memory(log)
@@ -130,7 +131,7 @@ def test_a_long_text_is_redacted_in_pieces_as_in_one(text: str) -> None:
 MODULES: list[ModuleType] = [entries, journal, json_fields, lines, prose, texts, line_shapes]
 TELL = {
     # What of the patterns tells digits apart, and is looked at in every line, or not remembered.
-    "_ANSI", "_ENTITY", "_FORMS", "_HEX_NUMBER", "_PROGRAM", "_DIGITS_TELL",
+    "_ANSI", "_ENTITY", "_FORMS", "_HEX_NUMBER", "_MARKS", "_PROGRAM", "_DIGITS_TELL",
 }  # fmt: skip
 
 

@@ -28,15 +28,24 @@ _EITHER_CASE: Final = re.compile(r"\[([A-Z])[a-z]\]")
 _CHUNK: Final = re.compile(r"[^\s\"'`,;=(){}\[\]<>|!]{1,4096}")
 _PARTS: Final = re.compile(r"[A-Za-z_]+|[0-9]+")
 _NUMBER: Final = re.compile(r"[-+]?[0-9]{1,5}(?:\.[0-9]{1,3})?[.:]?")
-_HEX_NUMBER: Final = re.compile(r"0x[0-9a-fA-F]{1,16}(?:MB)?[.:]?")
+_HEX_NUMBER: Final = re.compile(r"0x[0-9a-fA-F]{1,10}(?:MB)?[.:]?")
 _HEX_BYTE: Final = re.compile(r"[0-9a-f]{1,2}")
 _HEX_ID: Final = re.compile(r"[0-9a-fA-F.:-]{4,}")
 _AFTER_HEX: Final = frozenset({"busno", "devfn", "slot"})
 _BEFORE_HEX: Final = frozenset({"address", "at", "irq", "mem", "size", "value"})
+_VERSION: Final = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}\.[0-9]{1,3}")
+_BEFORE_VERSION: Final = frozenset({"version", "tainted"})
+_TELLING: Final = _AFTER_HEX | _BEFORE_HEX | _BEFORE_VERSION
 _OF_USERS: Final = ("uid", "gid")
 _GUEST_TIME: Final = re.compile(r"\[ {0,12}[0-9]{1,9}\.[0-9]{1,9}\]")
 _LINES: Final = re.compile(r"(\n|\\{1,8}n)")
 """What ends a line of a message, also where it is written out."""
+_NUMBERS: Final = re.compile(r"[0-9]+")
+_NUMBERED: Final = (
+    "3s 3ms 3MB 3MiB virtio3 virtio-mmio.3 virtio_mmio.3 vcpu3 vcpu-3 cpu3 cpu#3 cpu-3 irq3 x86_64 "
+    "host-x86_64-cpu db_dev_mgr:3 db-dev-mgr/3 Vcpu0CanNotBeRemoved"
+)
+"""Names with numbers in them that are no examples of the table."""
 _NUMBERS_IN_A_NAME: Final = 2
 _LONGEST_NUMBER_IN_A_NAME: Final = 4
 _NUMBERS_IN_A_ROW: Final = 2
@@ -63,8 +72,12 @@ _STRUCTURE: Final = (
     "handler instance"
 )
 _STAND_IN: Final = re.compile(
-    r"(?:host|id|ip|mac|user|name|path|pid|long|token)-(?:[0-9]{1,9}|more)[.:]*"
+    r"(host|id|ip|mac|user|name|path|pid|long|token)-(?:[0-9]{1,9}|more)[.:]*"
 )
+_MARKS: Final = re.compile(
+    r"(?:[!-/:-@\[-`{-~]|[\u2010-\u2027\u2030-\u205e\u00ab\u00b7\u00bb\u2190-\u21ff\u2500-\u257f])*"
+)
+"""Punctuation, arrows and lines."""
 _FORMS: Final = re.compile(
     r"0x[0-9a-fA-F]{1,16}[-@+]0x[0-9a-fA-F]{1,16}[.:]?"  # a window
     r"|[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7][.:]?"  # a PCI device
@@ -72,7 +85,6 @@ _FORMS: Final = re.compile(
     r"|(?:[0-9]{4}:)?[a-z_]{1,64}\+0x[0-9a-f]{1,6}/0x[0-9a-f]{1,6}"  # a place in a backtrace
     r"|\^?/devices/pci[0-9a-f]{4}:[0-9a-f]{2}(?:/[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]){1,4}"
     r"/virtio|\+/block/"  # where the agent looks for a device
-    r"|[0-9]{1,2}\.[0-9]{1,3}\.[0-9]{1,3}"  # a kernel's version
     r"|#[0-9]{1,3}|0-9"  # which oops it is; a class in a pattern of the agent's
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?Z"  # a time
 )
@@ -99,12 +111,21 @@ def allowed_words() -> frozenset[str]:
     return frozenset(word.lower() for text in texts for word in _WORD.findall(text))
 
 
+@cache
+def _numbered_names() -> frozenset[str]:
+    """The names with numbers in them that say nothing of who it is, with 0 for each number."""
+    guests = (row.example for row in ROWS if row.of_guest)
+    chunks = _CHUNK.findall(" ".join([_NUMBERED, *guests]))
+    return frozenset(_NUMBERS.sub("0", chunk.rstrip(".:").lower()) for chunk in chunks)
+
+
 class _Is(Enum):
     """What a chunk of a text is: only words stay without a look at what is around them."""
 
     WORD = auto()
     NUMBER = auto()
     HEX = auto()
+    VERSION = auto()
     DIGITS = auto()
     FOREIGN = auto()
     NOTHING = auto()
@@ -273,6 +294,8 @@ def _edits(start: _After, text: str) -> tuple[Replacements, _After]:
             kind = _Is.WORD
         elif kind is _Is.HEX:
             kind = _Is.NUMBER if before in _BEFORE_HEX else _Is.DIGITS
+        elif kind is _Is.VERSION:
+            kind = _Is.WORD if before in _BEFORE_VERSION else _Is.DIGITS
         if kind is _Is.NUMBER and before.endswith(_OF_USERS):
             edits.append(Replacement(((begin, end),), end, None))
         elif kind is _Is.NUMBER or kind is _Is.DIGITS:
@@ -281,7 +304,7 @@ def _edits(start: _After, text: str) -> tuple[Replacements, _After]:
         else:
             if row:
                 end_row()
-            if kind is _Is.FOREIGN and not _STAND_IN.fullmatch(chunk):
+            if kind is _Is.FOREIGN:
                 bare = chunk.rstrip(".:")
                 if (at := bare.find(_SOME_PROGRAM)) >= 0:
                     same.append((begin + at, end, text[begin + at : end]))
@@ -293,7 +316,7 @@ def _edits(start: _After, text: str) -> tuple[Replacements, _After]:
         before = chunk.rstrip(":").lower()
     if row:
         end_row()
-    tells = before in _AFTER_HEX or before in _BEFORE_HEX or before.endswith(_OF_USERS)
+    tells = before in _TELLING or before.endswith(_OF_USERS)
     made = Replacements(tuple(edits), tuple(looked_at), tuple(same), blind)
     return made, _After(before if tells else "", behind)
 
@@ -323,10 +346,12 @@ def _look_at(chunk: str) -> _Is:
         return _Is.WORD
     if _NUMBER.fullmatch(chunk):
         return _Is.NUMBER
+    if _VERSION.fullmatch(chunk):
+        return _Is.VERSION
     if _HEX_NUMBER.fullmatch(chunk):
         return _Is.HEX
     if not chunk.isascii():
-        return _Is.FOREIGN if any(c.isalnum() for c in chunk) else _Is.NOTHING
+        return _Is.NOTHING if _MARKS.fullmatch(chunk) else _Is.FOREIGN
     parts = _PARTS.findall(chunk)
     numbers = [part for part in parts if part.isdigit()]
     words = [part for part in parts if not part.isdigit()]
@@ -338,6 +363,8 @@ def _look_at(chunk: str) -> _Is:
         return _Is.FOREIGN
     short = all(len(number) <= _LONGEST_NUMBER_IN_A_NAME for number in numbers)
     known = short and all(word.lower() in allowed_words() for word in words)
+    if numbers and _NUMBERS.sub("0", chunk.rstrip(".:").lower()) not in _numbered_names():
+        return _Is.FOREIGN  # a byte in hexadecimal, a host that is called by a word and a number
     return _Is.WORD if known else _Is.FOREIGN
 
 
@@ -347,6 +374,8 @@ _what = lru_cache(maxsize=1 << 14)(_look_at)
 
 def _kind(chunk: str) -> str:
     """What a chunk is called in front of people, as far as its look tells."""
+    if stand_in := _STAND_IN.fullmatch(chunk):
+        return stand_in[1]  # of an archive that is redacted again
     digits = sum(c in "0123456789abcdefABCDEF" for c in chunk)
     if "/" in chunk:
         return "path"

@@ -194,8 +194,8 @@ class Redactor:
         if known is not None:
             self._places[kind] += 1
             return known
-        told = self._placeholder(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
-        if told != text and len(text) <= _REMEMBERED and len(self._told) < _MOST_VALUES:
+        told = self._numbered(kind, text.encode("utf-8", "surrogatepass")).decode("ascii")
+        if len(text) <= _REMEMBERED and len(self._told) < _MOST_VALUES:
             self._told[kind, text] = told
         return told
 
@@ -218,8 +218,10 @@ class Redactor:
         ]
 
     def _placeholder(self, kind: str, value: bytes, key: bytes | None = None) -> bytes:
-        if _PLACEHOLDER.fullmatch(value):
-            return value
+        """The same for what a pattern found, which may be a placeholder already."""
+        return value if _PLACEHOLDER.fullmatch(value) else self._numbered(kind, value, key)
+
+    def _numbered(self, kind: str, value: bytes, key: bytes | None = None) -> bytes:
         self._places[kind] += 1
         numbers = self._values.setdefault(kind, {})
         key = (value if key is None else key).lower()
