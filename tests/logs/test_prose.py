@@ -12,7 +12,7 @@ from tests.support import run
 from upcall_trace.errors import ExitCode
 from upcall_trace.logs.entries import LogEntry
 from upcall_trace.logs.lines import lines_of
-from upcall_trace.logs.prose import Stands, how
+from upcall_trace.logs.prose import Stands, place
 from upcall_trace.logs.table import ROWS, understand
 
 SENTENCES = [
@@ -75,13 +75,48 @@ def test_a_line_is_one_whatever_its_source_puts_around_it(around: str, tmp_path:
     assert told["mentioned"] == 0
 
 
+DATED = [
+    '2026-09-01T10:00:05Z {app="kata", pod="x"} ',
+    "09/01/2026 10:00:05.020 host=node1 source=kata ",
+    "Sep 1, 2026 @ 10:00:05.020 ", "SEP 01 10:00:05.020 node1 kata ", "1788256805020 ",
+]  # fmt: skip
+HEADS = [
+    *DATED, "kata-abc vmm ", "line 12: ", "1 sept. 10:00:05 noeud ", "\u4e3b\u673a: ",
+    "9\u6708 01 10:00:05 \u8282\u70b9 ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("head", DATED)
+def test_a_line_that_begins_with_its_second_is_one(head: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(f"{head}{SAID}\n")
+    told, (finding,), _ = diagnosed(tmp_path / "log")
+    assert (finding["code"], finding["inferred"], told["mentioned"]) == ("UP605", False, 0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_what_stands_before_several_lines_is_their_sources(head: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(f"{head}upcall client init success\n{head}{SAID}\n", "utf-8")
+    told, findings, _ = diagnosed(tmp_path / "log")
+    assert ("UP605", False) in [(each["code"], each["inferred"]) for each in findings]
+    assert told["mentioned"] == 0
+
+
+def test_lines_wait_for_others_in_their_order(tmp_path: Path) -> None:
+    """So many at most, and what is doubtful alone stays so."""
+    doubtful = "Pod creation fails with upcall response failed\n"
+    (tmp_path / "log").write_text(doubtful + "upcall client init success\n" * 200)
+    told, findings, _ = diagnosed(tmp_path / "log")
+    assert told["understood"] == 201
+    (failed,) = (each for each in findings if each["code"] == "UP605")
+    assert failed["inferred"] is True
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.example[:40])
 @pytest.mark.parametrize("around", ["{}", "Nov 22 15:14:47 n1 kata[41]: {}"])
 def test_no_row_of_the_table_is_taken_for_prose(row: Any, around: str) -> None:
     raw = around.replace("{}", row.example).encode()
     for line in lines_of(LogEntry(1, raw), None):
-        first = min(understand(line), key=lambda match: match.at)
-        assert how(line, first) is Stands.AS_A_LINE
+        assert place(line, understand(line)).stands is Stands.AS_A_LINE
 
 
 def test_words_behind_other_words_are_possible_only(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from functools import cache
-from operator import attrgetter
 from typing import Final
 
 import re2
@@ -15,7 +14,7 @@ from . import client_lines, device_lines, guest_lines, lost_lines, other_lines, 
 from .entries import Finder, LogEntry, Scanner
 from .lines import LogLine, lines_of
 from .meaning import Match, Table, Understood
-from .prose import Stands, how
+from .prose import Placed, Stands, place, settled
 
 _HOST: Final = (
     *client_lines.ROWS, *device_lines.ROWS, *runtime_lines.ROWS, *other_lines.ROWS,
@@ -27,7 +26,6 @@ ROWS: Final = (*_HOST, *_KERNEL)
 _VMM: Final = Table(_HOST)
 _GUEST: Final = Table(_KERNEL)
 _CONSOLE: Final = "dmesg"
-_place: Final = attrgetter("at")
 _NUMBERS: Final = r'"MESSAGE"\s*:\s*\['
 """How a journal's message begins that is written as numbers; words cannot be found in it."""
 _STRANGE_GUEST: Final = re.compile(r"db-(?:dev-mgr|upcall-srv)\b|db_devmgr_\w{1,32}(?!\+0x)\b ?:")
@@ -107,27 +105,40 @@ def understood(
 
     `aside` is told the others that speak of upcall.
     """
-    for entry in scanner.entries(blocks):
-        yield from understood_in(entry, file, aside)
+    for placed in settled(_found(scanner.entries(blocks), file, aside)):
+        if (said := _said(placed)) is not None:
+            yield said
+        elif aside is not None:
+            aside(placed.line, Aside.MENTIONED)
 
 
-def understood_in(
-    entry: LogEntry,
+def understood_in(entry: LogEntry, file: str | None) -> Iterator[Understood]:
+    """The same of one entry alone."""
+    for line, matches in _found([entry], file, None):
+        if (said := _said(place(line, matches))) is not None:
+            yield said
+
+
+def _found(
+    entries: Iterable[LogEntry],
     file: str | None,
-    aside: Callable[[LogLine, Aside], object] | None = None,
-) -> Iterator[Understood]:
-    """The same of one entry."""
-    for line in lines_of(entry, file):
-        if matches := understand(line):
-            stands = how(line, min(matches, key=_place))
-            if stands is Stands.AS_A_LINE:
-                yield Understood(line, matches)
-            elif stands is Stands.LOOSELY:
-                yield Understood(line._replace(loose=True), matches)
-            elif aside is not None:
-                aside(line, Aside.MENTIONED)
-        elif aside is not None and _is_strange(line):
-            aside(line, Aside.STRANGE)
+    aside: Callable[[LogLine, Aside], object] | None,
+) -> Iterator[tuple[LogLine, Sequence[Match]]]:
+    for entry in entries:
+        for line in lines_of(entry, file):
+            if matches := understand(line):
+                yield line, matches
+            elif aside is not None and _is_strange(line):
+                aside(line, Aside.STRANGE)
+
+
+def _said(placed: Placed) -> Understood | None:
+    """None for a sentence."""
+    if placed.stands is Stands.AS_A_LINE:
+        return Understood(placed.line, placed.matches)
+    if placed.stands is Stands.LOOSELY:
+        return Understood(placed.line._replace(loose=True), placed.matches)
+    return None
 
 
 def _is_strange(line: LogLine) -> bool:
