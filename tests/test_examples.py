@@ -29,6 +29,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for unit in SERVICE.glob("upcall-trace.*"):
         text = unit.read_text().replace("/usr/bin/upcall-trace", "/bin/true")
         (tmp_path / unit.name).write_text(text)
+        (tmp_path / unit.name).chmod(0o644)
     done = subprocess.run(
         ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))],
         capture_output=True, text=True, check=False,

@@ -19,6 +19,7 @@ import pytest
 
 from dissectors.constants import MessageType
 from dissectors.messages import bare_request, cpu_request, mmio_request, pci_request
+from tests.guests import wait_until
 from tests.live.conftest import Start
 from tests.support import records_of
 from tests.test_docs import blocks
@@ -256,7 +257,7 @@ def test_who_stops_waiting_for_a_lab_has_none(labs_directory: Path) -> None:
     waiting = subprocess.Popen(
         [*LAB, "up", "--machine", "microvm", "--detach"], stderr=subprocess.PIPE, text=True
     )
-    time.sleep(1.0)
+    wait_until(lambda: [*labs_directory.glob("*/lab.json")])
     waiting.terminate()
     _, said = waiting.communicate(timeout=10)
     assert waiting.returncode == ExitCode.INTERRUPTED
