@@ -66,7 +66,8 @@ def _not_started(at: Situation) -> list[Cause]:
 def unanswered_add(at: Situation) -> list[Cause]:
     """On aarch64 more CPUs than are possible; on x86-64 no death of ADD_CPU is known."""
     if at.arch is Arch.AARCH64 and at.waited_long:
-        return maybe(codes.HOTPLUG_LOCK_STUCK) if at.holder else maybe(codes.ADD_BEYOND_POSSIBLE)
+        own = (codes.ADD_BEYOND_POSSIBLE,)
+        return maybe(codes.HOTPLUG_LOCK_STUCK, *own) if at.holder else maybe(*own)
     return maybe(codes.HOTPLUG_LOCK_STUCK) if at.holder and at.waited_long else []
 
 
