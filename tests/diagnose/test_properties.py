@@ -89,6 +89,11 @@ def test_a_silent_add_may_have_died_where_the_lock_may_be_held_too(seed: int) ->
     check_blind(range(seed, seed + 1))
 
 
+def test_a_cpu_that_may_have_failed_before_is_not_called_one_that_was_not_started() -> None:
+    """Another seed of the long run: the earlier answer came to nobody."""
+    assert check_certain("nothing", range(23_864, 23_865), with_world=False) > 0
+
+
 @blind_or_not
 @each_lack
 def test_what_is_certain_is_true_whatever_is_missing(lacking: str, with_world: bool) -> None:

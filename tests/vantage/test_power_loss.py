@@ -120,10 +120,11 @@ def test_a_loss_of_power_leaves_what_was_synced_and_nothing_made_up(
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("sync", ["always", "1ms", "none"])
-def test_thousands_of_states_after_a_loss_of_power(tmp_path: Path, sync: str) -> None:
+@pytest.mark.parametrize(("sync", "many"), [("always", 200), ("1ms", 200), ("none", 2_000)])
+def test_thousands_of_states_after_a_loss_of_power(tmp_path: Path, sync: str, many: int) -> None:
+    """The fewer writes wait for the disk, the fewer states there are."""
     happened, capture = recorded(tmp_path, sync, rounds=40)
-    assert check_all(happened, capture, 400, tmp_path / "scratch.upcap") > 2_000
+    assert check_all(happened, capture, 400, tmp_path / "scratch.upcap") > many
 
 
 def test_with_always_nothing_is_written_before_the_disk_has_the_last_of_it(tmp_path: Path) -> None:

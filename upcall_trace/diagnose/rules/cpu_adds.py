@@ -52,8 +52,10 @@ def _unknown_or_known(at: Situation, partly: list[Cause]) -> list[Cause]:
 def _not_started(at: Situation) -> list[Cause]:
     """-EIO after 10 s is a vCPU that nobody runs; at once it can be one that had failed before."""
     failed = [cpu for cpu in at.apic_ids if cpu in at.history.failed_cpus]
-    if not failed or (at.latency_ns or 0) > _AT_ONCE_NS:
+    if (at.latency_ns or 0) > _AT_ONCE_NS or not (failed or at.history.unsure):
         return sure(codes.VCPU_NOT_STARTED)
+    if not failed:  # it can have failed where the recording does not show the answer
+        return maybe(codes.VCPU_NOT_STARTED, codes.CPU_NEVER_AGAIN)
     _, took_ns = at.history.failed_cpus[failed[0]]
     runs = failed[0] in at.history.running
     waited = took_ns is not None and took_ns >= _LONG_WAIT_NS // 2
