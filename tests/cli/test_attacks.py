@@ -267,6 +267,21 @@ def test_what_is_derived_is_never_more_open_than_its_input(reading: str, tmp_pat
         assert {each.stat().st_mode & 0o777 for each in made} == {expected}
 
 
+@pytest.mark.parametrize("reading", ["recover", "filter", "merge", "edit", "minimise", "split"])
+def test_no_file_is_replaced_unless_it_is_said(reading: str, tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.upcap", [*small_capture(), ask(DISK, 9500, 2)])
+    there = tmp_path / "out" / "x.conn2.upcap" if reading == "split" else tmp_path / "out"
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(b"precious")
+    words = arguments(reading, path, tmp_path)
+    refused = run(*words)
+    assert refused.code == ExitCode.USAGE
+    assert "--overwrite" in refused.err
+    assert there.read_bytes() == b"precious"
+    assert run(*words, "--overwrite").code in (0, 3)
+    assert there.read_bytes() != b"precious"
+
+
 @pytest.mark.parametrize("length", [75, 85, 120])
 @pytest.mark.parametrize("words", [["demo"], ["minimise", "IN", "-o", "OUT"]], ids=lambda w: w[0])
 def test_a_long_tmpdir_leaves_room_for_sockets(
