@@ -29,7 +29,7 @@ from upcall_trace.errors import EXIT_MEANINGS, ExitCode
 from upcall_trace.kernel.noted_world import world_notes
 from upcall_trace.kernel.world import Window, World, load_worlds
 from upcall_trace.simulated.on_socket import SimulatedGuest
-from upcall_trace.sockets.addresses import UnixAddress, socket_folder
+from upcall_trace.sockets.addresses import UnixAddress, answers, socket_folder
 from upcall_trace.sockets.client import UpcallClient
 from upcall_trace.testing import plugin as pytest_plugin
 from upcall_trace.testing import settings
@@ -51,7 +51,7 @@ def short_path() -> Iterator[Path]:
 def wait_for(path: Path) -> None:
     """Until somebody listens there."""
     until = time.monotonic() + 20
-    while not path.exists():
+    while not answers(path):  # it is there before it can be connected to
         assert time.monotonic() < until
         time.sleep(0.02)
 
