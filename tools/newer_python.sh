@@ -51,4 +51,7 @@ exec unshare --mount --pid --fork --kill-child /bin/bash -euc '
         fi
         /env/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
         /env/bin/python --version
-        exec /env/bin/python "$@"'\'' - "$tree" "$@"' - "$home" "$@"
+        # This shell is the first process in there, and clears away those whose parents have ended.
+        code=0
+        /env/bin/python "$@" || code=$?
+        exit $code'\'' - "$tree" "$@"' - "$home" "$@"

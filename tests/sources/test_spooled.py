@@ -6,14 +6,19 @@ import contextlib
 import gzip
 import lzma
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backports import zstd
 
 from tests.support import GOLDEN, command, records_of, run
 from upcall_trace.sources import spooled
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 CAPTURE = Path("captures/cpu_lifecycle.upcap")
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
