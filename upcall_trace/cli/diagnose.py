@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -245,7 +246,7 @@ def _read_line(told: LogInput) -> str:
             f"lines are missing at {told.lost} places, the first is line {told.first_lost}"
         )
     if told.sandboxes:
-        names = ", ".join(short(each) for each in told.sandboxes[:_GUESTS_TOLD])
+        names = ", ".join(short(each) for each in islice(told.sandboxes, _GUESTS_TOLD))
         more = len(told.sandboxes) - _GUESTS_TOLD
         parts.append(f"guests {names}" + (f" and {more} more" if more > 0 else ""))
     if told.vmms:

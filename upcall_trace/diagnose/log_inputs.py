@@ -30,6 +30,8 @@ _TURNED: Final = 500_000
 """Understood lines of a log with the newest first that are put in order, at most."""
 _LOOKED: Final = 50
 """Lines at the beginning that are looked at for a time."""
+_SANDBOXES: Final = 10_000
+"""Names that are told of one log, at most."""
 
 
 def read_logs(
@@ -249,8 +251,8 @@ def _count(told: LogInput, said: Understood, whose: str | None) -> None:
         return
     if whose is None:
         told.unnamed += 1
-    elif whose not in told.sandboxes and len(told.sandboxes) < 10_000:
-        told.sandboxes.append(whose)
+    elif len(told.sandboxes) < _SANDBOXES:
+        told.sandboxes[whose] = None
     told.dressed |= line.dressed
     told.to_ns = line.wall_ns or told.to_ns
     told.from_ns = told.from_ns or line.wall_ns

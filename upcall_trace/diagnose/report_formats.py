@@ -67,7 +67,7 @@ def input_object(told: LogInput) -> dict[str, Any]:
         "unknown": told.unknown,
         "mentioned": told.mentioned,
         "lost": told.lost,
-        "sandboxes": told.sandboxes,
+        "sandboxes": list(told.sandboxes),
         "vmms": told.vmms,
         "from": None if told.from_ns is None else rfc3339(told.from_ns),
         "to": None if told.to_ns is None else rfc3339(told.to_ns),

@@ -30,7 +30,8 @@ class LogInput:
     kind: str = "log"
     lines: int = 0
     understood: int = 0
-    sandboxes: list[str] = field(default_factory=list)
+    sandboxes: dict[str, None] = field(default_factory=dict)
+    """Those that were named, in the order in which they came."""
     unnamed: int = 0
     """Understood lines that do not say whose they are."""
     vmms: list[str] = field(default_factory=list)
