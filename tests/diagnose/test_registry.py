@@ -71,6 +71,10 @@ def test_every_rule_has_a_row_in_the_table_of_codes() -> None:
     assert list(rules()) == sorted(rules())
 
 
+def test_every_code_has_a_rule_and_so_a_page() -> None:
+    assert set(rules()) == set(codes.table())
+
+
 def test_nearly_every_cue_has_somebody_who_listens() -> None:
     for cue in Cue:
         assert listening_to(cue, rules()) or cue in (Cue.LOG, Cue.REQUEST)

@@ -87,7 +87,9 @@ _SWITCH_INTERVAL_S = 0.0005
 )
 @click.option("--port", default=219, show_default=True, help="The guest's upcall port.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="The guest's, if known.")
-@click.option("--note", "notes", multiple=True, metavar="KEY=TEXT", help="Keeping in the capture.")
+@click.option(
+    "--note", "notes", multiple=True, metavar="KEY=TEXT", help="A note to keep in the capture."
+)
 @world_options
 @run_options
 def record_command(

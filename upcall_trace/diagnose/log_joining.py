@@ -25,6 +25,7 @@ from .finding import Finding
 from .log_guests import LoggedGuest
 from .log_matching import ConsoleMatcher, Slip
 from .log_story import of_guest, of_incidents
+from .rules.registry import rules
 from .told_by_logs import Logs
 
 _OF_THE_WIRE: Final = frozenset(
@@ -167,13 +168,10 @@ class Joining:
     def _of_slip(self, slip: Slip) -> Finding:
         code = codes.GUEST_STOOD_STILL
         before, after = slip.before, slip.after
-        ran, passed = duration(slip.guest_ns), duration(slip.host_ns)
+        told = rules()[code].tell(duration(slip.guest_ns), duration(slip.host_ns))
         return Finding(
             code, code.name, code.severity, after.conn, after.request, False,
-            f"The guest's clock ran {ran} of {passed} before this request.",
-            "The VM was paused, was restored from a snapshot, or got no time of the host.",
-            "What was late in that time was not the guest's fault.",
-            "Look for a pause or a snapshot, and at the host's load.",
+            told.what, told.why, told.so, told.next,
             (Evidence("request", "the last one before it", before.conn, before.request),),
             code.side,
         )  # fmt: skip

@@ -104,6 +104,33 @@ def guest_thread_died(at: Situation) -> Told:
     )
 
 
+@rule(codes.GUEST_STOOD_STILL)
+def guest_stood_still(ran: str, passed: str) -> Told:
+    """The guest's clock ran for less time than the host's.
+
+    **What it says.** Between two requests, the lines of the guest's console are closer together
+    than the requests are in the capture. The guest did not run for the rest of that time.
+
+    **Why it matters.** A reply that was late in that time was not late because of the guest.
+
+    **On the wire.** Nothing, or a late reply (UP601).
+
+    **Example.** A VM that was paused for 20 s while its resize ran into its limit of 250 ms.
+
+    **Limits.** It needs the guest's console, with times, beside a capture. A console whose lines
+    do not fit the requests proves nothing.
+
+    **What to do.** Look for a pause, a snapshot or a migration at that time, and at the host's
+    load.
+    """
+    return Told(
+        what=f"The guest's clock ran {ran} of {passed} before this request.",
+        why="The VM was paused, was restored from a snapshot, or got no time of the host.",
+        so="What was late in that time was not the guest's fault.",
+        next="Look for a pause or a snapshot, and at the host's load.",
+    )
+
+
 @rule(codes.MISSING_IN_GUEST)
 def missing_in_guest(place: str = "", disk: str = "") -> Told:
     """The agent waited for what the VMM counts as plugged, and it never appeared.
