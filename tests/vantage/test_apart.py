@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.guests import wait_until
 from tests.support import records_of
 from upcall_trace.capture.records import Chunk, Open
 from upcall_trace.vantage.apart import ApartRecorder
+from upcall_trace.vantage.capture_file import Item
 from upcall_trace.vantage.recorder import live_header
-from upcall_trace.vantage.store import OnStoreError
+from upcall_trace.vantage.store import CaptureStore, OnStoreError
 
 
 def test_what_is_handed_over_while_the_other_process_dies_is_written_by_this_one(
@@ -69,6 +71,26 @@ def test_a_process_that_is_late_is_let_run_before_others(tmp_path: Path) -> None
     wait_until(lambda: recorder.flush() and os.sched_getscheduler(recorder._pid) == os.SCHED_OTHER)
     os.kill(recorder._pid, signal.SIGCONT)
     wait_until(lambda: not recorder.flush())
+    recorder.close()
+
+
+def test_why_the_other_process_failed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    here, put = os.getpid(), CaptureStore.put
+
+    def fails_there(store: CaptureStore, items: Iterable[Item]) -> None:
+        if os.getpid() != here:
+            raise ValueError("a fault of ours")
+        put(store, items)
+
+    monkeypatch.setattr(CaptureStore, "put", fails_there)
+    recorder = ApartRecorder(
+        tmp_path / "c.upcap", live_header("test", None), OnStoreError.PASS, threading.Event(),
+        tell=told.append,
+    )  # fmt: skip
+    wait_until(lambda: "the process that writes failed: ValueError: a fault of ours" in told)
     recorder.close()
 
 

@@ -126,6 +126,10 @@ class WriterProcess:
             self._store.hear_with(self._said.append)
             while self._round():
                 pass
+        except Exception as error:
+            # The other process goes on alone in a file of its own, and tells why.
+            self._said.append(f"the process that writes failed: {type(error).__name__}: {error}")
+            self._say(over=False)
         finally:
             os._exit(0)
 
