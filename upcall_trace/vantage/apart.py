@@ -27,7 +27,9 @@ from .recorder import begun_now, gaps_of, no_remark
 from .recorder_process import CLOSE, LATE_NS, REOPEN, Items, WriterProcess, command, hurry, packed
 from .store import CaptureStore, OnStoreError, RecordingAccount, Rotation
 
-_PIPE_SIZES: Final = (16 << 20, 1 << 20)
+_PIPE_SIZES: Final = (64 << 20, 16 << 20, 1 << 20)
+"""The first that this user may have. What is in the pipe is written also when this process is
+killed, and what waits in its memory is not."""
 _PUSH_S: Final = 0.005
 _IDLE_S: Final = 0.1
 _HURRY_S: Final = 0.05
