@@ -157,11 +157,11 @@ class ApartRecorder:
             self._behind.append(blob)
             self._behind_size += len(blob)
         os.eventfd_write(self._wake, 1)
+        hurry(self._pid)  # what waits here is lost with this process
 
     def _command(self, kind: int, first: bytes = b"") -> None:
         self._flushed_ns = time.monotonic_ns()
         self._fall_behind(first + command(kind))
-        hurry(self._pid)  # somebody waits for it
 
     def reopen(self) -> None:
         """Go on in a new file, when the old one was renamed, or in the next of a ring."""

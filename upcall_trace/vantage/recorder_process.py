@@ -29,6 +29,8 @@ _FROM_GUEST, _TO_GUEST, _RECORD, REOPEN, CLOSE = range(5)
 _READ_SIZE: Final = 1 << 20
 _BATCH_S: Final = 0.005
 _BATCH_SIZE: Final = 256 << 10
+_MUCH: Final = 512 << 10
+"""Half of what the smallest pipe holds: what does not fit is lost with a killed recorder."""
 _TAKEN_AT_ONCE: Final = 4 << 20
 _SAY_S: Final = 0.05
 _IDLE_S: Final = 0.1
@@ -172,9 +174,12 @@ class WriterProcess:
         While there is traffic it is looked for now and then and not waited for: to be waited for
         costs the side that writes to the pipe a wake-up each time.
         """
+        much = False
         if self._quiet >= _QUIET_ROUNDS:
             select.select([self._pipe], [], [], _IDLE_S)
-        elif _size_in(self._pipe) < _BATCH_SIZE:
+        elif (waiting := _size_in(self._pipe)) >= _BATCH_SIZE:
+            much = waiting >= _MUCH
+        else:
             until = time.monotonic() + _BATCH_S  # more at once costs less
             while self._store.catch_up(_DECODED_AT_ONCE) and time.monotonic() < until:
                 pass
@@ -184,7 +189,7 @@ class WriterProcess:
         self._quiet = 0 if records or self._store.catch_up(0) else self._quiet + 1
         if REOPEN in commands:
             self._store.reopen()
-        self._pace(bool(commands) or self._age(records) > LATE_NS)
+        self._pace(bool(commands) or much or self._age(records) > LATE_NS)
         for begin in range(0, max(1, len(records)), _WRITTEN_AT_ONCE):
             self._store.put(records[begin : begin + _WRITTEN_AT_ONCE])
         self._written[0] = begun_ns
