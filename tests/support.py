@@ -148,6 +148,13 @@ def run(*arguments: str | Path, encoding: str = "utf-8") -> Outcome:
     return Outcome(code, out.getvalue().decode(encoding), err.getvalue().decode(encoding))
 
 
+def diagnosed_log(path: Path) -> tuple[dict[str, Any], list[Any], int]:
+    """What `diagnose` tells of a log alone: of its input, the findings, and how it ended."""
+    ended = run("diagnose", "--json", path)
+    told = json.loads(ended.out)
+    return told["inputs"][0], told["findings"], ended.code
+
+
 def completed(line: str) -> list[str]:
     """What the program completes a command line to whose last word is unfinished."""
     typed = line.split(" ")[1:]

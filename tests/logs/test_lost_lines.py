@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.diagnose.dresses import json_lines
 from tests.diagnose.test_log_stories import CONSOLE, FIRST_US, INIT, READY, VMM, Line, entries, told
-from tests.support import run
+from tests.support import diagnosed_log, run
 from upcall_trace.errors import ExitCode
 
 DROPPED = [
@@ -38,12 +36,6 @@ KNOWN = "Nov 22 15:14:40 n1 kata[41]: upcall connect service success\n"
 SUPPRESSED = "Suppressed 1743 messages from containerd.service"
 
 
-def inputs(log: Path) -> tuple[dict[str, Any], list[Any], int]:
-    ended = run("diagnose", "--json", log)
-    answer = json.loads(ended.out)
-    return answer["inputs"][0], answer["findings"], ended.code
-
-
 def with_gap(lines: Sequence[Line], after: int) -> bytes:
     """A journal of one guest, of which lines are missing after so many."""
     gap = {
@@ -61,7 +53,7 @@ def certain(said: str) -> set[str]:
 def test_it_is_told_that_lines_are_missing(line: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(f"{KNOWN}{line}\n")
-    read, findings, code = inputs(log)
+    read, findings, code = diagnosed_log(log)
     assert (read["understood"], read["lost"], findings, code) == (1, 1, [], 0)
     ended = run("diagnose", log)
     assert "lines are missing at 1 places, the first is line 2" in ended.err
@@ -72,7 +64,7 @@ def test_it_is_told_that_lines_are_missing(line: str, tmp_path: Path) -> None:
 def test_lines_of_others_are_not_missed(line: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(f"{KNOWN}{line}\n")
-    assert inputs(log)[0]["lost"] == 0
+    assert diagnosed_log(log)[0]["lost"] == 0
 
 
 @pytest.mark.parametrize("line", [*DROPPED, *OF_OTHERS])
@@ -133,14 +125,14 @@ def test_what_rests_on_lines_that_are_not_there_is_possible_only(
 def test_a_finding_over_a_gap_shows_the_line_that_tells_of_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(with_gap([*ASKED, NOT_READY], len(ASKED)))
-    _, (finding,), _ = inputs(log)
+    _, (finding,), _ = diagnosed_log(log)
     assert any("Suppressed 1743" in evidence["text"] for evidence in finding["evidence"])
 
 
 def test_a_reset_after_a_gap_names_no_request_from_before_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(with_gap([*ASKED, (5200, "upcall response failed x")], len(ASKED)))
-    _, (finding,), _ = inputs(log)
+    _, (finding,), _ = diagnosed_log(log)
     assert (finding["code"], finding["inferred"]) == ("UP605", False)
     assert not any("resize vcpu" in evidence["text"] for evidence in finding["evidence"])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import run
+from tests.support import diagnosed_log, run
 from upcall_trace.errors import ExitCode
 from upcall_trace.logs.entries import LogEntry
 from upcall_trace.logs.lines import lines_of
@@ -50,17 +50,11 @@ LINES = [
 ]  # fmt: skip
 
 
-def diagnosed(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    ended = run("diagnose", "--json", path)
-    told = json.loads(ended.out)
-    return told["inputs"][0], told["findings"], ended.code
-
-
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_a_line_that_a_sentence_quotes_is_only_mentioned(sentence: str, tmp_path: Path) -> None:
     log = tmp_path / "issue.txt"
     log.write_text(f"{sentence}\n", "utf-8")
-    told, findings, code = diagnosed(log)
+    told, findings, code = diagnosed_log(log)
     assert (told["understood"], told["mentioned"], findings) == (0, 1, [])
     assert code == ExitCode.NOTHING_RUN
     assert "quotes lines of upcall (line 1), and no log" in run("diagnose", log).err
@@ -70,7 +64,7 @@ def test_a_line_that_a_sentence_quotes_is_only_mentioned(sentence: str, tmp_path
 def test_a_line_is_one_whatever_its_source_puts_around_it(around: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(around.replace("{}", SAID) + "\n")
-    told, (finding,), _ = diagnosed(log)
+    told, (finding,), _ = diagnosed_log(log)
     assert (finding["code"], finding["inferred"]) == ("UP605", False)
     assert told["mentioned"] == 0
 
@@ -89,14 +83,14 @@ HEADS = [
 @pytest.mark.parametrize("head", DATED)
 def test_a_line_that_begins_with_its_second_is_one(head: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f"{head}{SAID}\n")
-    told, (finding,), _ = diagnosed(tmp_path / "log")
+    told, (finding,), _ = diagnosed_log(tmp_path / "log")
     assert (finding["code"], finding["inferred"], told["mentioned"]) == ("UP605", False, 0)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_what_stands_before_several_lines_is_their_sources(head: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f"{head}upcall client init success\n{head}{SAID}\n", "utf-8")
-    told, findings, _ = diagnosed(tmp_path / "log")
+    told, findings, _ = diagnosed_log(tmp_path / "log")
     assert ("UP605", False) in [(each["code"], each["inferred"]) for each in findings]
     assert told["mentioned"] == 0
 
@@ -105,7 +99,7 @@ def test_lines_wait_for_others_in_their_order(tmp_path: Path) -> None:
     """So many at most, and what is doubtful alone stays so."""
     doubtful = "Pod creation fails with upcall response failed\n"
     (tmp_path / "log").write_text(doubtful + "upcall client init success\n" * 200)
-    told, findings, _ = diagnosed(tmp_path / "log")
+    told, findings, _ = diagnosed_log(tmp_path / "log")
     assert told["understood"] == 201
     (failed,) = (each for each in findings if each["code"] == "UP605")
     assert failed["inferred"] is True
@@ -122,7 +116,7 @@ def test_no_row_of_the_table_is_taken_for_prose(row: Any, around: str) -> None:
 def test_words_behind_other_words_are_possible_only(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("Pod creation fails with upcall response failed\n")
-    _, (finding,), _ = diagnosed(log)
+    _, (finding,), _ = diagnosed_log(log)
     assert (finding["code"], finding["inferred"]) == ("UP605", True)
 
 
@@ -132,7 +126,7 @@ def test_the_log_in_a_report_counts_and_its_sentences_do_not(tmp_path: Path) -> 
         'Hello, my pod hangs and I saw "upcall server\'s max reconnect time exceed" once.\n\n'
         f"```\nNov 22 15:14:47 node-1 kata[41]: {SAID}\n```\n"
     )
-    told, (finding,), _ = diagnosed(report)
+    told, (finding,), _ = diagnosed_log(report)
     assert finding["code"] == "UP605"
     assert (told["understood"], told["mentioned"]) == (1, 1)
     said = run("diagnose", report).err

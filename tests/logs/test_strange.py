@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support import run
+from tests.support import diagnosed_log, run
 from upcall_trace.errors import ExitCode
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -30,17 +29,11 @@ OF_OTHERS = [
 ]
 
 
-def inputs(path: Path) -> tuple[Any, Any, int]:
-    ended = run("diagnose", "--json", path)
-    told = json.loads(ended.out)
-    return told["inputs"][0], told["findings"], ended.code
-
-
 @pytest.mark.parametrize("line", STRANGE)
 def test_a_line_about_upcall_that_is_not_understood_is_counted(line: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(f"{KNOWN}{line}\n")
-    told, findings, code = inputs(log)
+    told, findings, code = diagnosed_log(log)
     assert (told["understood"], told["unknown"], findings, code) == (1, 1, [], 0)
     ended = run("diagnose", log)
     assert "1 about upcall in words that are not known, the first is line 2" in ended.err
@@ -60,12 +53,12 @@ def test_alone_it_is_not_called_well(line: str, tmp_path: Path) -> None:
 def test_upcalls_of_others_are_not_counted(line: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(f"{KNOWN}{line}\n")
-    assert inputs(log)[0]["unknown"] == 0
+    assert diagnosed_log(log)[0]["unknown"] == 0
 
 
 @pytest.mark.parametrize("path", sorted(CASES.glob("*/*.log")), ids=lambda path: path.parent.name)
 def test_every_line_about_upcall_in_the_cases_is_understood(path: Path) -> None:
-    assert inputs(path)[0]["unknown"] == 0
+    assert diagnosed_log(path)[0]["unknown"] == 0
 
 
 def test_what_is_not_understood_is_not_in_a_redacted_archive(tmp_path: Path) -> None:

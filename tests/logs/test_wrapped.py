@@ -9,7 +9,6 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from quopri import encodestring as quoted_printable
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,10 +76,14 @@ JOURNALS = (
 )  # fmt: skip
 
 
-def told(path: Path, *options: Path) -> list[tuple[str, bool]]:
-    outcome = run("diagnose", "--json", path, *options)
-    answer: dict[str, Any] = json.loads(outcome.out)
-    return sorted({(finding["code"], finding["inferred"]) for finding in answer["findings"]})
+def told_each(*paths: Path) -> list[tuple[str, bool]]:
+    answer = json.loads(run("diagnose", "--json", *paths).out)
+    return [(finding["code"], finding["inferred"]) for finding in answer["findings"]]
+
+
+def told(*paths: Path) -> list[tuple[str, bool]]:
+    """The same, what is told several times once."""
+    return sorted(set(told_each(*paths)))
 
 
 @pytest.mark.parametrize(
@@ -152,12 +155,6 @@ def test_joining_loses_no_byte_and_no_line(lines: list[bytes], size: int) -> Non
     scanner = Scanner(wanted())
     assert all(entry.number <= scanner.lines for entry in scanner.entries(blocks))
     assert scanner.lines == text.count(b"\n")
-
-
-def told_each(path: Path) -> list[tuple[str, bool]]:
-    """The same, what is told several times as often."""
-    answer = json.loads(run("diagnose", "--json", path).out)
-    return [(finding["code"], finding["inferred"]) for finding in answer["findings"]]
 
 
 @pytest.mark.parametrize("between", ["", "\n", "And once more:\n\n"])
