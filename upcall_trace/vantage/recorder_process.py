@@ -174,12 +174,10 @@ class WriterProcess:
         While there is traffic it is looked for now and then and not waited for: to be waited for
         costs the side that writes to the pipe a wake-up each time.
         """
-        much = False
+        waiting = _size_in(self._pipe)
         if self._quiet >= _QUIET_ROUNDS:
             select.select([self._pipe], [], [], _IDLE_S)
-        elif (waiting := _size_in(self._pipe)) >= _BATCH_SIZE:
-            much = waiting >= _MUCH
-        else:
+        elif waiting < _BATCH_SIZE:
             until = time.monotonic() + _BATCH_S  # more at once costs less
             while self._store.catch_up(_DECODED_AT_ONCE) and time.monotonic() < until:
                 pass
@@ -189,7 +187,7 @@ class WriterProcess:
         self._quiet = 0 if records or self._store.catch_up(0) else self._quiet + 1
         if REOPEN in commands:
             self._store.reopen()
-        self._pace(bool(commands) or much or self._age(records) > LATE_NS)
+        self._pace(bool(commands) or waiting >= _MUCH or self._age(records) > LATE_NS)
         for begin in range(0, max(1, len(records)), _WRITTEN_AT_ONCE):
             self._store.put(records[begin : begin + _WRITTEN_AT_ONCE])
         self._written[0] = begun_ns
