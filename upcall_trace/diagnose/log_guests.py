@@ -9,8 +9,8 @@ from ..logs import lost_lines
 from ..logs import other_lines as others
 from ..logs.guest_console import ConsoleReader
 from ..logs.lines import LogLine
-from ..logs.lost_lines import is_gap
-from ..logs.meaning import Match, Speaker, Understood
+from ..logs.lost_lines import is_gap, of_loggers_alone
+from ..logs.meaning import Match, Understood
 from ..logs.whose import Guests
 from .log_vmm import VmmStory
 
@@ -66,7 +66,7 @@ class Stories:
                 self._host_boots()
             elif is_gap(match):
                 self._lines_lost(said.line, match, sandbox)
-        if all(match.meaning.speaker is Speaker.LOGGER for match in matches):
+        if of_loggers_alone(matches):
             return sandbox
         if not self.wanted(sandbox):
             return sandbox

@@ -14,8 +14,8 @@ from ..capture.unpacking import STDIN
 from ..errors import NothingRun, UnreadableInput, WrongUsage
 from ..logs.entries import LogEntry, Scanner
 from ..logs.lines import LogLine, lines_of
-from ..logs.lost_lines import is_gap
-from ..logs.meaning import Speaker, Understood
+from ..logs.lost_lines import is_gap, of_loggers_alone
+from ..logs.meaning import Understood
 from ..logs.opening import LogFile, Progress, is_text, sniff
 from ..logs.table import Aside, understood, wanted
 from ..logs.turned import Repeats, newest_first
@@ -247,7 +247,7 @@ def _count(told: LogInput, said: Understood, whose: str | None) -> None:
     if any(is_gap(match) for match in matches):
         told.lost += 1
         told.first_lost = told.first_lost or line.number
-    if all(match.meaning.speaker is Speaker.LOGGER for match in matches):
+    if of_loggers_alone(matches):
         return
     if whose is None:
         told.unnamed += 1

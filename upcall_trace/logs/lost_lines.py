@@ -7,6 +7,7 @@ missing nothing is concluded: docs/log-lines.md.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from .meaning import Match, Meaning, Speaker
@@ -81,6 +82,11 @@ OF_HOST: Final = (SUPPRESSED, RATE_LIMITED, OVERFLOW, CUT, HOST_BOOT)
 OF_KERNEL: Final = (MISSED, OVERRUN, PRINTK_DROPPED, PRINTK_SUPPRESSED)
 ROWS: Final = (*OF_HOST, *OF_KERNEL)
 """In the order in which a line's rows are told."""
+
+
+def of_loggers_alone(matches: Sequence[Match]) -> bool:
+    """Whether nobody but loggers spoke in a line: it is no guest's and no VMM's."""
+    return all(match.meaning.speaker is _L for match in matches)
 
 
 def is_gap(match: Match) -> bool:
